@@ -71,6 +71,12 @@ RETRY_CEILING_SECONDS = 60.0
 WARN_SECONDS = 600  # with less than this left, a failing refresh is no longer a passing thing
 
 
+def say(line: str) -> None:
+    """A line for the log. PM2 holds the other end of the pipe, and its death must not look like a failure of ours."""
+    with suppress(OSError):
+        print(line, flush=True)
+
+
 class ConfigError(Exception):
     """A mistake that the user can mend; `str()` is the whole message: what, where, why and the remedy."""
 
@@ -665,7 +671,7 @@ class Refresher:
         self,
         load: Callable[[], Settings],
         clock: Callable[[], float] = time.time,
-        log: Callable[[str], None] = lambda line: print(line, flush=True),
+        log: Callable[[str], None] = say,
     ) -> None:
         self._load, self._clock, self._log = load, clock, log
         self.settings = load()
@@ -809,7 +815,7 @@ def run_forever() -> int:
         if wake_read in readable:
             os.read(wake_read, 64)
         if channel in readable and channel is not None and supervisor_gone(channel):
-            print("PM2 is gone: ending, so that its next start finds no second refresher", flush=True)
+            say("PM2 is gone: ending, so that its next start finds no second refresher")
             return "end"
         if {signal.SIGINT, signal.SIGTERM} & set(received):
             return "end"
@@ -840,7 +846,7 @@ def run_forever() -> int:
         except WriteError as error:
             trouble = f"ERROR: {error}\nTrying again until it works."
         if trouble != said:
-            print(trouble, flush=True)
+            say(trouble)
             said = trouble
         if wait(POLL_SECONDS) == "end":
             return 0

@@ -1,0 +1,232 @@
+"""The proxy's front door: who may come in, to which routes, and what an error looks like from outside.
+
+LiteLLM is a gateway for a company, with some 600 routes, an admin page and permissive CORS. On a user's own machine
+every web page in their browser can send requests to a port on loopback, and each one spends credits. So this ASGI
+application stands before LiteLLM's and lets through two things: health checks, and Claude Code's messages.
+
+Security invariants
+- Nothing is served under a foreign Host name (DNS rebinding), to a web page (Origin), or without the key.
+- A request is refused before LiteLLM sees it, a body is bounded before it is parsed.
+- No error body or log line contains a token, whatever Cortex wrote into its answer.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from auto_refresh import say
+from patches.cortex_dialect import estimate_tokens
+from patches.cortex_errors import Explained, explain
+from patches.live_config import Call, LiveConfig, current_call
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+MAX_BODY_BYTES = 20 * 2**20  # Cortex refuses more
+LITELLM_ROUTES = {("GET", "/health/liveliness"), ("POST", "/v1/messages")}
+OWN_ROUTES = {("HEAD", "/"), ("GET", "/v1/models"), ("POST", "/v1/messages/count_tokens")}
+WITHOUT_KEY = {("GET", "/health/liveliness"), ("HEAD", "/")}  # they tell nothing and cost nothing
+KEPT_HEADERS = {b"content-type", b"content-length", b"cache-control", b"retry-after"}
+
+_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An answer that is not 200, in Anthropic's terms."""
+
+    status: int
+    kind: str
+    message: str
+    final: bool = True  # whether trying again is of no use; Claude Code then shows the message at once
+
+
+def refusal(method: str, path: str, headers: dict[bytes, bytes], *, key: str, port: int) -> Refusal | None:
+    """Why a request must not pass, or None. `headers` by lower-case name."""
+    host = headers.get(b"host", b"").decode("latin-1").lower()
+    if host not in {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}:
+        return Refusal(403, "permission_error", f"This proxy answers under 127.0.0.1:{port} only, not under {host!r}.")
+    if b"origin" in headers or headers.get(b"sec-fetch-site", b"none") != b"none":
+        return Refusal(403, "permission_error", "This proxy does not answer web pages.")
+    route = (method, path)
+    if route not in LITELLM_ROUTES | OWN_ROUTES:
+        return Refusal(404, "not_found_error", f"There is no {method} {path} here.")
+    if route not in WITHOUT_KEY and not _has_key(headers, key):
+        return Refusal(
+            401,
+            "authentication_error",
+            "The key does not match this proxy's. Start Claude Code with `make claude`, or take ANTHROPIC_AUTH_TOKEN "
+            "from the proxy's .master_key. A saved claude.ai login is no key for it.",
+        )
+    if method == "POST" and headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
+        return Refusal(415, "invalid_request_error", "The content type must be application/json.")
+    return None
+
+
+def _has_key(headers: dict[bytes, bytes], key: str) -> bool:
+    bearer = headers.get(b"authorization", b"")
+    given = bearer[7:] if bearer[:7].lower() == b"bearer " else headers.get(b"x-api-key", b"")
+    return hmac.compare_digest(given.strip(), key.encode())
+
+
+class FrontDoor:
+    """ASGI application around LiteLLM's; `key` and `port` are the proxy's own."""
+
+    def __init__(self, app: App, *, key: str, port: int, live: LiveConfig) -> None:
+        self._app, self._key, self._port, self._live = app, key, port, live
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        method, path = scope["method"], scope["path"]
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        refused = refusal(method, path, headers, key=self._key, port=self._port)
+        body = b""
+        if refused is None and method == "POST":
+            # The whole body at once: it is bounded, counted here, and LiteLLM would collect it anyway.
+            body, refused = await _read_body(receive, headers)
+        if refused is not None:
+            say(f"refused {method} {path}: {refused.message}")
+            await _send_error(send, refused)
+        elif (method, path) in LITELLM_ROUTES:
+            await self._pass_on(scope, body, receive, send)
+        elif path == "/v1/models":
+            await _send_json(send, 200, self._models())
+        elif path == "/v1/messages/count_tokens":
+            # LiteLLM would ask {api_base}/responses/input_tokens first, which Cortex does not have.
+            await self._count(body, send)
+        else:
+            await _send_json(send, 200, None)
+
+    def _models(self) -> dict[str, Any]:
+        self._live.reload()
+        names = dict.fromkeys(row["model_name"] for row in self._live.document.get("model_list", ()))
+        data = [
+            {"type": "model", "id": name, "display_name": name, "created_at": "1970-01-01T00:00:00Z"}
+            for name in names
+            if "*" not in name
+        ]
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+        return {"data": data, "has_more": False, **ends}
+
+    async def _count(self, body: bytes, send: Send) -> None:
+        try:
+            count = estimate_tokens(json.loads(body))
+        except (ValueError, TypeError, AttributeError, KeyError):
+            await _send_error(send, Refusal(400, "invalid_request_error", "The body is not a Messages request."))
+            return
+        await _send_json(send, 200, {"input_tokens": count})
+
+    async def _pass_on(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Let LiteLLM answer; its errors are collected and said again in Anthropic's shape."""
+        call = Call()
+        current_call.set(call)
+        sent_body = False
+
+        async def receive_body() -> Message:
+            nonlocal sent_body
+            if not sent_body:
+                sent_body = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            return await receive()
+
+        failed: int | None = None
+        collected = b""
+
+        async def send_on(message: Message) -> None:
+            nonlocal failed, collected
+            if message["type"] == "http.response.start":
+                if message["status"] >= 400:
+                    failed = message["status"]
+                    return
+                kept = [(name, value) for name, value in message["headers"] if name.lower() in KEPT_HEADERS]
+                await send({**message, "headers": kept})
+            elif failed is None:
+                await send(message)
+            else:
+                collected += message.get("body", b"")
+                if not message.get("more_body"):
+                    refused = self._explained(call, failed, collected)
+                    say(f"error {refused.status} to Claude Code: {redact(refused.message)}")
+                    await _send_error(send, refused)
+
+        await self._app(scope, receive_body, send_on)
+
+    def _explained(self, call: Call, status: int, body: bytes) -> Refusal:
+        if call.trouble is not None:
+            return Refusal(401, "authentication_error", call.trouble)
+        if call.answer is not None:
+            told = explain(*call.answer)
+        else:
+            told = explain(status, _litellm_message(body))
+        return _refusal_of(told, is_new_token=call.token_was_new)
+
+
+def _refusal_of(told: Explained, *, is_new_token: bool) -> Refusal:
+    # A 401 on an older token is worth another try, with a new one; on a new one it is the key that is not accepted.
+    final = is_new_token if told.status == 401 else told.retry is False
+    return Refusal(told.status, told.kind, told.message, final)
+
+
+def _litellm_message(body: bytes) -> str:
+    """The words of an error that LiteLLM made itself, without its class names before them."""
+    try:
+        message = str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return body.decode("utf-8", "replace")
+    return re.sub(r"^(litellm\.\w+: |\w+Exception - |\w+Error: )+", "", message)
+
+
+def redact(text: str) -> str:
+    """The text without anything that looks like a token."""
+    return _TOKEN.sub("[token]", text)
+
+
+async def _read_body(receive: Receive, headers: dict[bytes, bytes]) -> tuple[bytes, Refusal | None]:
+    too_large = Refusal(
+        413, "request_too_large", "The request is over 20 MiB, more than Snowflake Cortex takes. Try /compact."
+    )
+    length = headers.get(b"content-length", b"0")
+    if length.isdigit() and int(length) > MAX_BODY_BYTES:
+        return b"", too_large
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return bytes(body), None
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            return b"", too_large
+        if not message.get("more_body"):
+            return bytes(body), None
+
+
+async def _send_error(send: Send, refused: Refusal) -> None:
+    error = {"type": refused.kind, "message": redact(refused.message)}
+    retry = [(b"x-should-retry", b"false")] if refused.final else []
+    await _send_json(send, refused.status, {"type": "error", "error": error}, retry)
+
+
+async def _send_json(
+    send: Send, status: int, content: dict[str, Any] | None, more: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    body = b"" if content is None else json.dumps(content).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *(more or []),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,122 @@
+"""The token and the model rows as they are this second, for every request that passes.
+
+LiteLLM reads its configuration once, at start. This looks at `litellm_config.yaml` again on each request (one `stat`),
+and signs a token in memory when the file's is dead: the refresher may be stopped or hang, the machine may have just
+woken, the disk may be full. So no request leaves with a dead token, whoever is dead.
+
+Also here, because LiteLLM loads the callback's file as a module of its own: what one request's hooks share.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import auto_refresh
+from patches.cortex_dialect import RequestFacts
+
+MARGIN_SECONDS = 60  # a token this close to its end could be dead when it arrives
+NEW_TOKEN_SECONDS = 120  # refused this soon after its signature, it is refused for good: a newer one is no better
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass
+class Call:
+    """What the hooks on one request tell each other, and the front door."""
+
+    facts: RequestFacts | None = None  # what was asked, as far as it decides how the answer reads
+    token: str = field(default="", repr=False)
+    token_was_new: bool = False  # when Cortex refused it: a newer one would be no better
+    answer: tuple[int, str] | None = None  # an error of Cortex: status and body, as they came
+    trouble: str | None = None  # a mistake in the settings that only shows now
+
+
+current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
+
+
+def is_cortex(row: dict[str, Any]) -> bool:
+    """Whether a row of the configuration, or a call's arguments, go to Cortex (the renderer marks them)."""
+    return bool((row.get("model_info") or {}).get("cortex"))
+
+
+def token_times(token: str) -> tuple[int, int]:
+    """(`iat`, `exp`) of a JWT in seconds since the epoch; (0, 0) for what is not one."""
+    try:
+        body = token.split(".")[1]
+        payload = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        return int(payload["iat"]), int(payload["exp"])
+    except (IndexError, KeyError, TypeError, ValueError):
+        return 0, 0
+
+
+class LiveConfig:
+    """The token and the model rows of `litellm_config.yaml` as they are now, and a token signed here when that is dead.
+
+    The refresher may be stopped or hang, the machine may have just woken, the disk may be full: whoever is dead, no
+    request leaves with a dead token. What is signed here is kept in memory and written nowhere.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self.path, self._clock = path, clock
+        self.document: dict[str, Any] = {}
+        self._stamp: auto_refresh.Stamp = ()
+        self._written = ""
+        self._signed = ""
+        self._refused: set[str] = set()
+
+    def reload(self) -> bool:
+        """Read the file again if it changed; whether it did. A file that cannot be read leaves what was known."""
+        stamp = auto_refresh.stamp([self.path])
+        if stamp == self._stamp or not stamp:
+            return False
+        try:
+            document = yaml.load(self.path.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506 - a safe loader
+            token = next(row["litellm_params"]["api_key"] for row in document["model_list"] if is_cortex(row))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, StopIteration):
+            return False  # half of somebody's edit: the refresher writes it anew within seconds
+        self._stamp, self.document, self._written = stamp, document, str(token)
+        return True
+
+    def is_live(self) -> bool:
+        """Whether the file's own token can be used now."""
+        return _is_live(self._written, self._clock())
+
+    def token(self) -> str:
+        """A token that is live now; raises ConfigError when there is none and none can be signed."""
+        self.reload()
+        now = self._clock()
+        for candidate in (self._written, self._signed):
+            if candidate not in self._refused and _is_live(candidate, now):
+                return candidate
+        # No await from here to the end: the requests of a burst come one after the other, and the second finds
+        # what the first has signed.
+        token = auto_refresh.sign(auto_refresh.load_settings(), now)
+        self._signed = token.value
+        self._refused &= {self._written}
+        auto_refresh.say("the token in litellm_config.yaml is not usable: signed one in memory")
+        return token.value
+
+    def refuse(self, token: str) -> bool:
+        """Cortex answered 401 to `token`: use another from now on. Returns whether it was a new one."""
+        self._refused.add(token)
+        issued, _ = token_times(token)
+        return abs(self._clock() - issued) < NEW_TOKEN_SECONDS
+
+
+def _is_live(token: str, now: float) -> bool:
+    issued, expires = token_times(token)
+    return issued <= now < expires - MARGIN_SECONDS
+
+
+
+live = LiveConfig(auto_refresh.state_folder(os.environ) / "litellm_config.yaml")
