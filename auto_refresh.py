@@ -204,7 +204,6 @@ def _edited_constants(script: Path) -> dict[str, str]:
         raise ConfigError(
             f"{script} is no longer valid Python: {error}.\nSee what changed with: git diff {script}"
         ) from None
-    placeholders = {"YOUR-ACCOUNT", "YOUR_USER", ""}
     return {
         node.targets[0].id: node.value.value
         for node in tree.body
@@ -213,7 +212,7 @@ def _edited_constants(script: Path) -> dict[str, str]:
         and node.targets[0].id in {"ACCOUNT", "USER"}
         and isinstance(node.value, ast.Constant)
         and isinstance(node.value.value, str)
-        and node.value.value not in placeholders
+        and not re.match(r"YOUR[-_]|$", node.value.value)
     }
 
 
@@ -278,7 +277,7 @@ def parse_account(text: str) -> tuple[str, str]:
     suffix = domain.group(0) if domain else ".snowflakecomputing.com"
     name = name[: domain.start()] if domain else name
     labels = name.split(".")
-    if not all(re.fullmatch(r"[a-z0-9][a-z0-9_-]*", label) for label in labels) or name in {"your-account", "account"}:
+    if not all(re.fullmatch(r"[a-z0-9][a-z0-9_-]*", label) for label in labels) or name.startswith("your-"):
         raise ConfigError(
             f"{text!r} is not a Snowflake account identifier.\n"
             "It looks like MYORG-MYACCOUNT; run this in Snowsight to see yours:\n"

@@ -152,12 +152,13 @@ class Verdict(NamedTuple):
 
 
 class Call(NamedTuple):
-    """`statement` hands `data` over; `before` are statements that run before it goes out, whatever else happens."""
+    """`statement` hands `data` over. `before` (in its block) and `inside` (the helper) run first, come what may."""
 
     method: str
     helper: str
     statement: ast.stmt
     before: list[ast.stmt]
+    inside: list[ast.stmt]
     passes_data: bool
 
 
@@ -169,12 +170,12 @@ def judge(current: bytes, shipped: str | None) -> Verdict:
     genuine = None if shipped is None else digest(base) == shipped
     calls, reasons = find_calls(base)
     if not reasons:
-        if base == current and all(renames(call.before) for call in calls):
+        if base == current and all(renames(call.before + call.inside) for call in calls):
             return Verdict(State.UNNEEDED, genuine, base, current)
         wanted = with_block(base, calls)
-        calls, reasons = find_calls(wanted)
-        if not all(renames(call.before) for call in calls) or without_block(wanted) != base:
-            reasons.append("a layout in which our lines would not take effect")
+        calls, broken = find_calls(wanted)
+        if broken or not all(renames(call.before[-1:]) for call in calls) or without_block(wanted) != base:
+            reasons = ["a layout in which our lines would not take effect"]
     if reasons:
         return Verdict(State.DAMAGED if genuine is False else State.MOVED, genuine, base, reasons=reasons)
     if current == wanted:
@@ -224,7 +225,7 @@ def find_calls(source: bytes) -> tuple[list[Call], list[str]]:
             statement, before = max(around, key=lambda pair: pair[0].lineno)
             inside = functions[helper].body if helper in functions else []
             passes_data = any(k.arg == "data" and ast.unparse(k.value) == "data" for k in node.keywords)
-            calls.append(Call(method.name, helper, statement, before + inside, passes_data))
+            calls.append(Call(method.name, helper, statement, before, inside, passes_data))
 
     counts = Counter((call.method, call.helper) for call in calls)
     expected = Counter(CALLS.items())
@@ -314,24 +315,29 @@ def diff() -> str:
 
 
 def _change(*, patch: bool) -> PatchReport:
-    report = _look()[0]
-    path = report.path
-    if path is None:
-        raise PatchError(str(report), report.state.exit_code)
+    report, path, current, goal = _plan(patch=patch)
+    if current == goal:
+        return report
     with _alone_at(path):
         # Looked at again: whoever held the lock may have done the work meanwhile.
-        report, verdict, current = _look()
-        goal = verdict.wanted if patch else verdict.base
-        if goal is None:
-            raise PatchError(str(report), report.state.exit_code)
-        if goal == current:
+        report, path, current, goal = _plan(patch=patch)
+        if current == goal:
             return report
         _replace_file(path, current, goal)
         _renew_bytecode(path)
-        report, _, current = _look()
+        report, path, current, goal = _plan(patch=patch)
         if current != goal:
             raise _somebody_else_writes(path)
     return replace(report, changed=True)
+
+
+def _plan(*, patch: bool) -> tuple[PatchReport, Path, bytes, bytes]:
+    """What is there, and what shall be there instead. PatchError when that cannot be said."""
+    report, verdict, current = _look()
+    goal = verdict.wanted if patch else verdict.base
+    if report.path is None or goal is None:
+        raise PatchError(str(report), report.state.exit_code)
+    return report, report.path, current, goal
 
 
 def _look() -> tuple[PatchReport, Verdict, bytes]:

@@ -13,124 +13,23 @@ Security invariants
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import json
-import os
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import litellm
-import yaml
 from litellm.integrations.custom_logger import CustomLogger
+from litellm.llms.openai.openai import OpenAIChatCompletion
 from litellm.types.utils import CallTypes, all_litellm_params
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # LiteLLM loads this file by its path
 
-import auto_refresh  # noqa: E402
+from auto_refresh import ConfigError, say  # noqa: E402
 from patches import cortex_dialect  # noqa: E402
-
-MARGIN_SECONDS = 60  # a token this close to its end could be dead when it arrives
-NEW_TOKEN_SECONDS = 120  # a token refused this soon after its signature is refused for good: a newer one is no better
-
-
-@dataclass
-class Call:
-    """What one request of Claude Code needs to remember between its hooks; the front door reads `error`."""
-
-    facts: cortex_dialect.RequestFacts | None = None
-    token: str = field(default="", repr=False)
-    error: tuple[int, str] | None = None  # status and body, as Cortex sent them
-    trouble: str | None = None  # a mistake in the settings that only shows now
-
-
-current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
-
-
-def log(line: str) -> None:
-    print(line, flush=True)
-
-
-# --------------------------------------------------------------------------------------------------------- live token
-
-
-def token_times(token: str) -> tuple[int, int]:
-    """(`iat`, `exp`) of a JWT in seconds since the epoch; (0, 0) for what is not one."""
-    try:
-        body = token.split(".")[1]
-        payload = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-        return int(payload["iat"]), int(payload["exp"])
-    except (IndexError, KeyError, TypeError, ValueError):
-        return 0, 0
-
-
-class LiveConfig:
-    """The token and the model rows of `litellm_config.yaml` as they are now, and a token signed here when that is dead.
-
-    The refresher may be stopped or hang, the machine may have just woken, the disk may be full: whoever is dead, no
-    request leaves with a dead token. What is signed here is kept in memory and written nowhere.
-    """
-
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self.path, self._clock = path, clock
-        self.document: dict[str, Any] = {}
-        self._stamp: auto_refresh.Stamp = ()
-        self._written = ""
-        self._signed = ""
-        self._refused: set[str] = set()
-
-    def reload(self) -> bool:
-        """Read the file again if it changed; whether it did. A file that cannot be read leaves what was known."""
-        stamp = auto_refresh.stamp([self.path])
-        if stamp == self._stamp or not stamp:
-            return False
-        try:
-            document = yaml.load(self.path.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506 - a safe loader
-            token = next(row["litellm_params"]["api_key"] for row in document["model_list"] if is_cortex(row))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, StopIteration):
-            return False  # half of somebody's edit: the refresher writes it anew within seconds
-        self._stamp, self.document, self._written = stamp, document, str(token)
-        return True
-
-    def token(self) -> str:
-        """A token that is live now; raises ConfigError when there is none and none can be signed."""
-        self.reload()
-        now = self._clock()
-        for candidate in (self._written, self._signed):
-            if candidate not in self._refused and _is_live(candidate, now):
-                return candidate
-        # No await from here to the end: the requests of a burst come one after the other, and the second finds
-        # what the first has signed.
-        token = auto_refresh.sign(auto_refresh.load_settings(), now)
-        self._signed = token.value
-        self._refused &= {self._written}
-        log("the token in litellm_config.yaml is not usable: signed one in memory (is token-refresher running?)")
-        return token.value
-
-    def refuse(self, token: str) -> bool:
-        """Note that Cortex answered 401 to `token`; return whether that is final, because it was a new one."""
-        self._refused.add(token)
-        issued, _ = token_times(token)
-        return abs(self._clock() - issued) < NEW_TOKEN_SECONDS
-
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-def _is_live(token: str, now: float) -> bool:
-    issued, expires = token_times(token)
-    return issued <= now < expires - MARGIN_SECONDS
-
-
-def is_cortex(row: dict[str, Any]) -> bool:
-    return bool((row.get("model_info") or {}).get("cortex"))
-
+from patches.live_config import Call, LiveConfig, current_call, is_cortex, live  # noqa: E402
 
 # ----------------------------------------------------------------------------------------------------------- requests
 
@@ -176,7 +75,7 @@ class CortexHooks(CustomLogger):
             current_call.set(call)
         try:
             call.token = self.live.token()
-        except auto_refresh.ConfigError as error:
+        except ConfigError as error:
             call.trouble = str(error)
             raise
         out = {**kwargs, "api_key": call.token}
@@ -193,7 +92,7 @@ class CortexHooks(CustomLogger):
         for note in notes:
             if note not in self._said:
                 self._said.add(note)
-                log(f"adapted for Cortex: {note}")
+                say(f"adapted for Cortex: {note}")
 
 
 # ------------------------------------------------------------------------------------------------------------ answers
@@ -216,4 +115,16 @@ async def repair(response: httpx.Response, live: LiveConfig) -> None:
     call = current_call.get()
     if call is None or call.facts is None or not response.request.url.path.endswith("/cortex/v1/chat/completions"):
         return
-    source = response.aiter_bytes()  # decoded, should a company proxy have compressed it
+    if response.status_code >= 400:
+        await response.aread()
+        call.answer = (response.status_code, response.text)
+        if response.status_code == 401:
+            call.token_was_new = live.refuse(call.token)
+        return
+    kind = response.headers.get("content-type", "")
+    if kind.startswith("text/event-stream"):
+        response.stream = RepairedStream(response.stream, response.headers, call.facts)
+        response.headers.pop("content-encoding", None)
+    else:
+        raw = await response.aread()
+        response._content = json.dumps(cortex_dialect.fix_answer(json.loads(raw), call.facts)).encode()

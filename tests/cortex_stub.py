@@ -24,7 +24,6 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
-import datetime
 import email.utils
 import hashlib
 import json
@@ -38,7 +37,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import jwt
 from aiohttp import web
@@ -67,6 +66,7 @@ from tests.cortex_model import (
     read_script,
 )
 from tests.cortex_rules import DEFAULTS, JSON, MAX_BODY, Options, Refusal, check_chat, check_messages
+from tests.cortex_sql import SQL_FAULTS, World, run_statement
 
 CHAT = "/api/v2/cortex/v1/chat/completions"
 MESSAGES = "/api/v2/cortex/v1/messages"
@@ -117,28 +117,6 @@ WIRE_FAULTS = frozenset(
         "broken_sse",  # a line that is no JSON after `after` chunks, then the end
     }
 )
-SQL_FAULTS: Mapping[str, tuple[int, JSON]] = {
-    "sql_failed": (422, {"code": "001003", "sqlState": "42000", "message": "SQL compilation error"}),
-    "sql_no_privilege": (
-        422,
-        {
-            "code": "002003",
-            "sqlState": "02000",
-            "message": "SQL compilation error: Object 'SNOWFLAKE.ACCOUNT_USAGE.CORTEX_REST_API_USAGE_HISTORY' "
-            "does not exist or not authorized.",
-        },
-    ),
-    "sql_no_warehouse": (
-        422,
-        {
-            "code": "000606",
-            "sqlState": "57P03",
-            "message": "No active warehouse selected in the current session. "
-            "Select an active warehouse with the 'use warehouse' command.",
-        },
-    ),
-    "sql_running": (202, {}),  # the answer is ready at the `after`th poll (the first one, unless given)
-}
 
 
 @dataclass
@@ -404,9 +382,6 @@ class CortexStub:
                 record["body"] = body
             response = await self._respond(request, route, body, len(raw), record)
             record["status"] = response.status
-        except (ConnectionError, asyncio.CancelledError):
-            record["aborted"] = True
-            raise
         finally:
             record["done"] = True
             if self._log is not None:
@@ -461,7 +436,7 @@ class CortexStub:
         if turn and turn.hold is not None:
             await self._held(record)
         whole = chat_body(said, self.now()) if route == "chat" else messages_body(said)
-        return await self._cut(request, whole) if fault and fault.name == "cut" else self._json(whole)
+        return await self._cut(request, whole, record) if fault and fault.name == "cut" else self._json(whole)
 
     def _authenticate(self, headers: Mapping[str, str], record: JSON) -> tuple[int, JSON] | None:
         scheme, _, token = headers.get("Authorization", "").partition(" ")
@@ -541,7 +516,7 @@ class CortexStub:
             await asyncio.sleep(fault.seconds)
         if fault.name == "drop" and request.transport is not None:
             request.transport.abort()
-            raise ConnectionResetError("dropped on purpose")
+            return web.Response()  # aiohttp finds the connection gone
         if FAULTS.get(fault.name, (0, {}))[0] == 401:
             failure = str(uuid.uuid4())
             self.login_failures[failure] = f"switched on: {fault.name}"
@@ -586,28 +561,33 @@ class CortexStub:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **self._headers()})
         await response.prepare(request)
         pause = turn.delay or (fault.seconds if fault and trouble == "slow_chunks" else 0)
-        for count, event in enumerate(events):
-            record["chunks"] = count
-            if turn.hold == count:
-                await self._held(record)
-            if fault and trouble in {"cut", "broken_sse"} and count == fault.after:
-                if trouble == "broken_sse":
-                    await response.write(b'data: {"choices": [{"del\n\n')
-                elif not fault.clean:
-                    self._hang_up(request)
-                break
-            if pause:
-                await asyncio.sleep(pause)
-            await response.write(event)
-        await response.write_eof()
+        with contextlib.suppress(ConnectionError):
+            for count, event in enumerate(events):
+                record["chunks"] = count
+                if turn.hold == count:
+                    await self._held(record)
+                if fault and trouble in {"cut", "broken_sse"} and count == fault.after:
+                    if trouble == "broken_sse":
+                        await response.write(b'data: {"choices": [{"del\n\n')
+                    elif not fault.clean:
+                        self._hang_up(request)
+                    break
+                if pause:
+                    await asyncio.sleep(pause)
+                await response.write(event)
+            await response.write_eof()
+            return response
+        record["aborted"] = True  # by the client, or on purpose
         return response
 
-    async def _cut(self, request: web.Request, whole: JSON) -> web.StreamResponse:
+    async def _cut(self, request: web.Request, whole: JSON, record: JSON) -> web.StreamResponse:
         data = json.dumps(whole).encode()
         half = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(data))})
         await half.prepare(request)
         await half.write(data[: len(data) // 2])
         self._hang_up(request)
+        record["aborted"] = True
+        return half
 
     async def _held(self, record: JSON) -> None:
         record["held"] = True
@@ -615,10 +595,9 @@ class CortexStub:
             await asyncio.wait_for(self._released.wait(), 120)
 
     @staticmethod
-    def _hang_up(request: web.Request) -> NoReturn:
+    def _hang_up(request: web.Request) -> None:
         if request.transport is not None:
             request.transport.close()
-        raise ConnectionResetError("cut on purpose")
 
     # -- the SQL API --
 
@@ -666,40 +645,16 @@ class CortexStub:
         return self._json({"resultSetMetaData": meta, "data": pages[0], **done, **known})
 
     def _run(self, statement: str, warehouse: str | None) -> tuple[int, JSON]:
-        """The few statements that the bundle sends: (200, columns and rows) or a failure."""
-        text = " ".join(statement.split()).rstrip("; ")
-        if match := re.search(r"SYSTEM\$GET_LOGIN_FAILURE_DETAILS\s*\(\s*'([^']*)'", text, re.IGNORECASE):
-            code, _, message = self.login_failures.get(match.group(1), "").partition(" ")
-            details = {"clientIP": "127.0.0.1", "username": self.user, "errorCode": code, "message": message}
-            return _table([("DETAILS", "text")], [[json.dumps(details) if code else None]])
-        if "CORTEX_REST_API_USAGE_HISTORY" in text.upper():
-            if warehouse is None:
-                return SQL_FAULTS["sql_no_warehouse"]
-            if self.sql_rows is not None:
-                return _table([(name, "text") for name in self.sql_rows[0]], self.sql_rows[1])
-            return usage_table(text, self.requests)
-        if re.match(r"DESC(RIBE)? USER\b", text, re.IGNORECASE):
-            prints = {slot: self._keys[slot][0] if slot in self._keys else None for slot in (1, 2)}
-            rows: list[list[str | None]] = [
-                ["NAME", self.user],
-                ["RSA_PUBLIC_KEY_FP", prints[1]],
-                ["RSA_PUBLIC_KEY_2_FP", prints[2]],
-            ]
-            return _table([("property", "text"), ("value", "text")], rows)
-        facts: dict[str, str | None] = {
-            "CURRENT_ACCOUNT": self.account,
-            "CURRENT_USER": self.user,
-            "CURRENT_ROLE": "CORTEX_DEVELOPER",
-            "CURRENT_WAREHOUSE": warehouse,
-            "CURRENT_REGION": "AWS_US_WEST_2",
-            "CURRENT_VERSION": "10.0.0",
-        }
-        items = select_list(text)
-        wanted = [re.match(r"(CURRENT_\w+)\s*\(\s*\)|(\d+)", item, re.IGNORECASE) for item in items]
-        if items and all(match and (match.group(2) or match.group(1).upper() in facts) for match in wanted):
-            values = [match.group(2) or facts[match.group(1).upper()] for match in wanted if match]
-            return _table([(column_name(item), "text") for item in items], [values])
-        return SQL_FAULTS["sql_failed"]
+        world = World(
+            account=self.account,
+            user=self.user,
+            warehouse=warehouse,
+            fingerprints=tuple(self._keys[slot][0] if slot in self._keys else None for slot in (1, 2)),
+            failures=self.login_failures,
+            requests=self.requests,
+            rows=self.sql_rows,
+        )
+        return run_statement(statement, world)
 
     # -- control over HTTP --
 
@@ -770,75 +725,6 @@ def _parse(raw: bytes, *, lean: bool) -> Any:
         return json.loads(raw or b"null")
     except ValueError:
         return None
-
-
-# --- the usage view -------------------------------------------------------------------------------------------------
-
-
-def _table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | None]]) -> tuple[int, JSON]:
-    return 200, {"columns": columns, "rows": [list(row) for row in rows]}
-
-
-def select_list(statement: str) -> list[str]:
-    """The expressions of a statement's last SELECT outside parentheses."""
-    outer, depth = [], 0
-    for character in statement:
-        depth += (character == "(") - (character == ")")
-        outer.append(" " if depth and character in ",fFsS" else character)
-    masked = "".join(outer)
-    starts = [match.end() for match in re.finditer(r"\bSELECT\s", masked, re.IGNORECASE)]
-    if not starts:
-        return []
-    end = re.search(r"\sFROM\s", masked[starts[-1] :], re.IGNORECASE)
-    stop = starts[-1] + end.start() if end else len(masked)
-    cuts = [at for at in range(starts[-1], stop) if masked[at] == ","]
-    edges = zip([starts[-1], *(cut + 1 for cut in cuts)], [*cuts, stop], strict=True)
-    return [statement[first:last].strip() for first, last in edges]
-
-
-def column_name(expression: str) -> str:
-    """The alias of an expression, else the expression, as Snowflake names its column."""
-    match = re.search(r"(?:\bAS\s+|^)\"?(\w+)\"?$", expression, re.IGNORECASE)
-    return match.group(1).upper() if match else expression.upper()
-
-
-def usage_table(statement: str, records: Sequence[JSON]) -> tuple[int, JSON]:
-    """What the view would say of these requests by day and model: newest day first, then the largest total.
-
-    A column is recognised by its name; one that is not is null. As in Snowflake's JSON, a date is its number of days
-    since 1970 in a string, unless the expression turns it into text.
-    """
-    groups: dict[tuple[datetime.date, str], dict[str, int]] = {}
-    for record in records:
-        if usage := record.get("usage"):
-            day = datetime.datetime.fromtimestamp(record["time"], datetime.timezone.utc).date()
-            sums = groups.setdefault((day, record["model"]), dict.fromkeys([*usage, "requests"], 0))
-            for name, value in {**usage, "requests": 1}.items():
-                sums[name] += value
-    totals = {key: sum(sums.values()) - sums["requests"] for key, sums in groups.items()}
-    items = select_list(statement)
-    names = [column_name(item) for item in items]
-    numbers = {"REQUEST": "requests", "READ": "cache_read", "WRITE": "cache_write"}
-    numbers |= {"OUTPUT": "output", "INPUT": "input"}
-    columns, rows = [], []
-    for name, item in zip(names, items, strict=True):
-        as_text = re.search(r"TO_(VAR)?CHAR|::\s*(VARCHAR|STRING|TEXT)", item, re.IGNORECASE)
-        dated = re.search(r"DATE|DAY", name) and not as_text
-        columns.append((name, "date" if dated else "text" if as_text or "MODEL" in name else "fixed"))
-    for key in sorted(groups, key=lambda key: (key[0], totals[key]), reverse=True):
-        row: list[str | None] = []
-        for name, kind in columns:
-            if re.search(r"DATE|DAY", name):
-                days = (key[0] - datetime.date(1970, 1, 1)).days
-                row.append(str(days) if kind == "date" else key[0].isoformat())
-            elif "MODEL" in name:
-                row.append(key[1])
-            elif word := next((word for word in numbers if word in name), None):
-                row.append(str(groups[key][numbers[word]]))
-            else:
-                row.append(str(totals[key]) if "TOKENS" in name else None)
-        rows.append(row)
-    return _table(columns, rows)
 
 
 # --- as a process ---------------------------------------------------------------------------------------------------
