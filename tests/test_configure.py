@@ -1,0 +1,350 @@
+"""First-time set-up: what is missing is asked once, in a terminal; nothing that is there is overwritten."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+import auto_refresh
+import configure
+from auto_refresh import ConfigError, load_key, load_settings
+from tests.conftest import ACCOUNT, BUNDLE, USER, public_pem
+from tests.cortex_stub import CortexStub
+
+
+class Terminal:
+    """configure.py in a pseudo-terminal, with a person who reads and types."""
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self._leader, follower = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, str(BUNDLE / "configure.py")],
+            env=environ,
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            start_new_session=True,
+        )
+        os.close(follower)
+        self.screen = ""
+
+    def read_until(self, words: str, seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while words not in self.screen:
+            assert time.monotonic() < deadline, f"no {words!r} in {self.screen!r}"
+            assert self._read(), f"ended without {words!r}: {self.screen!r}"
+
+    def _read(self) -> bool:
+        if not select.select([self._leader], [], [], 0.1)[0]:
+            return True
+        try:
+            data = os.read(self._leader, 65536)
+        except OSError:  # how Linux says that the other side is closed
+            return False
+        self.screen += data.decode().replace("\r\n", "\n")
+        return bool(data)
+
+    def type(self, text: str) -> None:
+        os.write(self._leader, f"{text}\n".encode())
+
+    def finish(self, seconds: float = 30) -> int:
+        deadline = time.monotonic() + seconds
+        while self._read():
+            assert time.monotonic() < deadline, self.screen
+        return self.process.wait(timeout=10)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._leader)
+
+
+@pytest.fixture
+def stub() -> Iterator[CortexStub]:
+    with CortexStub(ACCOUNT, USER) as made:
+        yield made
+
+
+@pytest.fixture
+def environ(tmp_path: Path, stub: CortexStub) -> dict[str, str]:
+    """A new user's: an empty HOME, and the stand-in where Snowflake is."""
+    state = tmp_path / "state"
+    state.mkdir()
+    names = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "CORTEX_HOME": str(state), "TERM": "dumb"}
+    return {**names, "SNOWFLAKE_HOST": stub.url}
+
+
+@pytest.fixture
+def terminal(environ: dict[str, str]) -> Iterator[Callable[[], Terminal]]:
+    opened: list[Terminal] = []
+
+    def start() -> Terminal:
+        opened.append(Terminal(environ))
+        return opened[-1]
+
+    yield start
+    for each in opened:
+        each.close()
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# -------------------------------------------------------------------------------------------------- from end to end
+
+
+def test_a_new_user_answers_two_questions_runs_one_statement_and_is_done(
+    terminal: Callable[[], Terminal], environ: dict[str, str], stub: CortexStub
+) -> None:
+    person = terminal()
+    person.read_until("Account: ")
+    person.type("https://app.snowflake.com/myorg/myacct/#/homepage")
+    person.read_until("That is account MYORG-MYACCT at myorg-myacct.snowflakecomputing.com.")
+    person.read_until("User: ")
+    person.type("jane")
+    person.read_until("Waiting until Snowflake takes the key")
+    statement = re.search(r"ALTER USER JANE SET RSA_PUBLIC_KEY='([^']+)';", person.screen)
+    assert statement
+    stub.register_key(statement[1])
+    assert person.finish() == 0
+    assert "Snowflake takes the key of MYORG-MYACCT.JANE." in person.screen
+    assert "\033" not in person.screen
+
+    env_file, ssh = Path(environ["CORTEX_HOME"], ".env"), Path(environ["HOME"], ".ssh")
+    assert env_file.read_text().splitlines()[1:] == ["SNOWFLAKE_ACCOUNT=MYORG-MYACCT", "SNOWFLAKE_USER=jane"]
+    assert (mode(env_file), mode(ssh), mode(ssh / "snowflake_key.p8")) == (0o600, 0o700, 0o600)
+    assert public_pem(load_key(ssh / "snowflake_key.p8", None)) == (ssh / "snowflake_key.pub").read_text()
+
+    again = terminal()
+    assert again.finish() == 0
+    assert again.screen == ""
+
+
+def test_what_cannot_be_read_as_an_account_is_explained_and_asked_again(
+    terminal: Callable[[], Terminal], environ: dict[str, str]
+) -> None:
+    person = terminal()
+    person.read_until("Account: ")
+    person.type("my account")
+    person.read_until("is not a Snowflake account identifier")
+    person.type("xy12345.eu-west-1")
+    person.read_until("That is account XY12345 at xy12345.eu-west-1.snowflakecomputing.com.")
+    person.read_until("User: ")
+    assert "SNOWFLAKE_ACCOUNT=xy12345.eu-west-1\n" in Path(environ["CORTEX_HOME"], ".env").read_text()
+
+
+def test_an_answer_that_was_given_before_an_interruption_is_not_asked_again(terminal: Callable[[], Terminal]) -> None:
+    person = terminal()
+    person.read_until("Account: ")
+    person.type("my_org-my_acct")
+    person.read_until("User: ")
+    person.type("\x04")
+    assert person.finish() == 130
+    again = terminal()
+    again.read_until("User: ")
+    assert "Account: " not in again.screen
+
+
+def test_a_connection_of_snowflake_s_own_tools_is_offered(
+    terminal: Callable[[], Terminal], environ: dict[str, str]
+) -> None:
+    home = Path(environ["HOME"], ".snowflake")
+    home.mkdir(parents=True)
+    (home / "connections.toml").write_text(
+        '[other]\naccount = "A-B"\nuser = "X"\n'
+        '[half]\naccount = "A-C"\n'
+        '[work]\naccount = "MYORG-MYACCT"\nuser = "Jane"\n'
+    )
+    person = terminal()
+    person.read_until("2  work: MYORG-MYACCT as Jane")
+    person.read_until("Enter for another account: ")
+    assert "half" not in person.screen
+    person.type("7")
+    person.read_until("There are 1 to 2.")
+    person.type("2")
+    person.read_until("ALTER USER JANE SET")
+    assert "Account: " not in person.screen
+    assert load_settings(environ).account == "MYORG-MYACCT"
+
+
+def test_a_default_connection_with_a_registered_key_is_a_complete_set_up(
+    terminal: Callable[[], Terminal], environ: dict[str, str]
+) -> None:
+    home = Path(environ["HOME"], ".snowflake")
+    home.mkdir(parents=True)
+    key = home / "rsa_key.p8"
+    configure.make_key_pair(key)
+    (home / "connections.toml").write_text(
+        f'[default]\naccount = "MYORG-MYACCT"\nuser = "jane"\nprivate_key_file = "{key}"\n'
+    )
+    person = terminal()
+    assert (person.finish(), person.screen) == (0, "")
+
+
+def test_waiting_ends_with_enter_and_the_start_goes_on(
+    terminal: Callable[[], Terminal], environ: dict[str, str]
+) -> None:
+    environ.update({"SNOWFLAKE_ACCOUNT": ACCOUNT, "SNOWFLAKE_USER": USER})
+    person = terminal()
+    person.read_until("Enter goes on without waiting.")
+    person.type("")
+    assert person.finish() == 0
+    assert "make doctor" in person.screen
+
+
+def test_a_fault_that_no_statement_mends_is_said_while_waiting(
+    terminal: Callable[[], Terminal], environ: dict[str, str], stub: CortexStub
+) -> None:
+    environ.update({"SNOWFLAKE_ACCOUNT": ACCOUNT, "SNOWFLAKE_USER": USER})
+    stub.close_port()
+    person = terminal()
+    person.read_until("cannot be reached")
+    person.type("")
+    assert person.finish() == 0
+
+
+def test_a_role_without_cortex_is_said_and_not_waited_for(
+    terminal: Callable[[], Terminal], environ: dict[str, str], stub: CortexStub
+) -> None:
+    environ["SNOWFLAKE_ACCOUNT"] = ACCOUNT
+    key = Path(environ["HOME"], ".ssh", "snowflake_key.p8")
+    stub.register_key(configure.make_key_pair(key).read_text())
+    stub.fault("no_role")
+    person = terminal()
+    person.read_until("User: ")
+    person.type(USER)
+    assert person.finish() == 0
+    assert "ALTER USER" not in person.screen
+    assert "CORTEX_USER" in person.screen
+
+
+# ------------------------------------------------------------------------------------------------ without a terminal
+
+
+def run_without_terminal(environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(BUNDLE / "configure.py")],
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_without_a_terminal_it_lists_what_to_set_and_makes_nothing(environ: dict[str, str]) -> None:
+    done = run_without_terminal(environ)
+    assert (done.returncode, done.stdout) == (78, "")
+    for words in ("SNOWFLAKE_ACCOUNT", "SNOWFLAKE_USER", "connections.toml", "in a terminal"):
+        assert words in done.stderr
+    environ.update({"SNOWFLAKE_ACCOUNT": ACCOUNT, "SNOWFLAKE_USER": USER})
+    done = run_without_terminal(environ)
+    assert (done.returncode, "openssl" in done.stderr) == (78, True)
+    assert not Path(environ["HOME"]).exists()
+    assert list(Path(environ["CORTEX_HOME"]).iterdir()) == []
+
+
+def test_a_complete_set_up_needs_no_terminal_and_no_network(environ: dict[str, str], stub: CortexStub) -> None:
+    environ.update({"SNOWFLAKE_ACCOUNT": ACCOUNT, "SNOWFLAKE_USER": USER})
+    configure.make_key_pair(Path(environ["HOME"], ".ssh", "snowflake_key.p8"))
+    done = run_without_terminal(environ)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert stub.requests == []
+
+
+@pytest.mark.parametrize("name", ["PROXY_PORT", "REFRESH_MINUTES"])
+def test_another_mistake_is_said_and_not_asked_about(
+    terminal: Callable[[], Terminal], environ: dict[str, str], name: str
+) -> None:
+    environ.update({"SNOWFLAKE_ACCOUNT": ACCOUNT, "SNOWFLAKE_USER": USER, name: "many"})
+    person = terminal()
+    assert person.finish() == 78
+    assert f"{name} is 'many'" in person.screen
+
+
+# -------------------------------------------------------------------------------------------------------- the pieces
+
+
+def test_the_key_pair_is_pkcs8_and_a_pair(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "snowflake_key.p8"
+    public = configure.make_key_pair(path)
+    assert (public.name, mode(path.parent), mode(path)) == ("snowflake_key.pub", 0o700, 0o600)
+    assert path.read_text().startswith("-----BEGIN PRIVATE KEY-----")
+    assert load_key(path, None).key_size == 2048
+    loaded = serialization.load_pem_public_key(public.read_bytes())
+    assert loaded == load_key(path, None).public_key()
+    assert sorted(file.name for file in path.parent.iterdir()) == ["snowflake_key.p8", "snowflake_key.pub"]
+
+
+@pytest.mark.parametrize("there", ["snowflake_key.p8", "snowflake_key.pub"])
+def test_no_key_is_ever_overwritten(tmp_path: Path, there: str) -> None:
+    (tmp_path / there).write_text("precious")
+    with pytest.raises(ConfigError, match="is not overwritten"):
+        configure.make_key_pair(tmp_path / "snowflake_key.p8")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(there, "precious")]
+
+
+def test_a_key_that_appears_at_the_same_moment_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "snowflake_key.p8"
+    write = auto_refresh.write_private
+
+    def second(target: Path, text: str, **options: bool) -> None:
+        target.write_text("theirs")
+        write(target, text, **options)
+
+    monkeypatch.setattr(configure, "write_private", second)
+    with pytest.raises(ConfigError, match="at the same moment"):
+        configure.make_key_pair(path)
+    assert path.read_text() == "theirs"
+
+
+def test_a_value_is_set_in_place_and_every_other_line_stays() -> None:
+    text = "# mine\nSNOWFLAKE_ACCOUNT=\nexport SNOWFLAKE_USER = old # why\nPROXY_PORT=8002"
+    assert configure.with_value(text, "SNOWFLAKE_ACCOUNT", "A-B") == text.replace("ACCOUNT=", "ACCOUNT=A-B")
+    assert configure.with_value(text, "SNOWFLAKE_USER", "new").splitlines()[2] == "SNOWFLAKE_USER=new"
+    assert configure.with_value(text, "OTHER", "x") == text + "\nOTHER=x\n"
+
+
+@pytest.mark.parametrize("user", ["jane.doe@example.com", "it's \\me", "a b # c", "${HOME}"])
+def test_any_user_name_reads_back_from_env_as_it_was_typed(tmp_path: Path, user: str) -> None:
+    configure.save(tmp_path / ".env", "SNOWFLAKE_ACCOUNT", ACCOUNT)
+    configure.save(tmp_path / ".env", "SNOWFLAKE_USER", user)
+    environ = {"HOME": str(tmp_path), "CORTEX_HOME": str(tmp_path)}
+    assert load_settings(environ).user == user.upper()
+
+
+def test_a_linked_env_file_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("A=1\n")
+    (tmp_path / ".env").symlink_to("real")
+    configure.save(tmp_path / ".env", "B", "2")
+    assert (tmp_path / ".env").is_symlink()
+    assert (tmp_path / "real").read_text() == "A=1\nB=2\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("https://app.snowflake.com/myorg/my_acct/#/homepage", "MYORG-MY_ACCT"),
+        ("https://app.snowflake.com/eu-west-1/xy12345/", "xy12345.eu-west-1"),
+        ("https://xy12345.eu-central-1.snowflakecomputing.com/console", "xy12345.eu-central-1"),
+        ("myorg-acct.privatelink.snowflakecomputing.com", "myorg-acct.privatelink.snowflakecomputing.com"),
+    ],
+)
+def test_an_account_is_kept_in_its_shortest_form_that_means_the_same(typed: str, kept: str) -> None:
+    understood = auto_refresh.parse_account(typed)
+    assert configure.shortest(typed, *understood) == kept
+    assert auto_refresh.parse_account(kept) == understood

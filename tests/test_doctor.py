@@ -1,0 +1,742 @@
+"""The doctor names each fault with what mends it, shows no secret, starts nothing, and is green when all is well."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import http.server
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+import auto_refresh
+import doctor
+from doctor import Finding, Probe, examine, look
+from patches import apply_patch
+from patches.cortex_errors import explain
+from tests.conftest import ACCOUNT, BUNDLE, TOKEN, USER, SetUp, free_port, wait_until
+from tests.cortex_stub import FAULTS
+
+Check = Callable[[doctor.Setup], Iterator[Finding]]
+SECRET = "sk-a-key-that-nobody-may-see-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def nobody_s_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(doctor, "MANAGED", ())
+
+
+def findings(set_up: SetUp, check: Check, **environ: str) -> dict[str, Finding]:
+    """What one check finds, by name."""
+    return {finding.name: finding for finding in check(look({**set_up.environ, **environ}, time.time()))}
+
+
+# -------------------------------------------------------------------------------------------------- what stands in
+
+
+class FakeProxy(http.server.ThreadingHTTPServer):
+    """Answers as the proxy does, as far as the doctor asks; `models` are what answers, else what the error says."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int, key: str, *, address: str = "127.0.0.1") -> None:
+        self.key, self.asked = key, list[Any]()
+        self.refused: dict[str, str] = {}
+        super().__init__((address, port), FakeAnswers)
+
+
+class FakeAnswers(http.server.BaseHTTPRequestHandler):
+    server: FakeProxy
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _say(self, status: int, content: object) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        if self.path == "/health/liveliness":
+            self._say(200, "I'm alive!")
+        else:
+            self._say(200 if self.headers["Authorization"] == f"Bearer {self.server.key}" else 401, {})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(asked)
+        refused = self.server.refused.get(asked["model"])
+        self._say(403 if refused else 200, {"error": {"message": refused}})
+
+
+class Stranger(http.server.BaseHTTPRequestHandler):
+    """Some other program's web server; `GREETING` is its status."""
+
+    GREETING = 404
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(self.GREETING)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_POST = do_CONNECT = answer  # noqa: N815
+
+
+@contextlib.contextmanager
+def serving(server: http.server.HTTPServer) -> Iterator[int]:
+    thread = threading.Thread(target=functools.partial(server.serve_forever, 0.02), daemon=True)
+    thread.start()
+    try:
+        yield int(server.server_address[1])
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+
+
+def pm2_row(name: str, script: str, **facts: Any) -> dict[str, Any]:
+    """A row as `pm2 jlist` prints it, with a secret in it where PM2 keeps environments."""
+    usual = {
+        "status": "online",
+        "restart_time": 0,
+        "pm_uptime": (time.time() - 7300) * 1000,
+        "pm_exec_path": str(BUNDLE / script),
+        "exec_interpreter": doctor.interpreter(),
+        "env": {"LITELLM_MASTER_KEY": SECRET},
+    }
+    return {"name": name, "monit": {"memory": 40 * 2**20}, "pm2_env": {**usual, **facts}}
+
+
+ROWS = [pm2_row("token-refresher", "auto_refresh.py"), pm2_row("claude-proxy", "claude_proxy.py")]
+
+
+@pytest.fixture
+def healthy(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> Iterator[SetUp]:
+    """A set-up in which all is well, with a stand-in for the two running processes."""
+    done = set_up.run("auto_refresh.py", "--once")
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(doctor, "pm2_processes", lambda _: ROWS)
+    monkeypatch.chdir(set_up.folder)
+    with serving(FakeProxy(set_up.port, set_up.master_key)):
+        yield set_up
+
+
+# ---------------------------------------------------------------------------------------------------------- the whole
+
+
+def test_a_healthy_set_up_is_all_green(healthy: SetUp) -> None:
+    found = examine(look(healthy.environ, time.time()), live=True)
+    assert [finding for finding in found if finding.state != "ok"] == []
+    assert list(dict.fromkeys(finding.group for finding in found)) == [*doctor.CHECKS, "Models"]
+
+
+def test_looking_changes_nothing(set_up: SetUp) -> None:
+    before = sorted(set_up.folder.rglob("*"))
+    examine(look(set_up.environ, time.time()))
+    assert sorted(set_up.folder.rglob("*")) == before
+
+
+def test_without_a_configuration_one_thing_fails_for_it_and_the_rest_waits(tmp_path: Path) -> None:
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "CORTEX_HOME": str(tmp_path)}
+    found = examine(look(environ, time.time()))
+    account = next(finding for finding in found if finding.name == "Account")
+    assert account.state == "fail"
+    assert "SNOWFLAKE_ACCOUNT" in account.mend
+    waiting = {finding.group for finding in found if finding.state == "skip"}
+    assert waiting == {"Key", "Configuration", "Proxy", "Claude Code", "Snowflake"}
+
+
+def test_a_check_that_breaks_hides_nothing_else(healthy: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: doctor.Setup) -> Iterator[Finding]:
+        yield Finding("Before", "ok", "found")
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(doctor, "CHECKS", {"Broken": (broken,), "Key": (doctor.private_key,)})
+    found = examine(look(healthy.environ, time.time()))
+    assert [(finding.name, finding.state) for finding in found] == [
+        ("Before", "ok"),
+        ("Broken", "fail"),
+        ("Private key", "ok"),
+        ("Fingerprint", "ok"),
+    ]
+
+
+def test_the_exit_status_and_json_are_for_scripts_and_hold_no_secret(set_up: SetUp) -> None:
+    assert set_up.run("auto_refresh.py", "--once").returncode == 0
+    done = set_up.run("doctor.py", "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["ok"]) == (1, False), done.stderr
+    assert {"name", "state", "found", "mend", "group"} == set(report["findings"][0])
+    assert "nothing listens" in done.stdout
+    for shown in (done.stdout + done.stderr, set_up.run("doctor.py").stdout):
+        assert not TOKEN.search(shown)
+        assert set_up.master_key not in shown
+        assert "\033" not in shown
+
+
+def test_prose_is_wrapped_to_the_terminal_and_what_is_copied_is_not() -> None:
+    command = "ALTER USER ME SET RSA_PUBLIC_KEY='" + "A" * 392 + "';"
+    page = doctor.page([Finding("Login", "fail", "word " * 40, command, "Snowflake")], 40, colour=False)
+    assert command in page
+    assert all(len(line) <= 40 for line in page.splitlines() if "ALTER" not in line and "mend" not in line)
+    assert "1 to mend" in page
+    assert "\033[31mFAIL\033[0m" in doctor.page([Finding("a", "fail", "b", "", "c")], 80, colour=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- Snowflake
+
+
+def test_a_key_that_is_not_registered_is_named_with_the_statement_to_run(set_up: SetUp) -> None:
+    set_up.stub.register_key(None)
+    login = findings(set_up, doctor.snowflake)["Login"]
+    assert login.state == "fail"
+    assert auto_refresh.register_statement(USER, set_up.key) in login.mend
+    assert auto_refresh.fingerprint(set_up.key) in login.mend
+    (failure,) = set_up.stub.login_failures
+    assert f"SELECT SYSTEM$GET_LOGIN_FAILURE_DETAILS('{failure}');" in login.mend
+
+
+@pytest.mark.parametrize("wrong", [{"SNOWFLAKE_ACCOUNT": "OTHER-ACCT"}, {"SNOWFLAKE_USER": "JOHN"}])
+def test_a_wrong_account_or_user_is_named(set_up: SetUp, wrong: dict[str, str]) -> None:
+    login = findings(set_up, doctor.snowflake, **wrong)["Login"]
+    assert login.state == "fail"
+    assert next(iter(wrong.values())) in login.found
+
+
+@pytest.mark.parametrize(
+    ("skew", "state", "words"),
+    [
+        (3700, "fail", "61 minutes behind"),
+        (-3700, "fail", "61 minutes ahead of"),
+        (100, "warn", "behind"),
+        (5, "ok", ""),
+    ],
+)
+def test_a_clock_that_differs_from_snowflake_s_is_named(set_up: SetUp, skew: float, state: str, words: str) -> None:
+    set_up.stub.skew = skew
+    clock = findings(set_up, doctor.snowflake)["Clock"]
+    assert clock.state == state
+    assert words in clock.found
+    assert ("ntp" in clock.mend) == (state != "ok")
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS.keys() - {"not_in_region"}))
+def test_each_error_of_snowflake_is_named_with_its_remedy(set_up: SetUp, fault: str) -> None:
+    status, body = FAULTS[fault]
+    set_up.stub.fault(fault)
+    login = findings(set_up, doctor.snowflake)["Login"]
+    if status == 401:
+        assert (login.state, "ALTER USER" in login.mend) == ("fail", True)
+        return
+    told = explain(status, json.dumps(body).replace("{model}", ""))
+    assert login.state == ("warn" if told.retry else "fail")
+    assert f"{login.found}\n{login.mend}".strip() == told.message
+
+
+@pytest.mark.parametrize("answer", [Probe(200, "<html>log in</html>", 0), Probe(404, '{"message": "Not Found"}', 0)])
+def test_a_server_that_is_not_cortex_is_named(set_up: SetUp, answer: Probe) -> None:
+    login = doctor.login(answer, look(set_up.environ, 0).settings)
+    assert (login.state, "is not Cortex" in login.found) == ("fail", True)
+
+
+def test_a_host_that_does_not_answer_is_named(set_up: SetUp) -> None:
+    set_up.stub.close_port()
+    host = findings(set_up, doctor.snowflake)
+    assert list(host) == ["Host"]
+    assert (host["Host"].state, "firewall" in host["Host"].mend) == ("fail", True)
+
+
+def test_a_host_that_does_not_exist_is_named(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    host = findings(set_up, doctor.snowflake, SNOWFLAKE_HOST="nowhere.snowflakecomputing.com")["Host"]
+    assert (host.state, host.found) == ("fail", "there is no host nowhere.snowflakecomputing.com")
+    assert "SNOWFLAKE_ACCOUNT" in host.mend
+
+
+def test_a_certificate_of_a_company_s_own_is_named(set_up: SetUp, tmp_path: Path) -> None:
+    with serving(tls_server(tmp_path)) as port:
+        host = findings(set_up, doctor.snowflake, SNOWFLAKE_HOST=f"https://localhost:{port}")["Host"]
+    assert (host.state, "certificate of localhost is not trusted" in host.found) == ("fail", True)
+    assert "SSL_CERT_FILE" in host.mend
+
+
+def tls_server(folder: Path) -> http.server.HTTPServer:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    file = folder / "server.pem"
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    file.write_bytes(certificate.public_bytes(pem) + key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+
+    class Quiet(http.server.HTTPServer):
+        def handle_error(self, *_: object) -> None:
+            pass
+
+        def get_request(self) -> tuple[socket.socket, Any]:
+            connection, address = super().get_request()
+            return context.wrap_socket(connection, server_side=True), address
+
+    return Quiet(("127.0.0.1", 0), Stranger)
+
+
+@pytest.mark.parametrize("listening", [True, False])
+def test_a_company_proxy_in_the_way_is_named_without_its_password(
+    set_up: SetUp, monkeypatch: pytest.MonkeyPatch, listening: bool
+) -> None:
+    class Demanding(Stranger):
+        GREETING = 407
+
+    with serving(http.server.HTTPServer(("127.0.0.1", 0), Demanding)) as port:
+        where = f"127.0.0.1:{port if listening else free_port()}"
+        monkeypatch.setenv("HTTPS_PROXY", f"http://jane:hunter2@{where}")
+        host = findings(set_up, doctor.snowflake, SNOWFLAKE_HOST="https://acct.snowflakecomputing.com")["Host"]
+    assert (host.state, where in host.found) == ("fail", True)
+    assert "NO_PROXY=acct.snowflakecomputing.com" in host.mend
+    assert "hunter2" not in f"{host}"
+
+
+def test_a_company_proxy_does_not_count_for_a_host_that_is_excepted(
+    set_up: SetUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert findings(set_up, doctor.snowflake)["Host"].found == "127.0.0.1 answers directly"
+
+
+# ------------------------------------------------------------------------------------------------ models, with --live
+
+
+def test_each_distinct_model_is_asked_once_and_a_family_under_a_made_up_name(set_up: SetUp) -> None:
+    assert set_up.run("auto_refresh.py", "--once").returncode == 0
+    server = FakeProxy(set_up.port, set_up.master_key)
+    server.refused = {"claude-opus-4-7": "Opus is not in your region.\nALTER ACCOUNT …", "claude-opus-4-5": "No."}
+    with serving(server):
+        found = findings(set_up, doctor.models)
+    rows = yaml.safe_load(set_up.config.read_text())["model_list"]
+    assert set(found) == {row["litellm_params"]["model"] for row in rows}
+    assert len(server.asked) == len(found)
+    assert all(asked["max_tokens"] <= 16 for asked in server.asked)
+    assert found["openai/claude-sonnet-4-6"].state == "ok"
+    # Claude Code asks for the family's model by itself; the other one is only offered.
+    assert found["openai/claude-opus-4-7"].state == "fail"
+    assert found["openai/claude-opus-4-7"].mend == "ALTER ACCOUNT …"
+    assert found["openai/claude-opus-4-5"].state == "warn"
+
+
+def test_a_model_behind_nothing_but_a_wildcard_is_asked_too(set_up: SetUp) -> None:
+    row = {"model_name": "claude-opus-*", "litellm_params": {"model": "openai/new"}}
+    set_up.config.write_text(yaml.dump({"model_list": [row]}))
+    server = FakeProxy(set_up.port, "-")
+    with serving(server):
+        assert findings(set_up, doctor.models)["openai/new"].state == "ok"
+    assert server.asked[0]["model"] == "claude-opus-doctor"
+
+
+def test_without_a_proxy_no_model_is_blamed(set_up: SetUp) -> None:
+    assert set_up.run("auto_refresh.py", "--once").returncode == 0
+    assert findings(set_up, doctor.models) == {"Models": Finding("Models", "skip", "the proxy does not answer")}
+
+
+# --------------------------------------------------------------------------------------------- machine, key, settings
+
+
+def test_releases_that_steal_or_are_open_are_refused() -> None:
+    assert "every key" in doctor.litellm_release("1.82.8").found
+    assert doctor.litellm_release("1.83.9").state == "fail"
+    other, ours = doctor.litellm_release("1.107.0"), doctor.litellm_release(apply_patch.MADE_FOR)
+    assert (other.state, "requirements.txt" in other.mend) == ("warn", True)
+    assert ours.state == "ok"
+
+
+def test_a_missing_node_and_a_missing_pm2_are_named(
+    set_up: SetUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "pm2_program", lambda _: str(tmp_path / "pm2"))
+    found = findings(set_up, doctor.programs, PATH=str(tmp_path))
+    assert (found["Node.js"].state, found["PM2"].state) == ("fail", "fail")
+    assert (found["PM2"].mend, "nodejs.org" in found["Node.js"].mend) == ("make install", True)
+
+
+def test_an_old_node_is_named(set_up: SetUp, tmp_path: Path) -> None:
+    node = tmp_path / "node"
+    node.write_text("#!/bin/sh\necho v16.20.2\n")
+    node.chmod(0o755)
+    found = findings(set_up, doctor.programs, PATH=f"{tmp_path}:{os.environ['PATH']}")["Node.js"]
+    assert (found.state, found.found) == ("fail", "16.20.2")
+
+
+def test_another_interpreter_than_pm2_s_is_named(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "interpreter", lambda: "/usr/local/bin/python3")
+    found = findings(set_up, doctor.programs)["Python"]
+    assert (found.state, found.mend) == ("warn", "Look with that: /usr/local/bin/python3 doctor.py")
+
+
+def test_a_full_disk_is_named(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    assert findings(set_up, doctor.machine)["Disk"].state == "fail"
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_certificates_that_cannot_be_read_are_named(set_up: SetUp, tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "company.pem"
+    if content:
+        file.write_text(content)
+    found = findings(set_up, doctor.machine, SSL_CERT_FILE=str(file))["Certificates"]
+    assert (found.state, "unset SSL_CERT_FILE" in found.mend) == ("fail", True)
+
+
+def test_a_key_that_cannot_be_used_is_named_with_its_remedy(set_up: SetUp) -> None:
+    def key() -> Finding:
+        return next(f for f in examine(look(set_up.environ, time.time())) if f.group == "Key")
+
+    set_up.key_path.chmod(0o644)
+    assert (key().state, key().mend) == ("fail", f"Mend it with: chmod 600 {set_up.key_path}")
+    set_up.key_path.chmod(0o600)
+    set_up.write_key(rsa.generate_private_key(public_exponent=65537, key_size=1024))  # noqa: S505 - that is the fault
+    assert (key().state, "1024 bits" in key().found) == ("fail", True)
+    set_up.key_path.unlink()
+    assert (key().state, "openssl" in key().mend) == ("fail", True)
+
+
+def test_without_a_key_the_way_to_snowflake_is_still_looked_at(set_up: SetUp) -> None:
+    set_up.key_path.unlink()
+    found = findings(set_up, doctor.snowflake)
+    assert {name: finding.state for name, finding in found.items()} == {"Host": "ok", "Clock": "ok", "Login": "skip"}
+
+
+def test_an_account_that_the_running_refresher_does_not_use_is_named(set_up: SetUp) -> None:
+    (set_up.folder / ".refresher.json").write_text(json.dumps({"account": "OTHER-ACCT", "user": USER}))
+    found = findings(set_up, doctor.account)
+    assert found["Account"].state == "ok"
+    assert (found["In use"].state, "OTHER-ACCT.JANE" in found["In use"].found) == ("warn", True)
+
+
+@pytest.mark.parametrize(
+    ("edit", "state", "words"),
+    [
+        (lambda text: text + "\n\t{", "fail", "not valid YAML"),
+        (lambda text: text.replace("${SNOWFLAKE_JWT}", "${SNOWFLAKE_TOKEN}"), "fail", "SNOWFLAKE_TOKEN"),
+        (
+            lambda text: text.replace("model_name: claude-opus-4-5", "model_name: claude-opus-4-6"),
+            "warn",
+            "takes turns",
+        ),
+    ],
+)
+def test_a_template_with_a_mistake_is_named(
+    set_up: SetUp, monkeypatch: pytest.MonkeyPatch, edit: Callable[[str], str], state: str, words: str
+) -> None:
+    template = set_up.folder / "litellm_config.template.yaml"
+    template.write_text(edit((BUNDLE / template.name).read_text()))
+    monkeypatch.setattr(auto_refresh, "BUNDLE", set_up.folder)
+    monkeypatch.setattr(doctor, "CHECKS", {"Configuration": (doctor.template,)})
+    (found,) = examine(look(set_up.environ, time.time()))
+    assert (found.state, words in found.found) == (state, True)
+
+
+def test_a_secret_that_others_can_read_is_named(healthy: SetUp) -> None:
+    healthy.config.chmod(0o640)
+    found = findings(healthy, doctor.secret_files)["Secrets"]
+    assert (found.state, found.mend) == ("fail", f"chmod 600 {healthy.config}")
+
+
+# ------------------------------------------------------------------------------------------------ processes and patch
+
+
+def test_a_pm2_that_does_not_run_is_named_and_not_started(set_up: SetUp) -> None:
+    home = set_up.folder / "pm2"
+    home.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:  # what a daemon that was killed leaves behind
+        dead.bind(str(home / "rpc.sock"))
+    found = findings(set_up, doctor.processes)
+    assert (found["PM2"].state, found["PM2"].mend) == ("fail", "make start")
+    assert [path.name for path in home.iterdir()] == ["rpc.sock"]
+
+
+def test_pm2_s_list_is_read_behind_whatever_it_says_first(
+    set_up: SetUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, home = tmp_path / "fake-pm2", set_up.folder / "pm2"
+    fake.write_text(f"#!/bin/sh\necho '>>>> In-memory PM2 is out-of-date'\necho '{json.dumps(ROWS)}'\n")
+    fake.chmod(0o755)
+    home.mkdir()
+    monkeypatch.setattr(doctor, "pm2_program", lambda _: str(fake))
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(home / "rpc.sock"))
+        daemon.listen()
+        found = findings(set_up, doctor.processes)
+    assert found["claude-proxy"] == Finding("claude-proxy", "ok", "online for 2 hours, 0 restarts, 40 MB")
+    assert SECRET not in f"{found}"
+
+
+@pytest.mark.parametrize(
+    ("facts", "state", "words"),
+    [
+        ({"status": "errored"}, "fail", "port 8001 is taken by nc"),
+        ({"status": "launching"}, "warn", "starting"),
+        ({"restart_time": 7, "pm_uptime": time.time() * 1000}, "warn", "7 restarts"),
+        ({"restart_time": 7}, "ok", "7 restarts"),
+        ({"pm_exec_path": "/old/claude_proxy.py"}, "fail", "another copy: /old/claude_proxy.py"),
+        ({"exec_interpreter": "/old/bin/python"}, "warn", "/old/bin/python"),
+    ],
+)
+def test_a_process_that_is_not_well_is_named(set_up: SetUp, facts: dict[str, Any], state: str, words: str) -> None:
+    logs = set_up.folder / "logs"
+    logs.mkdir()
+    (logs / "claude-proxy.log").write_text("2026-01-01T00:00:00: claude_proxy.py: port 8001 is taken by nc (pid 1)\n\n")
+    row = pm2_row("claude-proxy", "claude_proxy.py", **facts)
+    found = doctor.process("claude-proxy", row, look(set_up.environ, time.time()))
+    assert (found.state, words in found.found, bool(found.mend)) == (state, True, state != "ok")
+
+
+def test_a_process_that_pm2_does_not_know_is_named(healthy: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "pm2_processes", lambda _: ROWS[:1])
+    found = findings(healthy, doctor.processes)
+    assert (found["token-refresher"].state, found["claude-proxy"].state) == ("ok", "fail")
+    assert found["claude-proxy"].mend == "make start"
+
+
+def test_the_demo_s_processes_are_found_under_their_own_names() -> None:
+    row = pm2_row("demo-claude-proxy", "claude_proxy.py")
+    assert doctor.find_process([ROWS[0], row], "claude-proxy") == row
+
+
+def test_a_token_that_is_missing_or_dead_is_named_and_so_is_the_refresher_s_error(healthy: SetUp) -> None:
+    later = look(healthy.environ, time.time() + 2 * 3600)
+    (dead,) = doctor.token(later)
+    assert (dead.state, "ended" in dead.found, "make start" in dead.mend) == ("fail", True, True)
+    (healthy.folder / ".refresher.json").write_text(json.dumps({"last_error": "disk full.\nCheck with: df"}))
+    healthy.config.unlink()
+    found = findings(healthy, doctor.token)
+    assert found["Token"].found == "there is none yet"
+    assert (found["Refresher"].state, found["Refresher"].mend) == ("fail", "Check with: df")
+
+
+@pytest.mark.parametrize("state", ["pristine", "patched", "moved"])
+def test_the_patch_is_looked_for_in_the_code_that_runs(
+    set_up: SetUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    installed = apply_patch._find()
+    assert installed is not None
+    source = apply_patch.without_block(installed.path.read_bytes())
+    shipped = apply_patch.digest(source)
+    if state == "patched":
+        source = apply_patch.with_block(source, apply_patch.find_calls(source)[0])
+    elif state == "moved":
+        source = source.replace(b"def astreaming", b"def other").replace(b"make_openai_chat_completion_request", b"ask")
+        shipped = apply_patch.digest(source)
+    copy = tmp_path / "openai.py"
+    copy.write_bytes(source)
+    monkeypatch.setattr(apply_patch, "_find", lambda: installed._replace(path=copy, shipped=shipped))
+    (found,) = findings(set_up, doctor.patch).values()
+    assert found.state == ("ok" if state == "patched" else "fail")
+    assert bool(found.mend) == (state != "patched")
+
+
+# ------------------------------------------------------------------------------------------------------------- proxy
+
+
+def test_a_port_on_which_nothing_listens_is_named(set_up: SetUp) -> None:
+    found = findings(set_up, doctor.proxy)
+    assert (found["Port"].found, found["Port"].mend) == (f"nothing listens on 127.0.0.1:{set_up.port}", "make start")
+
+
+def test_a_port_that_another_program_holds_is_named_with_its_owner(set_up: SetUp) -> None:
+    with serving(http.server.HTTPServer(("127.0.0.1", set_up.port), Stranger)):
+        found = findings(set_up, doctor.proxy)["Port"]
+    assert (found.state, f"(pid {os.getpid()})" in found.found) == ("fail", True)
+    assert "PROXY_PORT" in found.mend
+
+
+def test_a_proxy_that_is_still_starting_is_no_fault(set_up: SetUp, tmp_path: Path) -> None:
+    script = tmp_path / "claude_proxy.py"
+    script.write_text(
+        "import socket, time\n"
+        f"listener = socket.create_server(('127.0.0.1', {set_up.port}))\n"
+        "connection, _ = listener.accept()\nconnection.close()\ntime.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, script.name], cwd=tmp_path)
+    try:
+        found = wait_until(lambda: next(f for f in findings(set_up, doctor.proxy).values() if "nothing" not in f.found))
+    finally:
+        process.kill()
+        process.wait()
+    assert (found.state, "does not answer yet" in found.found) == ("warn", True)
+
+
+def test_a_key_that_the_running_proxy_does_not_take_is_named(healthy: SetUp) -> None:
+    found = findings(healthy, doctor.proxy, LITELLM_MASTER_KEY=SECRET)["Key"]
+    assert (found.state, found.mend) == ("fail", "make stop start")
+    assert SECRET not in found.found
+
+
+def test_a_company_proxy_does_not_stand_before_our_own(healthy: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    assert {finding.state for finding in findings(healthy, doctor.proxy).values()} == {"ok"}
+
+
+def test_a_proxy_that_others_can_reach_is_named(set_up: SetUp) -> None:
+    with serving(FakeProxy(set_up.port, "-", address="0.0.0.0")):  # noqa: S104 - that is the fault
+        if not doctor.reachable_from_outside(set_up.port):
+            pytest.skip("this machine has no address but loopback")
+        found = findings(set_up, doctor.proxy)["Address"]
+    assert (found.state, "anybody in your network" in found.found) == ("fail", True)
+
+
+# ------------------------------------------------------------------------------------------------------- Claude Code
+
+OURS = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8001/", "ANTHROPIC_AUTH_TOKEN": SECRET}
+
+
+def goes_to(layers: dict[str, dict[str, str]]) -> dict[str, Finding]:
+    return {finding.name: finding for finding in doctor.claude_goes_to(layers, 8001, SECRET)}
+
+
+def test_the_strongest_setting_decides_where_claude_goes() -> None:
+    away = {"ANTHROPIC_BASE_URL": "https://gateway.example"}
+    assert goes_to({"user": OURS, "the environment": away})["Goes to"].found == "the proxy, by user"
+    lost = goes_to({"project": away, "user": OURS})["Goes to"]
+    assert (lost.state, lost.found) == ("warn", "https://gateway.example, by project")
+    assert "point_claude.py" in lost.mend
+    assert goes_to({})["Goes to"].state == "ok"
+
+
+def test_managed_settings_that_lead_elsewhere_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "MANAGED", (Path("/m.json"),))
+    found = goes_to({"/m.json": {"ANTHROPIC_BASE_URL": "https://gateway.example"}, "user": OURS})["Goes to"]
+    assert (found.state, "manages this machine" in found.mend) == ("fail", True)
+
+
+def test_another_key_than_the_proxy_s_is_named_with_its_place_and_not_shown() -> None:
+    found = goes_to({"project": {"ANTHROPIC_AUTH_TOKEN": "sk-old-secret"}, "user": OURS})["Goes to"]
+    assert (found.state, found.found) == ("fail", "the proxy, with a key not its own, by project")
+
+
+@pytest.mark.parametrize("name", ["ANTHROPIC_API_KEY", "CLAUDE_CODE_USE_BEDROCK"])
+def test_variables_that_lead_past_the_proxy_are_named(name: str) -> None:
+    found = goes_to({"user": {}, "the environment": {name: SECRET}})[name]
+    assert (found.state, found.mend) == ("warn", f"unset {name}")
+    assert SECRET not in found.found
+    assert name not in goes_to({"user": {name: "0"}})
+
+
+def test_all_settings_files_are_read_and_a_broken_one_is_named(
+    set_up: SetUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    for folder, name, text in (
+        (project, "settings.json", "{broken"),
+        (set_up.folder, "settings.json", json.dumps({"env": {"ANTHROPIC_BASE_URL": "https://gateway.example"}})),
+    ):
+        (folder / ".claude").mkdir(parents=True)
+        (folder / ".claude" / name).write_text(text)
+    monkeypatch.chdir(project)
+    found = findings(set_up, doctor.claude)
+    assert (found["Settings"].state, str(project) in found["Settings"].found) == ("fail", True)
+    assert str(set_up.folder / ".claude" / "settings.json") in found["Goes to"].found
+
+
+def test_claude_code_that_is_not_installed_is_named(
+    set_up: SetUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "BUNDLE", tmp_path)
+    found = findings(set_up, doctor.claude, PATH=str(tmp_path))["Version"]
+    assert (found.state, found.mend) == ("fail", "make install")
+
+
+def test_a_company_proxy_that_would_catch_the_way_to_the_proxy_is_named(
+    set_up: SetUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    found = findings(set_up, doctor.claude)["NO_PROXY"]
+    assert (found.state, "127.0.0.1" in found.mend) == ("warn", True)
+    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
+    assert "NO_PROXY" not in findings(set_up, doctor.claude)
+
+
+# ------------------------------------------------------------------------------------------------------------ status
+
+
+def test_the_status_screen_says_token_processes_last_error_and_how_to_go_on(healthy: SetUp) -> None:
+    now = int(time.time())
+    state = {"issued": now, "expires": now + 3600, "next_refresh": now + 3000, "account": ACCOUNT, "user": USER}
+    (healthy.folder / ".refresher.json").write_text(json.dumps({**state, "key_fingerprint": "SHA256:x"}))
+    (healthy.folder / "logs").mkdir()
+    (healthy.folder / "logs" / "claude-proxy.log").write_text("ready\nerror 402 to Claude Code: budget\nready\n")
+    screen, good = doctor.status(look(healthy.environ, now))
+    assert good
+    for words in (
+        "60 minutes left",
+        "next:",
+        "online for 2 hours",
+        "make claude",
+    ):
+        assert words in screen
+    assert "last error: error 402 to Claude Code: budget" in screen
+    assert SECRET not in screen
+
+
+def test_the_status_of_a_set_up_that_does_not_run_points_to_the_doctor(set_up: SetUp) -> None:
+    done = set_up.run("doctor.py", "--status")
+    assert done.returncode == 1
+    assert "make doctor" in done.stdout
+    assert "none yet" in done.stdout
+
+
+# -------------------------------------------------------------------------------------------------- with the real PM2
+
+
+@pytest.mark.real
+def test_the_real_bundle_under_the_real_pm2_is_all_green_and_every_model_answers(set_up: SetUp) -> None:
+    pm2 = str(BUNDLE / "node_modules" / ".bin" / "pm2")
+    try:
+        started = set_up.run(pm2, "start", str(BUNDLE / "ecosystem.config.js"))
+        assert started.returncode == 0, started.stdout + started.stderr
+        done = set_up.run("doctor.py", "--live", "--json")
+        wrong = [finding for finding in json.loads(done.stdout)["findings"] if finding["state"] != "ok"]
+        assert (done.returncode, wrong) == (0, [])
+        status = set_up.run("doctor.py", "--status")
+        assert (status.returncode, status.stdout.count("online for")) == (0, 2)
+        set_up.stub.fault("no_role")
+        refused = json.loads(set_up.run("doctor.py", "--live", "--json").stdout)["findings"]
+        assert {finding["state"] for finding in refused if finding["group"] == "Models"} == {"fail", "warn"}
+        assert set_up.run(pm2, "stop", "token-refresher").returncode == 0
+        stopped = json.loads(set_up.run("doctor.py", "--json").stdout)["findings"]
+        assert [f["state"] for f in stopped if f["name"] == "token-refresher"] == ["fail"]
+    finally:
+        set_up.run(pm2, "kill")

@@ -1,0 +1,226 @@
+"""usage.py's promises: what it asks, what it shows in which terminal, and which remedy each refusal comes with."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+
+import usage
+from auto_refresh import Settings, load_settings
+from tests.conftest import BUNDLE, TOKEN, SetUp
+
+COLUMNS = ["USAGE_DATE", "MODEL_NAME", *usage.NUMBERS.values()]
+ROWS: list[list[str | None]] = [
+    ["2026-11-24", "claude-opus-4-7", "120", "45678", "99999", "12000000", "200001", "12345678"],
+    ["2026-11-24", "claude-haiku-4-5", "20", "4567", None, "0", "0", "45678"],
+    ["2026-11-23", "claude-sonnet-4-6", "3", "67", "5", "0", "0", "5678901"],
+]
+
+
+def settings_of(set_up: SetUp) -> Settings:
+    return load_settings(set_up.environ)
+
+
+def in_terminal(set_up: SetUp, columns: int, **environ: str) -> str:
+    """What usage.py prints in a pseudo-terminal of that width."""
+    terminal, inner = pty.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, str(BUNDLE / "usage.py")],
+        env={**set_up.environ, "TERM": "xterm-256color", **environ},
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        start_new_session=True,
+    )
+    os.close(inner)
+    shown = b""
+    with suppress(OSError):  # Linux's way to say that the other end is closed
+        while select.select([terminal], [], [], 60)[0] and (piece := os.read(terminal, 65536)):
+            shown += piece
+    os.close(terminal)
+    assert process.wait(60) == 0, shown
+    return shown.decode().replace("\r\n", "\n")
+
+
+# ------------------------------------------------------------------------------------------------------ what it asks
+
+
+def test_what_the_proxy_spent_is_what_is_shown(set_up: SetUp) -> None:
+    record = {"time": 1_790_000_000, "model": "claude-opus-4-7"}
+    spent = {"input": 7, "output": 6, "cache_read": 4000, "cache_write": 805}
+    set_up.stub.requests += [{**record, "usage": spent}, {**record, "usage": spent}]
+    done = set_up.run("usage.py", "--json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert re.fullmatch(r"2026-\d\d-\d\d", row.pop("date"))
+    assert row == {
+        "model": "claude-opus-4-7",
+        "requests": 2,
+        "input": 14,
+        "output": 12,
+        "cache_read": 8000,
+        "cache_write": 1610,
+        "total": 9636,
+    }
+
+
+def test_sql_prints_the_statement_and_needs_no_configuration(set_up: SetUp) -> None:
+    done = set_up.run("usage.py", "--sql", "--days", "30", SNOWFLAKE_ACCOUNT="", SNOWFLAKE_USER="")
+    assert done.returncode == 0
+    assert [name for name in COLUMNS if f" AS {name}" not in done.stdout] == []
+    assert "-30" in done.stdout
+    assert done.stdout.rstrip().endswith("ORDER BY USAGE_DATE DESC, TOTAL_TOKENS DESC;")
+
+
+def test_the_configured_warehouse_is_used(set_up: SetUp) -> None:
+    set_up.stub.warehouse = None
+    assert "SNOWFLAKE_WAREHOUSE=" in set_up.run("usage.py").stderr
+    assert set_up.run("usage.py", SNOWFLAKE_WAREHOUSE="SMALL_WH").returncode == 0
+
+
+def test_all_partitions_are_read(set_up: SetUp) -> None:
+    set_up.stub.sql_rows, set_up.stub.sql_page = (COLUMNS, ROWS), 1
+    assert [row["MODEL_NAME"] for row in usage.query(settings_of(set_up), usage.statement(7))] == [
+        row[1] for row in ROWS
+    ]
+
+
+def test_a_query_that_takes_long_is_waited_for(set_up: SetUp) -> None:
+    set_up.stub.sql_rows = (COLUMNS, ROWS)
+    set_up.stub.fault("sql_running", times=1, after=4, route="sql")
+    slept: list[float] = []
+    assert len(usage.query(settings_of(set_up), usage.statement(7), slept.append)) == 3
+    assert len(slept) == 4
+    assert slept == sorted(slept)
+
+
+def test_the_wait_has_an_end(set_up: SetUp) -> None:
+    set_up.stub.fault("sql_running", times=1, after=100_000, route="sql")
+    slept: list[float] = []
+    with pytest.raises(usage.QueryError, match="still running"):
+        usage.query(settings_of(set_up), usage.statement(7), slept.append)
+    assert usage.PATIENCE_SECONDS <= sum(slept) < usage.PATIENCE_SECONDS + 10
+
+
+@pytest.mark.parametrize("link", ["https://elsewhere.example/x", "//elsewhere.example/x", "http://127.0.0.1:1/x"])
+def test_the_token_follows_no_link_to_another_host(set_up: SetUp, link: str) -> None:
+    with pytest.raises(usage.QueryError, match="another host"):
+        usage._own_url(settings_of(set_up), link)
+
+
+# --------------------------------------------------------------------------------------------------------- how it shows
+
+
+def test_a_pipe_gets_plain_text_with_whole_numbers(set_up: SetUp) -> None:
+    set_up.stub.sql_rows = (COLUMNS, ROWS)
+    done = set_up.run("usage.py")
+    assert done.stdout.isascii()
+    assert "12,345,678" in done.stdout
+    assert "two hours" in done.stdout
+    assert re.search(r"^all +143 +50,312 ", done.stdout, re.MULTILINE)
+    assert done.stderr == ""
+
+
+def test_csv_and_json_say_the_same(set_up: SetUp) -> None:
+    set_up.stub.sql_rows = (COLUMNS, ROWS)
+    table = list(csv.DictReader(io.StringIO(set_up.run("usage.py", "--csv").stdout)))
+    tree = json.loads(set_up.run("usage.py", "--json").stdout)
+    assert [{name: str(value) for name, value in row.items()} for row in tree] == table
+    assert [row["total"] for row in tree] == [12345678, 45678, 5678901]
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_a_terminal_gets_a_table_and_bars_that_fit(set_up: SetUp, columns: int) -> None:
+    set_up.stub.sql_rows = (COLUMNS, ROWS)
+    shown = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", in_terminal(set_up, columns))
+    assert re.search(r"2026-11-24 +claude-opus-4-7 +120 +45\.7k +100\.0k +12\.0M +200\.0k +12\.3M", shown)
+    assert re.search(r"2026-11-24 +█+ +12\.4M", shown)
+    assert max(map(len, shown.splitlines())) <= columns
+
+
+def test_a_narrow_terminal_gets_a_paragraph_for_each_row(set_up: SetUp) -> None:
+    set_up.stub.sql_rows = (COLUMNS, ROWS)
+    shown = in_terminal(set_up, 40, NO_COLOR="1")
+    assert "2026-11-24 claude-opus-4-7\n  requests: 120\n" in shown
+    assert "\x1b" not in shown
+
+
+def test_no_color_means_plain_text_in_a_terminal(set_up: SetUp) -> None:
+    set_up.stub.sql_rows = (COLUMNS, ROWS)
+    shown = in_terminal(set_up, 120, NO_COLOR="1")
+    assert "\x1b" not in shown
+    assert "█" not in shown
+    assert "12,345,678" in shown
+
+
+def test_an_empty_view_is_one_sentence_and_no_failure(set_up: SetUp) -> None:
+    done = set_up.run("usage.py", "--days", "3")
+    assert done.returncode == 0
+    assert "last 3 days" in done.stdout
+    assert "two hours" in done.stdout
+    assert set_up.run("usage.py", "--json").stdout == "[]\n"
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+REFUSALS = {
+    "sql_no_privilege": "GRANT IMPORTED PRIVILEGES ON DATABASE SNOWFLAKE TO ROLE CORTEX_DEVELOPER;",
+    "sql_no_warehouse": "SNOWFLAKE_WAREHOUSE=",
+    "sql_failed": "SQL compilation error",
+    "bad_token": "auto_refresh.py --public-key",
+    "network_policy": "network policy",
+    "too_many": "Try again",
+    "budget": "budget exceeded",
+    "internal": "internal error",
+    "html": "login page",
+    "broken_json": "login page",
+    "drop": "cannot reach",
+}
+
+
+@pytest.mark.parametrize(("fault", "words"), REFUSALS.items(), ids=REFUSALS)
+def test_a_refusal_comes_with_its_remedy_and_no_token(set_up: SetUp, fault: str, words: str) -> None:
+    set_up.stub.fault(fault, times=1, route="sql")
+    done = set_up.run("usage.py")
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert not TOKEN.search(done.stderr)
+
+
+def test_an_unreachable_account_is_said_with_the_proxy_in_use(set_up: SetUp) -> None:
+    set_up.stub.close_port()
+    done = set_up.run("usage.py")
+    assert done.returncode == 1
+    assert "cannot reach" in done.stderr
+    through = set_up.run("usage.py", SNOWFLAKE_HOST="myorg.example", HTTPS_PROXY="http://127.0.0.1:1")
+    assert through.returncode == 1
+    assert "the proxy in HTTPS_PROXY" in through.stderr
+
+
+def test_a_configuration_error_has_its_own_status(set_up: SetUp) -> None:
+    set_up.key_path.unlink()
+    done = set_up.run("usage.py")
+    assert done.returncode == 78
+    assert "there is no private key" in done.stderr
+
+
+def test_a_host_without_the_account_is_named(set_up: SetUp) -> None:
+    settings = replace(settings_of(set_up), base_url="https://nobody.snowflakecomputing.com")
+    assert "nobody.snowflakecomputing.com" in usage.remedy(settings, 404, "", "")
