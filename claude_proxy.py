@@ -22,7 +22,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -165,8 +165,7 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
     gc.freeze()
 
     wait_for_config(settings)
-    wanted = {path for _, path in LITELLM_ROUTES}
-    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in wanted]
+    keep_routes(app.router.routes, {path for _, path in LITELLM_ROUTES})
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -204,7 +203,7 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
 
     config = uvicorn.Config(
         FrontDoor(app, key=key, port=settings.proxy_port, live=live),
-        log_level="critical",
+        log_level="error",
         access_log=False,
         server_header=False,
         date_header=False,
@@ -212,7 +211,22 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
         # Between two turns of a session Claude Code keeps its connection; opening a new one each time is not free.
         timeout_keep_alive=75,
     )
-    Server(config).run(sockets=[listener])
+    server = Server(config)
+    server.run(sockets=[listener])
+    if not server.started:
+        raise SystemExit("LiteLLM did not start; its own words are above")
+
+
+def keep_routes(routes: list[Any], paths: Container[str]) -> None:
+    """Remove all other routes in place, those of included routers too: each request is matched against all of them."""
+    for route in routes:
+        if hasattr(route, "original_router"):
+            keep_routes(route.original_router.routes, paths)
+    routes[:] = [
+        route
+        for route in routes
+        if getattr(route, "path", None) in paths or getattr(getattr(route, "original_router", None), "routes", None)
+    ]
 
 
 def litellm_files() -> list[Path]:

@@ -29,12 +29,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # LiteLLM loads
 
 from auto_refresh import ConfigError, say  # noqa: E402
 from patches import cortex_dialect  # noqa: E402
+from patches.cortex_answers import IncompleteAnswerError, RequestFacts, StreamFix, fix_answer  # noqa: E402
 from patches.live_config import Call, LiveConfig, current_call, is_cortex, live  # noqa: E402
 
 # ----------------------------------------------------------------------------------------------------------- requests
 
 # In the hook LiteLLM's own arguments stand beside the body's; all others would leak into the body.
-_NOT_FOR_THE_WIRE = frozenset({*all_litellm_params, "extra_headers", "extra_body", "timeout", "base_url", "deployment_id"})
+_NOT_FOR_THE_WIRE = frozenset(
+    {*all_litellm_params, "extra_headers", "extra_body", "timeout", "base_url", "deployment_id", "drop_params"}
+)
+# In every request of Claude Code, so that dropping them is no news: the first two LiteLLM makes of `metadata.user_id`.
+# The third is the row's list for a LiteLLM without this hook; here it would drop the effort that a GPT honours.
+_DROPPED = frozenset({"user", "prompt_cache_key", "additional_drop_params"})
 
 
 def limits_of(info: dict[str, Any]) -> cortex_dialect.Limits:
@@ -47,6 +53,7 @@ def limits_of(info: dict[str, Any]) -> cortex_dialect.Limits:
 def to_cortex(kwargs: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """LiteLLM's arguments for one chat completion, with the body in Cortex's dialect, and what was changed."""
     family = cortex_dialect.family_of(kwargs["model"])
+    kwargs = {key: value for key, value in kwargs.items() if key not in _DROPPED}
     out, notes = cortex_dialect.to_cortex(
         kwargs, family=family, limits=limits_of(kwargs["model_info"]), keep=_NOT_FOR_THE_WIRE
     )
@@ -82,7 +89,7 @@ class CortexHooks(CustomLogger):
         # On the first call the body is still Anthropic's.
         if call_type == CallTypes.acompletion:
             out, notes = to_cortex(out)
-            call.facts = cortex_dialect.RequestFacts.of(out)
+            call.facts = RequestFacts.of(out)
             self._say(notes)
             listen_to_answers(self.live)
         return out
@@ -121,10 +128,41 @@ async def repair(response: httpx.Response, live: LiveConfig) -> None:
         if response.status_code == 401:
             call.token_was_new = live.refuse(call.token)
         return
-    kind = response.headers.get("content-type", "")
-    if kind.startswith("text/event-stream"):
-        response.stream = RepairedStream(response.stream, response.headers, call.facts)
+    if response.headers.get("content-type", "").startswith("text/event-stream"):
+        response.stream = RepairedStream(response, call.facts)
         response.headers.pop("content-encoding", None)
-    else:
-        raw = await response.aread()
-        response._content = json.dumps(cortex_dialect.fix_answer(json.loads(raw), call.facts)).encode()
+        return
+    raw = await response.aread()
+    try:
+        response._content = json.dumps(fix_answer(json.loads(raw), call.facts)).encode()
+    except (ValueError, IncompleteAnswerError):
+        call.answer = (502, response.text)
+        response.status_code = 502
+
+
+class RepairedStream(httpx.AsyncByteStream):
+    """The events of Cortex's stream, repaired. What ends too early is an error, never a short answer."""
+
+    def __init__(self, response: httpx.Response, facts: RequestFacts) -> None:
+        # A response of its own on the same connection: it undoes the compression of a company's proxy.
+        self._source = httpx.Response(200, headers=response.headers, stream=response.stream)
+        self._fix = StreamFix(facts)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        rest = b""
+        try:
+            async for piece in self._source.aiter_bytes():
+                *lines, rest = (rest + piece).split(b"\n")
+                datas = [line[5:].strip() for line in lines if line.startswith(b"data:")]
+                if events := [b"data: %b\n\n" % event for data in datas for event in self._fix.feed(data)]:
+                    yield b"".join(events)
+            for event in self._fix.end():
+                yield b"data: %b\n\n" % event
+        except IncompleteAnswerError as error:
+            raise httpx.RemoteProtocolError(f"the answer of Snowflake Cortex is not whole: {error}") from None
+
+    async def aclose(self) -> None:
+        await self._source.aclose()
+
+
+hooks = CortexHooks(live)

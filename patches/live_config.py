@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 import auto_refresh
-from patches.cortex_dialect import RequestFacts
+from patches.cortex_answers import RequestFacts
 
 MARGIN_SECONDS = 60  # a token this close to its end could be dead when it arrives
 NEW_TOKEN_SECONDS = 120  # refused this soon after its signature, it is refused for good: a newer one is no better
@@ -116,7 +116,6 @@ class LiveConfig:
 def _is_live(token: str, now: float) -> bool:
     issued, expires = token_times(token)
     return issued <= now < expires - MARGIN_SECONDS
-
 
 
 live = LiveConfig(auto_refresh.state_folder(os.environ) / "litellm_config.yaml")

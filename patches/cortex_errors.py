@@ -1,0 +1,149 @@
+"""What an error of Cortex means, and what mends it.
+
+Cortex answers in Snowflake's envelope, with a status that Claude Code's retry logic would often misread, and in words
+that name no remedy. `explain` turns one into Anthropic's terms: the status that makes Claude Code do the right thing,
+and a message that its user can act on. Pure; used by the proxy for what passes, and by doctor for what it finds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+}
+
+
+@dataclass(frozen=True)
+class Explained:
+    """An error in Anthropic's terms. The first line of `message` says what is wrong, the others what mends it."""
+
+    status: int
+    kind: str
+    message: str
+    retry: bool  # whether the same request may succeed later
+
+
+class _Case(NamedTuple):
+    status: int  # what Cortex answers; 0 for any
+    words: str  # a pattern for its words; the first case that fits counts
+    remedy: str
+    retry: bool = False
+    becomes: int = 0  # the status for Claude Code, where it is another
+
+
+_KEY = """\
+Snowflake does not take this key for this user. The statement that registers it: python auto_refresh.py --public-key
+If it is registered, this says why (as ACCOUNTADMIN): SELECT SYSTEM$GET_LOGIN_FAILURE_DETAILS('{uuid}');
+394300 is the login name, 394302 or 394303 this machine's clock, 394304 the key, 394307 the account."""
+
+CASES = (
+    _Case(400, r"throttled by remote service", "Cortex is busy; trying again.", retry=True, becomes=429),
+    _Case(
+        400,
+        r"max_tokens is deprecated",
+        "LiteLLM runs without the patch. Mend it: python patches/apply_patch.py && pm2 restart claude-proxy",
+    ),
+    _Case(
+        400,
+        r"max tokens of \d+ exceeded",
+        "Put that number as max_output_tokens into the model's row of litellm_config.template.yaml.",
+    ),
+    _Case(
+        400,
+        r"region",
+        "The model is not in this account's region. As ACCOUNTADMIN:\n"
+        "ALTER ACCOUNT SET CORTEX_ENABLED_CROSS_REGION = 'ANY_REGION';",
+    ),
+    _Case(
+        400,
+        r"unknown model",
+        "Cortex has no such model for this account. Another region may have it; as ACCOUNTADMIN:\n"
+        "ALTER ACCOUNT SET CORTEX_ENABLED_CROSS_REGION = 'ANY_REGION';\n"
+        "If that is set, give the row another model in litellm_config.template.yaml; `make doctor ARGS=--live` shows "
+        "which ones answer.",
+    ),
+    _Case(
+        400,
+        r"toolUse|final position",
+        "Cortex does not take this conversation's tool calls. /compact or /clear starts afresh; please report it.",
+    ),
+    _Case(401, r"390303|OAuth", "Something on the way changed the token's type: a gateway, or SNOWFLAKE_HOST. " + _KEY),
+    _Case(401, r"", _KEY),
+    _Case(402, r"", "The budget of this account or user for Cortex is used up: an administrator can raise it."),
+    _Case(403, r"003001|not allowed to access this endpoint", "Trial accounts have no Cortex REST API: upgrade it."),
+    _Case(
+        403,
+        r"390422|is not allowed to access Snowflake",
+        "A network policy keeps this machine out: use the company's VPN, or have its address allowed\n"
+        "(ALTER NETWORK POLICY … SET ALLOWED_IP_LIST …).",
+    ),
+    _Case(
+        403,
+        r"Model .*not allowed",
+        "The account's list of allowed models leaves this one out. As ACCOUNTADMIN:\n"
+        "ALTER ACCOUNT SET CORTEX_MODELS_ALLOWLIST = 'All'; (or add the model to the list)",
+    ),
+    _Case(
+        403,
+        r"",
+        "The user's default role may not use Cortex. As ACCOUNTADMIN, with that role's name:\n"
+        "GRANT DATABASE ROLE SNOWFLAKE.CORTEX_USER TO ROLE <role>; (DESC USER shows DEFAULT_ROLE)",
+    ),
+    _Case(404, r"", "There is no Cortex at this address. Check the account and SNOWFLAKE_HOST: make doctor"),
+    _Case(413, r"", "The request is larger than Cortex takes (20 MiB). /compact makes it smaller."),
+    _Case(429, r"", "Cortex limits how much this account may ask at once; trying again.", retry=True),
+    _Case(503, r"timed out", "The model took too long; trying again.", retry=True),
+    _Case(
+        500,
+        r"internal error",
+        "Trying again. If the same session fails again and again, /compact or /clear mends it.",
+        retry=True,
+    ),
+    _Case(
+        0,
+        r"(?i)connect|name or service|getaddrinfo|resolve|ssl|certificate",
+        "Snowflake cannot be reached: network, VPN, DNS or certificates. `make doctor` says which.",
+        retry=True,
+        becomes=502,
+    ),
+)
+_LATER = _Case(0, r"", "Trying again. `make doctor` looks for the cause.", retry=True)
+_NEVER = _Case(0, r"", "")
+_UUID = re.compile(r"\[([0-9a-f-]{36})\]")
+
+
+def words_of(body: str) -> tuple[str, str]:
+    """(code, message) of Snowflake's envelope; a body of another kind is its own message, a web page is named as one."""
+    try:
+        envelope = json.loads(body)
+        return str(envelope.get("code") or envelope.get("error_code") or ""), str(envelope["message"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    if re.match(r"\s*<", body):
+        return "", "a web page instead of an answer (a log-in page of the network, or another server)"
+    return "", " ".join(body.split())[:500] or "no words"
+
+
+def explain(status: int, body: str) -> Explained:
+    """Explain an answer of Cortex (or an error that kept one from coming) by its HTTP status and body."""
+    code, words = words_of(body)
+    text = f"{code} {words}"
+    default = _LATER if status >= 500 else _NEVER
+    case = next((case for case in CASES if case.status in {0, status} and re.search(case.words, text)), default)
+    if case.status == 0 and status < 500:
+        case = default
+    shown = case.becomes or status
+    failure = _UUID.search(words)
+    remedy = case.remedy.replace("{uuid}", failure[1] if failure else "UUID")
+    first = f"Snowflake Cortex: {words}" if words else f"Snowflake Cortex answered {status}"
+    return Explained(shown, KINDS.get(shown, "api_error"), f"{first}\n{remedy}".strip(), case.retry)
