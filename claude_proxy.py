@@ -1,12 +1,9 @@
 #!/usr/bin/env python3
 """What PM2 runs as `claude-proxy`: LiteLLM's proxy in this process, on loopback, behind a door for Claude Code only.
 
-`litellm --config litellm_config.yaml` alone would listen on every network interface, show its admin pages, start without
-the patch after an upgrade, and fail with a traceback while the configuration is not there yet. So this puts the patch in
-place, takes the port, waits for the configuration, and only then lets LiteLLM answer.
-
-    python claude_proxy.py          run for ever (PM2 does this)
-    python claude_proxy.py --wait   wait until the running proxy has answered a real request, and say how to go on
+`litellm --config litellm_config.yaml` alone would listen on every network interface, show its admin pages, start
+without the patch after an upgrade, and fail with a traceback while the configuration is not there yet. So this puts the
+patch in place, takes the port, waits for the configuration, and only then lets LiteLLM answer. It takes no arguments.
 
 Stopping: the port closes at once, so that Claude Code's retry meets the next process; open answers are given
 DRAIN_SECONDS to finish.
@@ -15,6 +12,7 @@ DRAIN_SECONDS to finish.
 from __future__ import annotations
 
 import asyncio
+import copy
 import errno
 import gc
 import os
@@ -23,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Container, Sequence
+from contextlib import suppress
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -116,9 +115,8 @@ def port_owner(port: int) -> str:
 
 def _listener_by_lsof(port: int) -> str:
     try:
-        found = subprocess.run(
-            ["lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-t"], capture_output=True, text=True, check=False, timeout=5
-        )
+        command = ["lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-t"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return (found.stdout.split() or [""])[0]
@@ -133,11 +131,9 @@ def _listener_by_proc(port: int) -> str:
                 if columns[3] == "0A" and int(columns[1].rsplit(":", 1)[1], 16) == port:
                     inodes.add(f"socket:[{columns[9]}]")
     for link in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
-        try:
-            if os.readlink(link) in inodes:
+        with suppress(OSError):  # the process has ended, or is not ours to look into
+            if str(link.readlink()) in inodes:
                 return link.parts[2]
-        except OSError:
-            continue  # the process has ended, or is not ours to look into
     return ""
 
 
@@ -159,8 +155,9 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
     os.environ.update(LITELLM_ENVIRONMENT)
     os.environ["CONFIG_FILE_PATH"] = str(settings.config_path)
     gc.disable()  # a fifth of the import's time goes into collecting what is going to stay
-    from litellm.proxy.proxy_server import app  # noqa: PLC0415
+    from litellm.proxy import proxy_server  # noqa: PLC0415
 
+    app = proxy_server.app
     gc.enable()
     gc.freeze()
 
@@ -170,7 +167,8 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            self._tasks = [asyncio.create_task(work) for work in (self._ready(), self._watch_litellm())]
+            works = (self._ready(), self._watch_config(), self._watch_litellm())
+            self._tasks = [asyncio.create_task(work) for work in works]
             channel = auto_refresh.supervisor_channel(os.environ)
             if channel is not None:
                 asyncio.get_running_loop().add_reader(channel, self._on_supervisor, channel)
@@ -184,6 +182,21 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
             if auto_refresh.supervisor_gone(channel):
                 asyncio.get_running_loop().remove_reader(channel)
                 self._end("PM2 is gone: ending, so that its next start finds the port free")
+
+        async def _watch_config(self) -> None:
+            started_with = before = other_sections(live.document)
+            while True:
+                await asyncio.sleep(1)
+                live.reload()
+                try:
+                    follow_rows(proxy_server.llm_router, live.document["model_list"])
+                except Exception as error:  # noqa: BLE001 - LiteLLM raises many kinds, and none may end this
+                    say(f"a changed row of the template is not used, the others are: {type(error).__name__}: {error}")
+                now = other_sections(live.document)
+                if now not in (before, started_with):
+                    changed = sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
+                    say(f"{' and '.join(changed)} changed: takes effect with `pm2 restart claude-proxy`")
+                before = now
 
         async def _watch_litellm(self) -> None:
             files = litellm_files()
@@ -217,6 +230,37 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
         raise SystemExit("LiteLLM did not start; its own words are above")
 
 
+def follow_rows(router: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """Give LiteLLM's router the rows that it does not have, and take away those that are gone, by their ids.
+
+    (Setting the whole list anew would leave old wildcard rows answering.) Raises what LiteLLM raises for a bad row.
+    """
+    wanted = {row["model_info"]["id"]: row for row in rows}
+    known = set(router.get_model_ids())
+    if known == wanted.keys():
+        return
+    from litellm.types.router import Deployment  # noqa: PLC0415 - this file must not import LiteLLM before its patch
+
+    added = [row for name, row in wanted.items() if name not in known]
+    gone = [name for name in known if name not in wanted]
+    failed: Exception | None = None
+    for row in added:  # first, so that no name is without an answer in between
+        try:
+            router.add_deployment(Deployment(**copy.deepcopy(row)))
+        except Exception as error:  # noqa: BLE001, PERF203 - the other rows still count
+            failed = error
+    for name in gone:
+        router.delete_deployment(id=name)
+    if failed:
+        raise failed
+    say(f"models: {len(added)} rows added or changed, {len(gone)} old ones removed")
+
+
+def other_sections(document: dict[str, Any]) -> dict[str, Any]:
+    """All of the configuration but the rows: LiteLLM reads it at start only."""
+    return {name: section for name, section in document.items() if name != "model_list"}
+
+
 def keep_routes(routes: list[Any], paths: Container[str]) -> None:
     """Remove all other routes in place, those of included routers too: each request is matched against all of them."""
     for route in routes:
@@ -244,7 +288,7 @@ def _get(url: str) -> bytes:
     return bytes(body)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     try:
         settings = auto_refresh.load_settings()
         key = auto_refresh.master_key(settings)

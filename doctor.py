@@ -8,6 +8,7 @@ model lists; what is wrong in one of them shows in another. So each is looked at
     python doctor.py --live     also ask every model for one word, through the proxy
     python doctor.py --json     for scripts
     python doctor.py --status   one screen: token, processes, last error
+    python doctor.py --wait     after a start: until a model has answered through the proxy, else what is wrong
 
 Nothing is changed or started, and no token or key is shown. Exit status: 0 nothing fails (warnings may), 1 otherwise.
 """
@@ -55,6 +56,7 @@ except ModuleNotFoundError as missing:
 
 CLOCK_SECONDS = 30.0  # Snowflake refuses tokens from the future; how far it lets a clock be ahead is not documented
 MODEL_SECONDS = 90.0
+START_SECONDS = 150.0  # a slow machine needs half a minute
 FREE_BYTES = 50 * 2**20
 CHAT_PATH = "/api/v2/cortex/v1/chat/completions"
 NAMES = {"token-refresher": "auto_refresh.py", "claude-proxy": "claude_proxy.py"}
@@ -607,13 +609,39 @@ def status(setup: Setup) -> tuple[str, bool]:
     return "\n".join([*lines, "use it:     make claude" if good else "what is wrong: make doctor"]), good
 
 
+def wait(setup: Setup) -> bool:
+    """Wait until a model has answered through the proxy; else show what fails. PM2 calls an early death a success."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(httpx.HTTPError):
+            if "alive" in ask_proxy(setup, "GET", "/health/liveliness").text:
+                break
+        listed = pm2_processes(setup.environ) or []
+        if any(find_process(listed, name).get("pm2_env", {}).get("status") in {"errored", "stopped"} for name in NAMES):
+            break
+        time.sleep(0.5)
+    # The cheapest first. That the region lacks one is no reason to fail, that it lacks all is.
+    rows = [row for row in setup.rows if "*" in row["model_name"]] or setup.rows
+    for row in sorted(rows, key=lambda row: "haiku" not in row["model_name"]):
+        model = row["litellm_params"]["model"]
+        if ask_model(setup, model, [row["model_name"]]).state == "ok":
+            print(f"{model.partition('/')[2]} on Snowflake Cortex answers.")
+            return True
+    findings = [finding for finding in examine(setup, live=True) if finding.state == "fail"]
+    print(page(findings, shutil.get_terminal_size().columns, colour=False))
+    return False
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="What is wrong with this set-up, and the command that mends it.")
     parser.add_argument("--live", action="store_true", help="also ask every model for one word (a few tokens each)")
     parser.add_argument("--json", action="store_true", help="for scripts")
     parser.add_argument("--status", action="store_true", help="one screen: token, processes, last error")
+    parser.add_argument("--wait", action="store_true", help="after a start: wait until a model has answered")
     options = parser.parse_args(arguments)
     setup = look(os.environ, time.time())
+    if options.wait:
+        return 0 if wait(setup) else 1
     if options.status:
         screen, good = status(setup)
         print(screen)

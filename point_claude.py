@@ -427,7 +427,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.run is not None:
             run(settings, options.run, os.environ)
         elif options.file:
-            print(f"claude --settings {shlex.quote(str(write_run_file(settings, os.environ)))}")
+            claude = find_claude(os.environ) if not shutil.which("claude") else "claude"
+            print(shlex.join([claude, "--settings", str(write_run_file(settings, os.environ))]))
         elif options.print:
             print(printed(settings, os.environ), end="")
         else:

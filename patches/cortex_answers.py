@@ -104,7 +104,7 @@ class StreamFix:
             yield data
             self._done = True
             return
-        if self._head and not any(word in data for word in _TELLING):
+        if self._head and data.endswith(b"}") and not any(word in data for word in _TELLING):
             self._called = self._called or b'"tool_calls":[{' in data.replace(b" ", b"")
             yield data
             return

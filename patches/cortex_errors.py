@@ -34,7 +34,7 @@ class Explained:
 
 
 class _Case(NamedTuple):
-    status: int  # what Cortex answers; 0 for any
+    status: int  # what Cortex answers
     words: str  # a pattern for its words; the first case that fits counts
     remedy: str
     retry: bool = False
@@ -109,13 +109,6 @@ CASES = (
         "Trying again. If the same session fails again and again, /compact or /clear mends it.",
         retry=True,
     ),
-    _Case(
-        0,
-        r"(?i)connect|name or service|getaddrinfo|resolve|ssl|certificate",
-        "Snowflake cannot be reached: network, VPN, DNS or certificates. `make doctor` says which.",
-        retry=True,
-        becomes=502,
-    ),
 )
 _LATER = _Case(0, r"", "Trying again. `make doctor` looks for the cause.", retry=True)
 _NEVER = _Case(0, r"", "")
@@ -123,7 +116,7 @@ _UUID = re.compile(r"\[([0-9a-f-]{36})\]")
 
 
 def words_of(body: str) -> tuple[str, str]:
-    """(code, message) of Snowflake's envelope; a body of another kind is its own message, a web page is named as one."""
+    """(code, message) of Snowflake's envelope; another body is its own message, a web page is named as one."""
     try:
         envelope = json.loads(body)
         return str(envelope.get("code") or envelope.get("error_code") or ""), str(envelope["message"])
@@ -135,15 +128,30 @@ def words_of(body: str) -> tuple[str, str]:
 
 
 def explain(status: int, body: str) -> Explained:
-    """Explain an answer of Cortex (or an error that kept one from coming) by its HTTP status and body."""
+    """Explain an answer of Cortex by its HTTP status and body."""
     code, words = words_of(body)
     text = f"{code} {words}"
     default = _LATER if status >= 500 else _NEVER
-    case = next((case for case in CASES if case.status in {0, status} and re.search(case.words, text)), default)
-    if case.status == 0 and status < 500:
-        case = default
+    case = next((case for case in CASES if case.status == status and re.search(case.words, text)), default)
     shown = case.becomes or status
     failure = _UUID.search(words)
     remedy = case.remedy.replace("{uuid}", failure[1] if failure else "UUID")
-    first = f"Snowflake Cortex: {words}" if words else f"Snowflake Cortex answered {status}"
-    return Explained(shown, KINDS.get(shown, "api_error"), f"{first}\n{remedy}".strip(), case.retry)
+    return _explained(shown, f"Snowflake Cortex: {words}\n{remedy}", retry=case.retry)
+
+
+def explain_failure(status: int, words: str) -> Explained:
+    """Explain an error that LiteLLM made itself, because no answer came or none was asked for."""
+    # Its class names before its words, and what it says behind them, tell a user nothing.
+    words = re.sub(r"^(litellm\.\w+: |\w+Exception - |\w+Error: )+", "", " ".join(words.split()))
+    words = words.partition(" LiteLLM: model group ")[0] or "no words"
+    if model := re.search(r"model=(\S+)\. There are no healthy deployments", words):
+        message = f"no row of litellm_config.template.yaml answers for the model {model[1]}.\nAdd one, or pick: /model"
+        return _explained(400, message, retry=False)
+    if re.search(r"(?i)connect|timed? ?out|payload|not whole|ssl|certificate", words):
+        message = f"Snowflake Cortex cannot be reached, or broke off: {words}"
+        return _explained(502, f"{message}\nNetwork, VPN, DNS or certificates? make doctor", retry=True)
+    return _explained(status, words, retry=status >= 500)
+
+
+def _explained(status: int, message: str, *, retry: bool) -> Explained:
+    return Explained(status, KINDS.get(status, "api_error"), message.strip(), retry)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from auto_refresh import say
-from patches.cortex_errors import Explained, explain
+from patches.cortex_errors import Explained, explain, explain_failure
 from patches.live_config import Call, LiveConfig, current_call
 
 Scope = MutableMapping[str, Any]
@@ -176,6 +176,10 @@ class FrontDoor:
                 kept = [(name, value) for name, value in message["headers"] if name.lower() in KEPT_HEADERS]
                 await send({**message, "headers": kept})
             elif failed is None:
+                if message.get("body", b"").startswith(b"event: error"):
+                    body, words = _broken_off(message["body"])
+                    say(f"error in the middle of an answer: {words}")
+                    message = {**message, "body": body}
                 await send(message)
             else:
                 collected += message.get("body", b"")
@@ -189,26 +193,28 @@ class FrontDoor:
     def _explained(self, call: Call, status: int, body: bytes) -> Refusal:
         if call.trouble is not None:
             return Refusal(401, "authentication_error", call.trouble)
-        if call.answer is not None:
-            told = explain(*call.answer)
-        else:
-            told = explain(status, _litellm_message(body))
+        told = explain(*call.answer) if call.answer is not None else explain_failure(status, _message_of(body))
         return _refusal_of(told, is_new_token=call.token_was_new)
 
 
 def _refusal_of(told: Explained, *, is_new_token: bool) -> Refusal:
     # A 401 on an older token is worth another try, with a new one; on a new one it is the key that is not accepted.
-    final = is_new_token if told.status == 401 else told.retry is False
+    final = is_new_token if told.status == 401 else not told.retry
     return Refusal(told.status, told.kind, told.message, final)
 
 
-def _litellm_message(body: bytes) -> str:
-    """The words of an error that LiteLLM made itself, without its class names before them."""
+def _message_of(body: bytes) -> str:
     try:
-        message = str(json.loads(body)["error"]["message"])
+        return str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return body.decode("utf-8", "replace")
-    return re.sub(r"^(litellm\.\w+: |\w+Exception - |\w+Error: )+", "", message)
+
+
+def _broken_off(event: bytes) -> tuple[bytes, str]:
+    """LiteLLM's `event: error` in the middle of a stream, said again in our words, and these."""
+    told = explain_failure(502, _message_of(event.partition(b"data: ")[2]))
+    error = {"type": told.kind, "message": redact(told.message)}
+    return b"event: error\ndata: " + json.dumps({"type": "error", "error": error}).encode() + b"\n\n", error["message"]
 
 
 def redact(text: str) -> str:
