@@ -4,16 +4,21 @@ PYTHON ?= python3
 PY := .venv/bin/python
 # Without its banner and without asking a server for its newest version.
 PM2 := PM2_DISCRETE_MODE=1 PM2_DISABLE_VERSION_CHECK=1 node_modules/.bin/pm2
+NPM := npm --loglevel=error --no-audit --no-fund
 APPS := token-refresher claude-proxy
-STATE := $(if $(CORTEX_HOME),$(CORTEX_HOME),.)
+# Silent when it is in place.
+PATCH := $(PY) patches/apply_patch.py --check >/dev/null 2>&1 || $(PY) patches/apply_patch.py
 
 # A set-up of its own beside a real one: folder, ports, key, PM2 daemon. Emptied are the settings of a real one.
 DEMO := .demo
 DEMO_PORT ?= 8002
 DEMO_CORTEX_PORT ?= 8003
-DEMO_ENV := CORTEX_HOME=$(CURDIR)/$(DEMO) PM2_HOME=$(CURDIR)/$(DEMO)/pm2 PROXY_PORT=$(DEMO_PORT) \
+DEMO_ENV := export CORTEX_HOME='$(CURDIR)/$(DEMO)' PM2_HOME='$(CURDIR)/$(DEMO)/pm2' PROXY_PORT=$(DEMO_PORT) \
 	SNOWFLAKE_ACCOUNT=DEMO-ACCOUNT SNOWFLAKE_USER=DEMO SNOWFLAKE_HOST=http://127.0.0.1:$(DEMO_CORTEX_PORT) \
-	SNOWFLAKE_PRIVATE_KEY_PATH=$(CURDIR)/$(DEMO)/snowflake_key.p8 PRIVATE_KEY_PASSPHRASE= LITELLM_MASTER_KEY= REFRESH_MINUTES=
+	SNOWFLAKE_PRIVATE_KEY_PATH='$(CURDIR)/$(DEMO)/snowflake_key.p8' PRIVATE_KEY_PASSPHRASE= LITELLM_MASTER_KEY= REFRESH_MINUTES=
+
+# The commands below are about the demo while there is nothing else.
+HERE := if [ -d $(DEMO) ] && [ ! -e litellm_config.yaml ]; then $(DEMO_ENV); fi
 
 .PHONY: help
 help: ## this list
@@ -34,10 +39,10 @@ install: .venv/installed node_modules/installed
 
 node_modules/installed: package-lock.json
 	@command -v npm >/dev/null || { echo "Node.js 18 or newer with npm is needed: https://nodejs.org" >&2; exit 1; }
-	@node -e 'process.exit(parseInt(process.versions.node) < 18)' || { \
+	@node -e 'process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)' || { \
 		echo "Node.js 18 or newer is needed; this is $$(node --version): https://nodejs.org" >&2; exit 1; }
 	@echo "Installing PM2$$(command -v claude >/dev/null || echo ' and Claude Code') into node_modules …"
-	@npm ci --silent --no-audit --no-fund $$(if command -v claude >/dev/null; then echo --omit=dev; fi)
+	@$(NPM) ci $$(if command -v claude >/dev/null; then echo --omit=dev; fi) >/dev/null
 	@touch $@
 
 # -------------------------------------------------------------------------------------------------------------- set-up
@@ -45,45 +50,45 @@ node_modules/installed: package-lock.json
 .PHONY: start
 start: install ## set up what is missing, start, wait for the first answer
 	@$(PY) configure.py
-	@$(PY) patches/apply_patch.py
+	@$(PATCH)
 	@$(call up,ecosystem.config.js)
-	@$(PY) claude_proxy.py --wait
+	@$(PY) doctor.py --wait
+	@echo "Run Claude Code on it, in any folder:"
 	@$(PY) point_claude.py --file
+	@echo "To let every plain 'claude' go there (--undo takes it back): $(PY) point_claude.py"
 
 .PHONY: demo
 demo: install ## the same without a Snowflake account: a stand-in answers
 	@mkdir -p -m 700 $(DEMO)
 	@test -e $(DEMO)/snowflake_key.p8 || $(PY) -c 'import configure, pathlib; configure.make_key_pair(pathlib.Path("$(DEMO)/snowflake_key.p8"))'
-	@$(PY) patches/apply_patch.py
-	@$(DEMO_ENV) $(call up,tests/demo.config.js)
-	@$(DEMO_ENV) $(PY) claude_proxy.py --wait
-	@$(DEMO_ENV) $(PY) point_claude.py --file
-	@echo "This is the demo: a stand-in on this machine answers, no model, and nothing is sent anywhere. End it with: make demo-stop"
+	@$(PATCH)
+	@$(DEMO_ENV); $(call up,tests/demo.config.js)
+	@$(DEMO_ENV); $(PY) doctor.py --wait
+	@echo "This is the demo: a stand-in on this machine answers, not a model, and nothing is sent anywhere."
+	@echo "Run Claude Code on it, in any folder; 'make stop' ends and removes the demo:"
+	@$(DEMO_ENV); $(PY) point_claude.py --file
 
 .PHONY: claude
 claude: ## run Claude Code on Cortex, leaving your settings alone (ARGS='-p hello')
-	@$(PY) point_claude.py --run $(ARGS)
+	@$(HERE); $(PY) point_claude.py --run $(ARGS)
 
 .PHONY: stop
-stop: ## stop both processes
+stop: ## stop everything, the demo too
 	@$(call down,$(APPS))
-
-.PHONY: demo-stop
-demo-stop: ## end the demo and remove what it made
-	@$(DEMO_ENV) $(call down,demo-cortex $(APPS:%=demo-%))
-	@rm -rf $(DEMO)
+	@if [ -d $(DEMO) ]; then $(DEMO_ENV); $(call down,demo-cortex $(APPS:%=demo-%)); rm -rf $(DEMO); fi
+	@echo "Stopped."
 
 .PHONY: status
 status: ## one screen: token, processes, last error
-	@$(PY) doctor.py --status
+	@$(HERE); $(PY) doctor.py --status
 
 .PHONY: doctor
 doctor: ## what is wrong, and what mends it (ARGS=--live asks every model)
-	@$(PY) doctor.py $(ARGS)
+	@$(HERE); $(PY) doctor.py $(ARGS)
 
 .PHONY: logs
 logs: ## what both processes said last, and what they say from now on
-	@tail -n 20 -F $(STATE)/logs/token-refresher.log $(STATE)/logs/claude-proxy.log
+	@$(HERE); tail -n 20 -F "$${CORTEX_HOME:-.}"/logs/*.log
 
 # PM2 prints a page about itself the first time, and tables later: its words matter only when it fails.
 define up
@@ -95,5 +100,44 @@ define down
 if [ -S "$${PM2_HOME:-$$HOME/.pm2}/rpc.sock" ]; then \
 	$(PM2) delete $(1) >/dev/null 2>&1; \
 	if [ "$$($(PM2) jlist 2>/dev/null | tail -n 1)" = "[]" ]; then $(PM2) kill >/dev/null 2>&1; fi; \
-fi; echo "Stopped."
+fi
 endef
+
+# ------------------------------------------------------------------------------------------------------------- develop
+
+# `make test` on a new machine needs nothing before it. Its parts: `make lint`, and .venv/bin/pytest.
+.PHONY: test
+test: lint node_modules/installed-dev ## lint, types and all tests, without a Snowflake account (ARGS='-k token')
+	@$(PY) -m pytest $(ARGS)
+
+.PHONY: lint
+lint: .venv/installed-dev ## ruff and mypy
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+	@$(PY) -m mypy
+
+.PHONY: compat
+compat: .venv/installed ## try the patch on many LiteLLM releases (downloads 300 MB)
+	@$(PY) tests/compat_litellm.py
+
+.PHONY: lock
+lock: .venv/bin/uv ## bring the lock files in line with their sources (ARGS=--upgrade: with the newest releases)
+	@$(COMPILE) requirements.in -o requirements.txt $(ARGS)
+	@$(COMPILE) requirements-dev.in -o requirements-dev.txt $(ARGS)
+	@$(NPM) $(if $(ARGS),update,install) --package-lock-only --omit-lockfile-registry-resolved >/dev/null
+
+# One lock for Linux and macOS and every Python from 3.10 on, without a word about where it was made.
+COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header
+
+.venv/bin/uv:
+	@$(PYTHON) -m venv .venv
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+# The tests run the Claude Code of package-lock.json, which `make install` leaves out where there is one already.
+node_modules/installed-dev: node_modules/installed
+	@test -x node_modules/.bin/claude || $(NPM) ci >/dev/null
+	@touch node_modules/installed $@

@@ -119,12 +119,16 @@ class StreamFix:
         if event.get("usage"):
             # Held until the end: LiteLLM wants the reason before the numbers, and the numbers decide the reason.
             self._usage = openai_usage(event.pop("usage"))
-        for choice in choices:
-            self._fix_delta(choice)
+        signature = "".join(self._fix_delta(choice) for choice in choices)
         if choices:
             yield _dump(event)
+        if signature:
+            # LiteLLM drops an event without text, even an empty one, and the text of an event with a signature.
+            block = {"type": "thinking", "thinking": "", "signature": signature}
+            yield self._event({"reasoning_content": "", "thinking_blocks": [block]})
 
-    def _fix_delta(self, choice: JSON) -> None:
+    def _fix_delta(self, choice: JSON) -> str:
+        """Bring one choice into order, in place; the signature that came with its thinking."""
         delta = choice.get("delta") or {}
         self._called = self._called or bool(delta.get("tool_calls"))
         self._finished = self._finished or bool(choice.get("finish_reason"))
@@ -133,17 +137,18 @@ class StreamFix:
         details = delta.pop("reasoning_details", ())
         text = "".join(detail.get("text") or "" for detail in details)
         signature = "".join(detail.get("signature") or "" for detail in details)
-        if signature:
-            delta["thinking_blocks"] = [{"type": "thinking", "thinking": text, "signature": signature}]
-        elif text:
+        if text:
             delta["reasoning_content"] = text
         if details:
             delta.pop("content", None)
+        return signature
+
+    def _event(self, delta: JSON, reason: str | None = None) -> bytes:
+        return _dump({**self._head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
 
     def _finish(self) -> Iterator[bytes]:
         if not self._finished:
-            reason = finish_reason(self._usage, self._facts, called=self._called)
-            yield _dump({**self._head, "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
+            yield self._event({}, finish_reason(self._usage, self._facts, called=self._called))
             self._finished = True
         if self._usage:
             yield _dump({**self._head, "choices": [], "usage": self._usage})

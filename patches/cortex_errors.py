@@ -147,7 +147,7 @@ def explain_failure(status: int, words: str) -> Explained:
     if model := re.search(r"model=(\S+)\. There are no healthy deployments", words):
         message = f"no row of litellm_config.template.yaml answers for the model {model[1]}.\nAdd one, or pick: /model"
         return _explained(400, message, retry=False)
-    if re.search(r"(?i)connect|timed? ?out|payload|not whole|ssl|certificate", words):
+    if re.search(r"(?i)connect|timed? ?out|not completed|not whole|ssl|certificate", words):
         message = f"Snowflake Cortex cannot be reached, or broke off: {words}"
         return _explained(502, f"{message}\nNetwork, VPN, DNS or certificates? make doctor", retry=True)
     return _explained(status, words, retry=status >= 500)

@@ -16,6 +16,7 @@ import hmac
 import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,8 @@ OWN_ROUTES = {("HEAD", "/"), ("GET", "/v1/models"), ("POST", "/v1/messages/count
 WITHOUT_KEY = {("GET", "/health/liveliness"), ("HEAD", "/")}  # they tell nothing and cost nothing
 KEPT_HEADERS = {b"content-type", b"content-length", b"cache-control", b"retry-after"}
 
+# A request of Claude Code's WebSearch: its only tool is one that Anthropic's servers would run.
+_SERVER_TOOL = re.compile(rb'"type": ?"(web_search|web_fetch|code_execution|advisor)_\d')
 _TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
 
 
@@ -67,6 +70,21 @@ def refusal(method: str, path: str, headers: dict[bytes, bytes], *, key: str, po
         )
     if method == "POST" and headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
         return Refusal(415, "invalid_request_error", "The content type must be application/json.")
+    return None
+
+
+def server_tools_only(body: bytes) -> Refusal | None:
+    """Why a request must not pass whose tools would all run on Anthropic's servers: Cortex would make an answer up.
+
+    Claude Code hands the message to its model as the tool's result, and the model tells the user.
+    """
+    with suppress(ValueError, TypeError, AttributeError):
+        kinds = [str(tool.get("type") or "custom") for tool in json.loads(body).get("tools") or ()]
+        if kinds and "custom" not in kinds:
+            message = (
+                f"Snowflake Cortex does not have this tool ({', '.join(kinds)}). Tell the user so, and do without it."
+            )
+            return Refusal(400, "invalid_request_error", message)
     return None
 
 
@@ -119,6 +137,8 @@ class FrontDoor:
         if refused is None and method == "POST":
             # The whole body at once: it is bounded, counted here, and LiteLLM would collect it anyway.
             body, refused = await _read_body(receive, headers)
+        if refused is None and path == "/v1/messages" and _SERVER_TOOL.search(body):
+            refused = server_tools_only(body)
         if refused is not None:
             say(f"refused {method} {path}: {refused.message}")
             await _send_error(send, refused)
@@ -188,7 +208,9 @@ class FrontDoor:
                     say(f"error {refused.status} to Claude Code: {redact(refused.message)}")
                     await _send_error(send, refused)
 
-        await self._app(scope, receive_body, send_on)
+        # On loopback, compression costs time and saves nothing.
+        kept_headers = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]
+        await self._app({**scope, "headers": kept_headers}, receive_body, send_on)
 
     def _explained(self, call: Call, status: int, body: bytes) -> Refusal:
         if call.trouble is not None:

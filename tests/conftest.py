@@ -6,11 +6,13 @@ import ctypes
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+import auto_refresh
 from tests.cortex_stub import CortexStub
 
 BUNDLE = Path(__file__).resolve().parent.parent
@@ -42,7 +45,7 @@ def wait_until(what: Callable[[], Any], seconds: float = 60, describe: Callable[
 
 
 def drop_root_powers() -> None:
-    """In a child before exec: root obeys file permissions like anybody else (capabilities DAC_OVERRIDE, READ_SEARCH)."""
+    """In a child before exec: root obeys file permissions like anybody (capabilities DAC_OVERRIDE, READ_SEARCH)."""
     if os.geteuid() == 0:
         prctl, cap_drop = ctypes.CDLL(None).prctl, 24
         for capability in (1, 2):
@@ -139,10 +142,41 @@ class SetUp:
             check=False,
         )
 
+    @contextmanager
+    def template(self, edit: Callable[[str], str]) -> Iterator[None]:
+        """The running proxy with an edited template, which a refresher that holds still would render."""
+        settings = auto_refresh.load_settings(self.environ)
+        rendered = auto_refresh.render(
+            edit(settings.template_path.read_text()),
+            {
+                "SNOWFLAKE_JWT": auto_refresh.sign(settings, time.time()).value,
+                "LITELLM_MASTER_KEY": self.master_key,
+                "CORTEX_URL": settings.base_url,
+            },
+        )
+        refresher, log, followed = self.processes["auto_refresh.py"], "claude_proxy.py", "models: "
+        refresher.send_signal(signal.SIGSTOP)
+        before = self.log(log).count(followed)
+        try:
+            auto_refresh.write_private(self.config, rendered)
+            wait_until(lambda: self.log(log).count(followed) > before, 10, lambda: self.log(log))
+            yield
+        finally:
+            refresher.send_signal(signal.SIGCONT)  # it finds the file altered, and writes it anew
+        wait_until(lambda: self.log(log).count(followed) > before + 1, 10, lambda: self.log(log))
+
     def claude(self, prompt: str, *options: str, seconds: float = 120, **environ: str) -> dict[str, Any]:
         """One scripted run of the real Claude Code; its JSON result."""
         done = self.run(
-            str(CLAUDE), "-p", prompt, "--output-format", "json", *options, seconds=seconds, **self.claude_env(), **environ
+            str(CLAUDE),
+            "-p",
+            prompt,
+            "--output-format",
+            "json",
+            *options,
+            seconds=seconds,
+            **self.claude_env(),
+            **environ,
         )
         assert done.stdout, done.stderr
         result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -172,7 +206,7 @@ class SetUp:
         for process in self.processes.values():
             try:
                 process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
+            except subprocess.TimeoutExpired:  # noqa: PERF203 - a few processes
                 process.kill()
                 process.wait(timeout=10)
         self.stub.stop()

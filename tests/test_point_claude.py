@@ -6,6 +6,8 @@ import http.server
 import json
 import os
 import re
+import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -421,5 +423,6 @@ def test_without_claude_the_install_command_is_said(home: Home, monkeypatch: pyt
 def test_the_printed_command_is_one_for_the_shell(home: Home) -> None:
     folder = home.set_up.folder / "with space"
     folder.mkdir()
-    command = home.good("--file", CORTEX_HOME=str(folder)).strip()
-    assert command == f"claude --settings '{folder / 'claude.json'}'"
+    command = shlex.split(home.good("--file", CORTEX_HOME=str(folder)))
+    assert (Path(command[0]).name, command[1:]) == ("claude", ["--settings", str(folder / "claude.json")])
+    assert shutil.which(command[0])

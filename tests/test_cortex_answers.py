@@ -1,0 +1,196 @@
+"""Cortex's answers as the OpenAI SDK and LiteLLM get them: a line of the contract is a test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from patches.cortex_answers import IncompleteAnswerError, RequestFacts, StreamFix, fix_answer, openai_usage
+
+JSON = dict[str, Any]
+CALL = {"id": "toolu_bdrk_01a", "type": "function", "function": {"name": "Bash", "arguments": '{"command":"ls"}'}}
+THOUGHT = {"type": "reasoning.text", "format": "anthropic-claude-v1", "id": "reasoning-text-1", "index": 0}
+
+
+def whole(message: JSON, usage: JSON | None = None, reason: str = "") -> JSON:
+    """An answer of Chat Completions as Cortex gives it for Claude."""
+    message = {"role": "assistant", "content": "", "refusal": "", "tool_calls": None, **message}
+    body = {"id": "", "model": "claude", "choices": [{"index": 0, "message": message, "finish_reason": reason}]}
+    return {**body, "usage": usage} if usage else body
+
+
+def usage_of(prompt: int, completion: int, cached: int = 0, total: int | None = None) -> JSON:
+    total = prompt + cached + completion if total is None else total
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total}
+    return {**counts, "prompt_tokens_details": {"cached_tokens": cached}}
+
+
+def only(body: JSON) -> JSON:
+    (choice,) = body["choices"]
+    return dict(choice)
+
+
+# ------------------------------------------------------------------------------------------------------- not streamed
+
+
+@pytest.mark.parametrize(
+    ("message", "completion", "limit", "reason"),
+    [
+        ({"content": "hello"}, 5, 100, "stop"),
+        ({"content": "hello"}, 100, 100, "length"),
+        ({"content": "hello"}, 100, None, "stop"),
+        ({"tool_calls": [CALL]}, 5, 100, "tool_calls"),
+        ({"tool_calls": [CALL]}, 100, 100, "length"),
+    ],
+)
+def test_the_reason_that_cortex_leaves_out_is_worked_out(
+    message: JSON, completion: int, limit: int | None, reason: str
+) -> None:
+    answer = fix_answer(whole(message, usage_of(7, completion)), RequestFacts(limit))
+    assert only(answer)["finish_reason"] == reason
+
+
+def test_a_reason_that_is_there_stays() -> None:
+    assert only(fix_answer(whole({"content": "a"}, reason="stop"), RequestFacts(1)))["finish_reason"] == "stop"
+
+
+def test_empty_fields_are_no_content() -> None:
+    message = only(fix_answer(whole({"tool_calls": [CALL]}), RequestFacts()))["message"]
+    assert message == {"role": "assistant", "content": None, "tool_calls": [CALL]}
+
+
+def test_a_call_without_arguments_has_an_empty_object() -> None:
+    call = {**CALL, "function": {"name": "TaskList", "arguments": ""}}
+    message = only(fix_answer(whole({"tool_calls": [call]}), RequestFacts()))["message"]
+    assert message["tool_calls"][0]["function"]["arguments"] == "{}"
+
+
+def test_thinking_comes_with_its_signature() -> None:
+    details = [{**THOUGHT, "text": "hm", "signature": "sig"}]
+    message = only(fix_answer(whole({"content": "a", "reasoning_details": details}), RequestFacts()))["message"]
+    assert message["thinking_blocks"] == [{"type": "thinking", "thinking": "hm", "signature": "sig"}]
+    assert "reasoning_details" not in message
+
+
+def test_the_prompt_includes_what_was_cached() -> None:
+    # The one call that was recorded from the real service: prompt 7, cached 4805, completion 6, total 4818.
+    assert openai_usage(usage_of(7, 6, 4805))["prompt_tokens"] == 4812
+
+
+def test_a_usage_that_is_right_already_stays() -> None:
+    right = usage_of(4812, 6, 4805, total=4818)
+    assert openai_usage(right) == right
+    assert openai_usage(None) == {}
+
+
+@pytest.mark.parametrize("body", [{"message": "what"}, {"choices": [{}]}, {"choices": None}])
+def test_what_is_no_answer_is_said_to_be_none(body: JSON) -> None:
+    with pytest.raises(IncompleteAnswerError):
+        fix_answer(body, RequestFacts())
+
+
+# ----------------------------------------------------------------------------------------------------------- streamed
+
+HEAD = {"id": "", "object": "chat.completion.chunk", "created": 0, "model": "claude"}
+
+
+def delta(**fields: Any) -> bytes:
+    return json.dumps({**HEAD, "choices": [{"index": 0, "delta": {"role": "assistant", **fields}}]}).encode()
+
+
+def counted(usage: JSON) -> bytes:
+    return json.dumps({**HEAD, "choices": [], "usage": usage}).encode()
+
+
+def fixed(events: Iterable[bytes], limit: int | None = 100) -> list[Any]:
+    """The events after the repair, parsed; `[DONE]` as it is."""
+    fix = StreamFix(RequestFacts(limit))
+    data = [out for event in events for out in fix.feed(event)] + list(fix.end())
+    return [event if event == b"[DONE]" else json.loads(event) for event in data]
+
+
+def reasons(events: list[Any]) -> list[str]:
+    found = [choice.get("finish_reason") for event in events if event != b"[DONE]" for choice in event["choices"]]
+    return [reason for reason in found if reason]
+
+
+@pytest.mark.parametrize(
+    ("fields", "completion", "reason"),
+    [
+        ({"content": "hello"}, 5, "stop"),
+        ({"content": "hello"}, 100, "length"),
+        ({"tool_calls": [{"index": 0, **CALL}]}, 5, "tool_calls"),
+        ({"tool_calls": [{"index": 0, **CALL}]}, 100, "length"),
+    ],
+)
+def test_a_stream_gets_its_reason_before_its_numbers(fields: JSON, completion: int, reason: str) -> None:
+    events = fixed([delta(content="first"), delta(**fields), counted(usage_of(7, completion, 50)), b"[DONE]"])
+    assert reasons(events) == [reason]
+    assert reasons(events[-3:-2]) == [reason]
+    assert events[-2]["usage"]["prompt_tokens"] == 57
+    assert events[-1] == b"[DONE]"
+
+
+def test_plain_text_passes_byte_for_byte() -> None:
+    fix = StreamFix(RequestFacts())
+    list(fix.feed(delta(content="a")))
+    text = delta(content='"tool_calls" and "usage" and ünïcode')
+    assert list(fix.feed(text)) == [text]
+
+
+def test_text_that_talks_about_usage_is_still_text() -> None:
+    words = 'its "usage": {"total_tokens": 5}'
+    events = fixed([delta(content=words), b"[DONE]"])
+    assert events[0]["choices"][0]["delta"]["content"] == words
+    assert not [event for event in events[:-1] if "usage" in event]
+
+
+def test_a_signature_comes_after_its_thinking_in_an_event_of_its_own() -> None:
+    events = fixed(
+        [
+            delta(content="", reasoning_details=[{**THOUGHT, "text": "h"}]),
+            delta(content="", reasoning_details=[{**THOUGHT, "text": "m", "signature": "sig"}]),
+            delta(content="so"),
+            b"[DONE]",
+        ]
+    )
+    deltas = [event["choices"][0]["delta"] for event in events[:-2]]
+    assert "".join(one.get("reasoning_content", "") for one in deltas) == "hm"
+    (signed,) = [one["thinking_blocks"][0]["signature"] for one in deltas if "thinking_blocks" in one]
+    assert signed == "sig"
+    assert [index for index, one in enumerate(deltas) if "thinking_blocks" in one] == [2]
+
+
+def test_a_stream_of_openai_s_stays_as_it_is() -> None:
+    last = {**HEAD, "choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
+    events = fixed([delta(content="a"), json.dumps(last).encode(), counted(usage_of(7, 5)), b"[DONE]"])
+    assert reasons(events) == ["length"]
+
+
+def test_a_stream_that_ends_with_its_numbers_is_whole_without_a_word() -> None:
+    events = fixed([delta(content="a"), counted(usage_of(7, 5))])
+    assert (reasons(events), events[-1]) == (["stop"], b"[DONE]")
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ([delta(content="a")], "ended in the middle"),
+        ([], "ended in the middle"),
+        ([delta(content="a"), b'{"choices": [{"del'], "not JSON"),
+        ([b"[]"], "not JSON"),
+        ([delta(content="a"), b'{"message": "internal error", "code": "1"}'], "internal error"),
+        ([delta(content="a"), b'{"error": {"message": "out of luck"}}'], "out of luck"),
+    ],
+)
+def test_a_stream_that_breaks_off_is_never_a_short_answer(events: list[bytes], words: str) -> None:
+    with pytest.raises(IncompleteAnswerError, match=words):
+        fixed(events)
+
+
+def test_the_limit_is_read_under_both_names() -> None:
+    assert RequestFacts.of({"max_tokens": 5}) == RequestFacts.of({"max_completion_tokens": 5}) == RequestFacts(5)
+    assert RequestFacts.of({}) == RequestFacts(None)

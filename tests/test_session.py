@@ -1,0 +1,360 @@
+"""Whole sessions: the real Claude Code, the real LiteLLM and the strict stand-in, which refuses what Cortex refuses."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import CLAUDE, SetUp, events
+from tests.cortex_rules import JSON
+from tests.cortex_stub import CHAT, FAULTS
+
+pytestmark = pytest.mark.real
+
+BETWEEN_SETTINGS = "claude-sonnet-4-5-20250929"  # an id for which Claude Code asks for `enabled` thinking
+TOOLS = "Bash,Read,Write,Edit,Agent,Glob,TaskList"
+SETTINGS = ("--output-format", "json", "--permission-mode", "acceptEdits", "--allowedTools", TOOLS)
+FUTURE = "claude-opus-9-9"  # an id that it does not know: adaptive thinking
+
+
+@dataclass
+class Session:
+    """A person at work in one folder: each `say` is a run of `claude` that goes on with the same session."""
+
+    set_up: SetUp
+    folder: Path
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir()
+        self.first = len(self.set_up.stub.requests)
+
+    @property
+    def requests(self) -> list[JSON]:
+        return self.set_up.stub.requests[self.first :]
+
+    def say(self, prompt: str, *, model: str = "sonnet") -> str:
+        more = ["--continue"] if self.runs else []
+        done = subprocess.run(
+            [str(CLAUDE), "-p", prompt, "--model", model, *SETTINGS, *more],
+            env={**self.set_up.environ, **self.set_up.claude_env()},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=120,
+            check=False,
+        )
+        assert done.stdout, done.stderr
+        run: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        self.runs.append(run)
+        assert not run["is_error"], run["result"]
+        return str(run["result"])
+
+
+def call(name: str, **arguments: Any) -> str:
+    return f"{name} {json.dumps(arguments)}"
+
+
+def ask(*turns: str | list[str]) -> str:
+    """A prompt that scripts the stand-in: a list is a turn that calls these tools, a string one that says it."""
+    return " ".join(
+        f"[[text: {turn}]]" if isinstance(turn, str) else f"[[tools: {' ; '.join(turn)}]]" for turn in turns
+    )
+
+
+def a_picture() -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0\xff\0\0"))
+        + chunk(b"IEND", b"")
+    )
+
+
+def work_all_day(session: Session) -> None:
+    """At least 25 turns: parallel tools, one that fails, one without arguments, a picture, edits, a sub-agent…"""
+    here = session.folder
+    (here / "dot.png").write_bytes(a_picture())
+    (here / "plan.txt").write_text("alpha\n")
+    bash = [call("Bash", command=f"echo {word} >> log.txt") for word in ("one", "two", "three", "four", "five")]
+    plan, notes = str(here / "plan.txt"), str(here / "notes.txt")
+    said = session.say(
+        ask(
+            bash[:2],
+            bash[2:5],
+            [
+                call("Bash", command="exit 3"),
+                call("Read", file_path=plan),
+                call("Read", file_path=str(here / "dot.png")),
+            ],
+            [call("TaskList"), *[call("Bash", command=f"echo {number}") for number in range(4)]],
+            [call("Edit", file_path=plan, old_string="alpha", new_string="ALPHA")],
+            [call("Write", file_path=notes, content="beta\n"), call("Bash", command="cat plan.txt")],
+            "edited",
+        )
+    )
+    assert said == "edited"
+    errand = ask([call("Bash", command="echo errand > errand.txt"), call("Bash", command="true")], "errand done")
+    said = session.say(
+        ask([call("Agent", description="run", prompt=errand, subagent_type="general-purpose"), bash[0]], "back")
+    )
+    assert said == "back"
+    assert session.say(ask([bash[1]], [bash[2], bash[3]], "thought"), model=FUTURE) == "thought"
+    assert session.say(ask([bash[1], bash[2]], "quick"), model="haiku") == "quick"
+    assert session.say(ask([bash[1]], [bash[0]], "deep"), model="opus") == "deep"
+    session.say("/compact")
+    assert session.say(ask([bash[4], bash[0]], [call("Read", file_path=notes)], "after")) == "after"
+    assert session.say(ask([bash[1], bash[2]], [bash[0]], "old"), model=BETWEEN_SETTINGS) == "old"
+    assert plan_of(session) == ("ALPHA\n", "beta\n", "errand\n")
+    assert (here / "log.txt").read_text().split()[:5] == ["one", "two", "three", "four", "five"]
+
+
+def plan_of(session: Session) -> tuple[str, ...]:
+    return tuple((session.folder / name).read_text() for name in ("plan.txt", "notes.txt", "errand.txt"))
+
+
+@pytest.fixture(scope="module")
+def session(running: SetUp, tmp_path_factory: pytest.TempPathFactory) -> Session:
+    made = Session(running, tmp_path_factory.mktemp("home") / "project")
+    work_all_day(made)
+    return made
+
+
+def test_a_day_s_work_meets_no_refusal(session: Session) -> None:
+    refused = [(record.get("refusal"), record["status"]) for record in session.requests if record["status"] != 200]
+    assert refused == []
+    assert len(session.requests) >= 25
+    assert {record["path"] for record in session.requests} == {CHAT}
+    assert {record["model"] for record in session.requests} >= {
+        "claude-sonnet-4-6",
+        "claude-opus-4-7",
+        "claude-haiku-4-5",
+        "claude-sonnet-4-5",
+    }
+
+
+def test_claude_code_counts_what_the_stand_in_charged(session: Session) -> None:
+    shown = {"input": 0, "cached": 0, "output": 0}
+    for run in session.runs:
+        for usage in run["modelUsage"].values():
+            shown["input"] += usage["inputTokens"]
+            shown["cached"] += usage["cacheReadInputTokens"] + usage["cacheCreationInputTokens"]
+            shown["output"] += usage["outputTokens"]
+    charged = [record["usage"] for record in session.requests]
+    assert shown == {
+        "input": sum(usage["input"] for usage in charged),
+        "cached": sum(usage["cache_read"] + usage["cache_write"] for usage in charged),
+        "output": sum(usage["output"] for usage in charged),
+    }
+    assert shown["cached"] > shown["input"]
+
+
+def plain(messages: list[JSON]) -> list[str]:
+    """Messages as text without their cache marks."""
+
+    def unmarked(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: unmarked(value) for key, value in node.items() if key != "cache_control"}
+        return [unmarked(item) for item in node] if isinstance(node, list) else node
+
+    return [json.dumps(unmarked(message), sort_keys=True) for message in messages]
+
+
+def up_to_newest_mark(messages: list[JSON]) -> list[str]:
+    marked = [index for index, message in enumerate(messages) if "cache_control" in json.dumps(message)]
+    return plain(messages[: marked[-1] + 1]) if marked else []
+
+
+def test_what_is_cached_stays_a_prefix_of_the_next_request(session: Session) -> None:
+    """Within one run of Claude Code: between runs it rewrites its own reminders, and /compact the whole history."""
+    pairs = 0
+    before: JSON | None = None
+    for record in session.requests:
+        body = record["body"]
+        if len(body.get("tools", ())) < 10:  # a side call
+            continue
+        if before is not None and record["turn"] and plain(before["messages"])[:2] == plain(body["messages"])[:2]:
+            prefix = up_to_newest_mark(before["messages"])
+            assert prefix
+            assert plain(body["messages"])[: len(prefix)] == prefix
+            pairs += 1
+        before = body
+    assert pairs >= 12
+
+
+def test_thinking_is_asked_for_at_the_start_of_a_turn_and_shown(running: SetUp) -> None:
+    before = len(running.stub.requests)
+    for model in (BETWEEN_SETTINGS, FUTURE):
+        assert running.claude(ask([call("Bash", command="true")], "done"), "--model", model)["result"] == "done"
+    asked = [record["body"].get("reasoning") for record in running.stub.requests[before:]]
+    assert [bool(effort) for effort in asked] == [True, False, True, False]
+    answer = running.ask(
+        "[[thinking: hm]] [[text: so]]",
+        stream=True,
+        max_tokens=3000,
+        thinking={"type": "enabled", "budget_tokens": 1500},
+    )
+    kinds = [event["delta"]["type"] for event in events(answer) if event["type"] == "content_block_delta"]
+    assert kinds == ["thinking_delta", "signature_delta", "text_delta"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_that_was_cut_at_its_limit_says_so(running: SetUp, stream: bool) -> None:
+    answer = running.ask("[[stream: 400]]", stream=stream, max_tokens=50)
+    reason = events(answer)[-2]["delta"]["stop_reason"] if stream else answer.json()["stop_reason"]
+    assert reason == "max_tokens"
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("stream", [True, False])
+def test_five_calls_at_once_arrive_as_five(running: SetUp, stream: bool, older: bool) -> None:
+    running.stub.set_options(older_shapes=older)
+    try:
+        tool = {"name": "T", "description": "t", "input_schema": {"type": "object", "properties": {}}}
+        calls = " ; ".join(f'T {{"n": {number}}}' for number in range(4))
+        answer = running.ask(f"[[tools: {calls} ; T]]", stream=stream, tools=[tool])
+    finally:
+        running.stub.set_options(older_shapes=False)
+    if stream:
+        found = events(answer)
+        starts = [event["content_block"] for event in found if event["type"] == "content_block_start"]
+        inputs: dict[int, str] = {}
+        for event in found:
+            if event["type"] == "content_block_delta":
+                inputs[event["index"]] = inputs.get(event["index"], "") + event["delta"]["partial_json"]
+        arguments = [json.loads(inputs.get(index) or "{}") for index in range(5)]
+        assert found[-2]["delta"]["stop_reason"] == "tool_use"
+    else:
+        starts = answer.json()["content"]
+        arguments = [block["input"] for block in starts]
+        assert answer.json()["stop_reason"] == "tool_use"
+    assert [block["type"] for block in starts] == ["tool_use"] * 5
+    assert len({block["id"] for block in starts}) == 5
+    assert arguments == [{"n": 0}, {"n": 1}, {"n": 2}, {"n": 3}, {}]
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_a_stream_that_is_cut_before_its_first_word_is_asked_for_again(running: SetUp, clean: bool) -> None:
+    running.stub.fault("cut", times=1, main=True, after=0, clean=clean)
+    result = running.claude(f"[[stream: 30]] clean={clean}")
+    assert result["result"].split() == [f"w{number}" for number in range(30)]
+
+
+def test_a_stream_that_is_cut_after_words_were_shown_is_an_error_and_never_a_short_answer(running: SetUp) -> None:
+    # Claude Code does not ask again once its user has seen a part: it says that the answer broke off.
+    running.stub.fault("cut", times=1, main=True, after=3, clean=True)
+    result = running.claude("[[stream: 30]]")
+    assert result["is_error"]
+    assert "broke off" in result["result"]
+
+
+def test_web_search_is_refused_in_words_that_the_model_can_pass_on(running: SetUp) -> None:
+    before = len(running.stub.requests)
+    done = running.claude(ask([call("WebSearch", query="news")], "told"), "--allowedTools", "WebSearch")
+    assert done["result"] == "told"
+    asked = running.stub.requests[before:]
+    assert len(asked) == 2
+    assert "does not have this tool" in json.dumps(asked[1]["body"]["messages"][-1])
+
+
+@pytest.mark.parametrize("model", ["openai-gpt-5", "llama4-maverick"])
+def test_other_models_answer_through_the_same_proxy(running: SetUp, model: str) -> None:
+    with running.template(lambda text: with_model(text, model)):
+        result = running.claude(
+            ask([call("Bash", command="true"), call("Bash", command="true")], "done"), "--model", model
+        )
+    assert not result["is_error"]
+    asked = [record["body"] for record in running.stub.requests if record.get("model") == model]
+    if model.startswith("openai"):
+        assert result["result"] == "done"
+        assert [len(message["tool_calls"]) for message in asked[-1]["messages"] if message.get("tool_calls")] == [2]
+    else:
+        assert all("tools" not in body for body in asked)
+        assert "cannot use tools here" in json.dumps(asked[-1]["messages"][0])
+
+
+def with_model(text: str, model: str) -> str:
+    """The template with the commented row of that model switched on."""
+    lines = text.splitlines()
+    start = lines.index(f"  # - model_name: {model}")
+    for index in range(start, start + 3):
+        lines[index] = lines[index].replace("  # ", "  ", 1)
+    return "\n".join(lines) + "\n"
+
+
+# ----------------------------------------------------------------------------------------------- errors, as they show
+
+FINAL = ["not_in_region", "budget", "no_role", "trial", "network_policy", "model_not_allowed", "bad_token"]
+REMEDY = {
+    "not_in_region": "CORTEX_ENABLED_CROSS_REGION",
+    "budget": "administrator can raise it",
+    "no_role": "GRANT DATABASE ROLE SNOWFLAKE.CORTEX_USER",
+    "trial": "Trial accounts",
+    "network_policy": "NETWORK POLICY",
+    "model_not_allowed": "CORTEX_MODELS_ALLOWLIST",
+    "bad_token": "auto_refresh.py --public-key",
+}
+
+
+@pytest.mark.parametrize("fault", FINAL)
+def test_what_only_the_user_can_mend_is_shown_at_once_with_its_remedy(running: SetUp, fault: str) -> None:
+    before = len(running.stub.requests)
+    running.stub.fault(fault)
+    try:
+        result = running.claude("[[text: never]]")
+    finally:
+        running.stub.clear_faults()
+    # A 401 on the token at hand earns one retry with a new one, if that token is older than two minutes.
+    assert len(running.stub.requests) - before <= (2 if fault == "bad_token" else 1)
+    assert result["is_error"]
+    assert str(FAULTS[fault][0]) in result["result"]
+    assert REMEDY[fault] in result["result"]
+
+
+@pytest.mark.parametrize("fault", ["throttled", "too_many", "internal", "inference_timeout", "drop"])
+def test_what_passes_by_itself_costs_the_user_a_moment(running: SetUp, fault: str) -> None:
+    running.stub.fault(fault, times=1, main=True)
+    assert running.claude(f"[[text: through]] {fault}")["result"] == "through"
+
+
+# -------------------------------------------------------------------------------------------------- counting, listing
+
+
+def test_count_tokens_is_answered_here_and_is_not_too_small(session: Session) -> None:
+    set_up = session.set_up
+    body = {
+        "model": "claude-sonnet-4-5",
+        "system": [{"type": "text", "text": "You are helpful. " * 200}],
+        "messages": [{"role": "user", "content": f"{Path(__file__).read_text()} [[text: ok]]"}],
+        "tools": [{"name": "T", "description": "t" * 500, "input_schema": {"type": "object", "properties": {}}}],
+    }
+    before = len(set_up.stub.requests)
+    counted = set_up.post(body, "/v1/messages/count_tokens").json()["input_tokens"]
+    assert len(set_up.stub.requests) == before
+    assert set_up.post({**body, "max_tokens": 10}).status_code == 200
+    usage = set_up.stub.requests[-1]["usage"]
+    charged = usage["input"] + usage["cache_read"] + usage["cache_write"]
+    assert charged <= counted <= 1.5 * charged
+
+
+def test_the_models_of_the_template_are_listed(running: SetUp) -> None:
+    import httpx  # noqa: PLC0415
+
+    answer = httpx.get(
+        f"{running.url}/v1/models?limit=1000", headers={"x-api-key": running.master_key}, trust_env=False
+    ).json()
+    names = [model["id"] for model in answer["data"]]
+    assert {"claude-sonnet-4-5-20250929", "claude-opus-4-7"} <= set(names)
+    assert not [name for name in names if "*" in name]
