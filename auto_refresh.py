@@ -50,6 +50,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from patches.apply_patch import PACKAGES, run_as_the_proxy_does
+
+if __name__ == "__main__":
+    run_as_the_proxy_does(PACKAGES)
+
 import jwt
 import yaml
 from cryptography.exceptions import UnsupportedAlgorithm

@@ -27,11 +27,15 @@ from pathlib import Path
 from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
+from patches import apply_patch
+
+if __name__ == "__main__":
+    apply_patch.run_as_the_proxy_does(apply_patch.PACKAGES)
+
 import uvicorn
 
 import auto_refresh
 from auto_refresh import EX_CONFIG, ConfigError, Settings, say
-from patches import apply_patch
 from patches.front_door import LITELLM_ROUTES, FrontDoor
 from patches.live_config import live
 

@@ -19,14 +19,16 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-try:
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import rsa
+from patches.apply_patch import PACKAGES, run_as_the_proxy_does
 
-    import auto_refresh
-    from auto_refresh import EX_CONFIG, ConfigError, Settings, load_settings, parse_account, write_private
-except ModuleNotFoundError as missing:
-    sys.exit(f"{missing.name} is missing from {sys.executable}. Install what is needed: make install")
+if __name__ == "__main__":
+    run_as_the_proxy_does(PACKAGES)
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+import auto_refresh
+from auto_refresh import EX_CONFIG, ConfigError, Settings, load_settings, parse_account, write_private
 
 POLL_SECONDS = 3.0
 HINT_SECONDS = 60.0  # after this it may be more than a statement that has not been run yet

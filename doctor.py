@@ -41,18 +41,16 @@ from urllib.request import getproxies, proxy_bypass
 from patches import apply_patch
 
 if __name__ == "__main__":
-    apply_patch._run_as_the_proxy_does()
-try:
-    import httpx
-    import yaml
+    apply_patch.run_as_the_proxy_does(apply_patch.PACKAGES)
 
-    import auto_refresh
-    from auto_refresh import BUNDLE, ConfigError, Settings
-    from claude_proxy import port_owner
-    from patches.cortex_errors import explain
-    from patches.live_config import is_cortex, token_times
-except ModuleNotFoundError as missing:
-    sys.exit(f"{missing.name} is missing from {sys.executable}. Install what is needed: make install")
+import httpx
+import yaml
+
+import auto_refresh
+from auto_refresh import BUNDLE, ConfigError, Settings
+from claude_proxy import port_owner
+from patches.cortex_errors import explain
+from patches.live_config import is_cortex, token_times
 
 CLOCK_SECONDS = 30.0  # Snowflake refuses tokens from the future; how far it lets a clock be ahead is not documented
 MODEL_SECONDS = 90.0

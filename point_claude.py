@@ -33,6 +33,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from patches.apply_patch import PACKAGES, run_as_the_proxy_does
+
+if __name__ == "__main__":
+    run_as_the_proxy_does(PACKAGES)
+
 import yaml
 
 from auto_refresh import BUNDLE, EX_CONFIG, ConfigError, Settings, load_settings, master_key, write_private

@@ -28,6 +28,11 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+from patches.apply_patch import PACKAGES, run_as_the_proxy_does
+
+if __name__ == "__main__":
+    run_as_the_proxy_does(PACKAGES)
+
 import httpx
 from rich.bar import Bar
 from rich.console import Console

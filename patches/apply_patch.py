@@ -43,7 +43,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 from pathlib import Path
@@ -72,6 +72,9 @@ BLOCK = (
 MADE_FOR = "1.106.2"  # the release that requirements.in pins
 MALICIOUS = {"1.82.7", "1.82.8"}  # PYSEC-2026-2
 FLOOR = (1, 84, 0)  # CVE-2026-49468
+
+# What the bundle's scripts import that Python does not have.
+PACKAGES = ("cryptography", "dotenv", "httpx", "jwt", "litellm", "rich", "uvicorn", "yaml")
 
 # Another run takes well under a second; one that is stopped in the middle must not hang the proxy's start.
 LOCK_SECONDS = 10.0
@@ -447,7 +450,7 @@ def _detail(verdict: Verdict, version: str | None) -> str:
     # Debian's and Homebrew's Python refuse an installation outside a virtual environment.
     install = pip if sys.prefix != sys.base_prefix else f"python3 -m venv {venv} && {venv}/bin/python -m pip install"
     refused = f"Cortex refuses its requests (max_tokens).\nPatch it: {THIS}"
-    looked_for = "; ".join(f"{method}: self.{helper}(data=data)" for method, helper in CALLS.items())
+    looked_for = "".join(f"\n    in {method}: self.{helper}(data=data)" for method, helper in CALLS.items())
     found = "".join(f"  found        {reason}\n" for reason in verdict.reasons)
     text = {
         State.PATCHED: f"{release} is patched: its four chat calls send max_completion_tokens.",
@@ -461,9 +464,9 @@ def _detail(verdict: Verdict, version: str | None) -> str:
         ),
         State.MOVED: (
             f"{release} no longer has the code that this patch (made for {MADE_FOR}) changes. Nothing was changed.\n"
-            f"  looked for   in class {CLASS}, one each: {looked_for}\n{found}"
-            "This may be good news: a newer LiteLLM may send max_completion_tokens by itself. It does not if Cortex\n"
-            f'answers "max_tokens is deprecated". The release that is known to work: {install} -r {requirements}'
+            f"  looked for   in class {CLASS}, one of each:{looked_for}\n{found}"
+            "This may be good news: a newer LiteLLM may send max_completion_tokens by itself. It does not when Cortex\n"
+            f'answers "max_tokens is deprecated". Go back to the release that works: {install} -r {requirements}'
         ),
         State.MISSING: (f"LiteLLM is not installed for this interpreter.\nInstall it: {install} -r {requirements}"),
         State.MALICIOUS: (
@@ -498,14 +501,20 @@ def _no_access(path: Path, error: OSError) -> PatchError:
     return PatchError(f"Cannot change {path}: {error.strerror}. Nothing was changed.\n{remedy}", Exit.NO_ACCESS)
 
 
-def _run_as_the_proxy_does() -> None:
-    """Go on in `.venv`'s interpreter when there is one: patching another LiteLLM would look like success."""
+def run_as_the_proxy_does(needs: Sequence[str] = ()) -> None:
+    """Go on in `.venv`'s interpreter when there is one: with another, what is looked at is not what PM2 runs.
+
+    For every script of the bundle; ends it with status 78 when a package that it needs is not there.
+    """
     environment = ROOT / ".venv"
     python = environment / "bin" / "python"
-    if not os.access(python, os.X_OK) or Path(sys.executable) == python or environment.samefile(sys.prefix):
-        return
-    print(f"Using {python}, with which PM2 runs the proxy (called with {sys.executable}).", file=sys.stderr, flush=True)
-    os.execv(python, [str(python), *sys.argv])  # noqa: S606 - a list, and never a shell
+    if os.access(python, os.X_OK) and Path(sys.executable) != python and not environment.samefile(sys.prefix):
+        sys.stdout.flush()
+        os.execv(python, [str(python), *sys.argv])  # noqa: S606 - a list, and never a shell
+    missing = [name for name in needs if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"{sys.executable} lacks {', '.join(missing)}. Install what is needed: make install", file=sys.stderr)
+        sys.exit(78)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -515,7 +524,7 @@ def main(arguments: list[str] | None = None) -> int:
     choice.add_argument("--undo", action="store_true", help="take the patch out again")
     choice.add_argument("--diff", action="store_true", help="show what is patched, or what would be")
     options = parser.parse_args(arguments)
-    _run_as_the_proxy_does()
+    run_as_the_proxy_does()
     try:
         if options.diff:
             sys.stdout.write(diff())

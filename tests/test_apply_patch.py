@@ -6,6 +6,7 @@ a process with `-S`, so that the only LiteLLM it can find, and change, is that o
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import json
 import os
@@ -15,8 +16,7 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import pytest
 
 from patches import apply_patch
 from patches.apply_patch import BLOCK, CALLS, Exit, State
+from tests.conftest import drop_root_powers
 
 ROOT = Path(__file__).parent.parent
 LITELLM = importlib.metadata.distribution("litellm")
@@ -60,10 +61,11 @@ class Bundle:
         record = f"litellm/__init__.py,,\n{apply_patch.TARGET},sha256={apply_patch.digest(content)},{len(content)}\n"
         (info / "RECORD").write_text(record)
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, start: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-S", str(self.script), *arguments],
             env={"PATH": os.environ["PATH"], "PYTHONPATH": str(self.site), "HOME": str(self.folder)},
+            preexec_fn=start,
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -306,6 +308,8 @@ NOT_ENOUGH = (
     'if not data.get("max_completion_tokens"): data["max_completion_tokens"] = data.pop("max_tokens", None)',
     'if model.startswith("o1"): data["max_completion_tokens"] = data.pop("max_tokens")',
     'if data["model"] == "o1": data["max_completion_tokens"] = data.pop("max_tokens")',
+    'if stream: data["max_completion_tokens"] = data.pop("max_tokens")',
+    'if data.get("user") != "x" and "max_tokens" in data: data["max_completion_tokens"] = data.pop("max_tokens")',
     'data.pop("max_tokens", None)',
     'data["max_completion_tokens"] = data.get("max_tokens")',
 )
@@ -346,6 +350,7 @@ def test_code_that_renames_where_it_sends_is_good_news_too(shipped: bytes) -> No
 
 @pytest.mark.parametrize("lines", NOT_ENOUGH)
 def test_code_that_renames_only_sometimes_is_patched_all_the_same(shipped: bytes, lines: str) -> None:
+    assert not apply_patch.renames(ast.parse(lines).body)
     source = renamed_before_each_call(shipped, lines)
     assert apply_patch.judge(source, apply_patch.digest(source)).state is State.PRISTINE
 
@@ -377,6 +382,20 @@ def test_a_release_that_steals_credentials_is_refused(tmp_path: Path, shipped: b
     assert bundle.file.read_bytes() == shipped
 
 
+def test_a_script_whose_packages_are_missing_says_so_and_how_to_install_them(bundle: Bundle) -> None:
+    code = "import apply_patch; apply_patch.run_as_the_proxy_does(['json', 'no_such_package'])"
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env={"PYTHONPATH": str(bundle.script.parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 78
+    assert result.stderr == f"{sys.executable} lacks no_such_package. Install what is needed: make install\n"
+
+
 def test_a_release_with_a_known_hole_is_patched_and_named(tmp_path: Path, shipped: bytes) -> None:
     bundle = empty_bundle(tmp_path)
     bundle.ship(shipped, "1.83.14")
@@ -391,7 +410,6 @@ def test_the_environment_that_pm2_uses_is_the_one_that_is_patched(bundle: Bundle
     result = bundle.run("--check")
     python = environment / "bin" / "python"
     assert result.returncode == Exit.NOT_PATCHED
-    assert f"Using {python}, with which PM2 runs the proxy (called with {sys.executable})" in result.stderr
     assert f"interpreter  {python}" in result.stderr
     itself = subprocess.run(
         [environment / "bin" / "python3", bundle.script, "--check"],
@@ -485,84 +503,62 @@ def test_runs_at_the_same_time_end_with_a_whole_patch(bundle: Bundle, shipped: b
         assert sorted(path.name for path in bundle.file.parent.iterdir()) == ["__pycache__", "openai.py"]
 
 
-def test_a_file_that_pip_replaces_meanwhile_is_kept(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, shipped: bytes
-) -> None:
-    newer = shipped + b"# newer\n"
-    fsync = os.fsync
-
-    def pip_at_the_worst_moment(descriptor: int) -> None:
-        bundle.file.write_bytes(newer)
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", pip_at_the_worst_moment)
-    monkeypatch.syspath_prepend(bundle.site)
-    with pytest.raises(apply_patch.PatchError, match="Somebody else wrote") as error:
-        apply_patch.apply()
-    assert error.value.exit_code == Exit.CHANGED
-    assert bundle.file.read_bytes() == newer
-    assert [path.name for path in bundle.file.parent.iterdir()] == ["openai.py"]
-
-
-@pytest.fixture
-def open_bundle(shipped: bytes) -> Iterator[Bundle]:
-    """A bundle that any user can reach; pytest's own folders are its user's only."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        bundle = empty_bundle(Path(folder))
-        bundle.ship(shipped)
-        yield bundle
-        bundle.file.parent.chmod(0o755)
-
-
-def run_without_roots_powers(bundle: Bundle, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # Root becomes another user only when all is imported: it may be root's own Python that runs here.
+def test_a_file_that_pip_replaces_meanwhile_is_kept(bundle: Bundle) -> None:
     code = f"""
-import os, sys
+import os, pathlib, sys
 sys.path.insert(0, {str(bundle.script.parent)!r})
 import apply_patch
-if os.geteuid() == 0:
-    apply_patch.inspect()
-    os.setgroups([]), os.setgid({NOBODY}), os.setuid({NOBODY})
-sys.exit(apply_patch.main(sys.argv[1:]))
+fsync = os.fsync
+def pip_at_the_worst_moment(descriptor):
+    pathlib.Path({str(bundle.file)!r}).write_text("# newer")
+    fsync(descriptor)
+os.fsync = pip_at_the_worst_moment
+sys.exit(apply_patch.main([]))
 """
-    return subprocess.run(
-        [sys.executable, "-S", "-c", code, *arguments],
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", code],
         env={"PYTHONPATH": str(bundle.site)},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
+    assert result.returncode == Exit.CHANGED
+    assert f"Somebody else wrote {bundle.file} at the same moment" in result.stderr
+    assert bundle.file.read_text() == "# newer"
+    assert [path.name for path in bundle.file.parent.iterdir()] == ["openai.py"]
 
 
-def test_a_read_only_folder_gets_one_message_with_the_command_that_mends_it(
-    open_bundle: Bundle, shipped: bytes
-) -> None:
-    folder = open_bundle.file.parent
-    if os.geteuid() == 0:
-        os.chown(folder, NOBODY, NOBODY)
+def run_without_roots_powers(bundle: Bundle, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return bundle.run(*arguments, start=drop_root_powers)
+
+
+def test_a_read_only_folder_gets_one_message_with_the_command_that_mends_it(bundle: Bundle, shipped: bytes) -> None:
+    folder = bundle.file.parent
     folder.chmod(0o555)
-    result = run_without_roots_powers(open_bundle)
+    result = run_without_roots_powers(bundle)
     assert result.returncode == Exit.NO_ACCESS
     assert "Permission denied" in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].endswith(f"chmod u+rwx {folder}")
-    assert open_bundle.file.read_bytes() == shipped
-    assert run_without_roots_powers(open_bundle, "--check").returncode == Exit.NOT_PATCHED
+    assert bundle.file.read_bytes() == shipped
+    assert run_without_roots_powers(bundle, "--check").returncode == Exit.NOT_PATCHED
     subprocess.run(["chmod", "u+rwx", folder], check=True, timeout=60)
-    assert run_without_roots_powers(open_bundle).returncode == Exit.OK
+    assert run_without_roots_powers(bundle).returncode == Exit.OK
     folder.chmod(0o555)
-    assert run_without_roots_powers(open_bundle).returncode == Exit.OK
-    assert "Nothing to change" in run_without_roots_powers(open_bundle).stdout
+    again = run_without_roots_powers(bundle)
+    folder.chmod(0o755)
+    assert again.returncode == Exit.OK
+    assert "Nothing to change" in again.stdout
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder to another user")
-def test_another_users_folder_gets_the_command_with_sudo(open_bundle: Bundle, shipped: bytes) -> None:
-    result = run_without_roots_powers(open_bundle)
+def test_another_users_folder_gets_the_command_with_sudo(bundle: Bundle, shipped: bytes) -> None:
+    os.chown(bundle.file.parent, NOBODY, NOBODY)
+    result = run_without_roots_powers(bundle)
     assert result.returncode == Exit.NO_ACCESS
-    assert f"sudo {sys.executable} {open_bundle.script}" in result.stderr
-    assert open_bundle.file.read_bytes() == shipped
+    assert f"sudo {sys.executable} {bundle.script}" in result.stderr
+    assert bundle.file.read_bytes() == shipped
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="plays sudo")
@@ -572,9 +568,9 @@ def test_sudo_leaves_the_file_its_owner(bundle: Bundle) -> None:
     assert (bundle.file.stat().st_uid, bundle.file.stat().st_gid) == (NOBODY, NOBODY)
 
 
-def test_an_unreadable_file_is_said(open_bundle: Bundle) -> None:
-    open_bundle.file.chmod(0)
-    result = run_without_roots_powers(open_bundle, "--check")
+def test_an_unreadable_file_is_said(bundle: Bundle) -> None:
+    bundle.file.chmod(0)
+    result = run_without_roots_powers(bundle, "--check")
     assert result.returncode == Exit.NO_ACCESS
     assert "Permission denied" in result.stderr
     assert "Traceback" not in result.stderr
