@@ -86,6 +86,10 @@ status: ## one screen: token, processes, last error
 doctor: ## what is wrong, and what mends it (ARGS=--live asks every model)
 	@$(HERE); $(PY) doctor.py $(ARGS)
 
+.PHONY: usage
+usage: ## what was spent, by day and model (ARGS='--days 30')
+	@$(HERE); $(PY) usage.py $(ARGS)
+
 .PHONY: logs
 logs: ## what both processes said last, and what they say from now on
 	@$(HERE); tail -n 20 -F "$${CORTEX_HOME:-.}"/logs/*.log
@@ -125,9 +129,13 @@ lock: .venv/bin/uv ## bring the lock files in line with their sources (ARGS=--up
 	@$(COMPILE) requirements.in -o requirements.txt $(ARGS)
 	@$(COMPILE) requirements-dev.in -o requirements-dev.txt $(ARGS)
 	@$(NPM) $(if $(ARGS),update,install) --package-lock-only --omit-lockfile-registry-resolved >/dev/null
+	@node -e 'const file = "package-lock.json", lock = JSON.parse(fs.readFileSync(file));'\
+	'for (const part of Object.values(lock.packages)) delete part.funding;'\
+	'fs.writeFileSync(file, JSON.stringify(lock, null, 2) + "\n")'
 
-# One lock for Linux and macOS and every Python from 3.10 on, without a word about where it was made.
-COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header
+# One lock for Linux and macOS and every Python from 3.10 on. No lock names a host: it fits a company's mirror too.
+COMPILE := .venv/bin/uv pip compile --quiet --no-header --universal --python-version 3.10 --generate-hashes \
+	--no-emit-index-url
 
 .venv/bin/uv:
 	@$(PYTHON) -m venv .venv

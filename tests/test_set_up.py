@@ -1,0 +1,208 @@
+"""From a clone to the first answer, as the README says it: commands as a user types them, in a HOME that is empty."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ACCOUNT, BUNDLE, USER, free_port, wait_until
+from tests.cortex_stub import CortexStub
+from tests.test_readme import blocks
+
+pytestmark = pytest.mark.real
+
+
+class Clone:
+    """A copy of what is in the repository, with this folder's installed packages, and somebody's empty HOME."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home = folder / "bundle", folder / "home"
+        self.home.mkdir()
+        listed = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard"], cwd=BUNDLE, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        for name in listed:
+            if (BUNDLE / name).is_file():
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(BUNDLE / name, self.folder / name)  # with their times: make compares them
+        for name in (".venv", "node_modules"):
+            (self.folder / name).symlink_to(BUNDLE / name)
+        self.environ = {
+            # `pm2` and `claude` as after `npm install -g`.
+            "PATH": f"{BUNDLE / 'node_modules' / '.bin'}:{os.environ['PATH']}",
+            "HOME": str(self.home),
+            "DEMO_PORT": str(free_port()),
+            "DEMO_CORTEX_PORT": str(free_port()),
+            "PROXY_PORT": str(free_port()),
+            "PM2_DISABLE_VERSION_CHECK": "1",
+        }
+
+    def run(self, command: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-ec", command],
+            cwd=self.folder,
+            env={**self.environ, **environ},
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=180,
+            check=False,
+        )
+
+    def good(self, command: str, **environ: str) -> str:
+        done = self.run(command, **environ)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def pm2_pids(self) -> list[int]:
+        homes = (self.home / ".pm2", self.folder / ".demo" / "pm2")
+        return [int((home / "pm2.pid").read_text()) for home in homes if (home / "pm2.pid").exists()]
+
+
+@pytest.fixture
+def clone() -> Iterator[Clone]:
+    # A short path: the names of PM2's sockets may have about a hundred characters.
+    folder = Path(tempfile.mkdtemp(prefix="clone-", dir="/tmp"))
+    made = Clone(folder)
+    yield made
+    made.run("make stop; pm2 kill >/dev/null 2>&1")
+    shutil.rmtree(folder)
+
+
+def alive(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+def test_the_demo_answers_with_the_printed_command_and_leaves_nothing_behind(clone: Clone) -> None:
+    before = sorted(path.name for path in clone.folder.iterdir())
+    said = clone.good("make demo")
+    *_, command = said.strip().splitlines()
+    assert "not a model" in said
+    assert "You said: Say hello" in clone.good(f"{command} -p 'Say hello'")
+    assert "online" in clone.good("make status")
+    assert "Nothing fails" in clone.good("make doctor")
+    assert "claude-haiku-4-5" in clone.good("make usage")
+    again = time.monotonic()
+    clone.good("make demo")
+    assert time.monotonic() - again < 60
+    pids = clone.pm2_pids()
+    assert pids
+    clone.good("make stop")
+    wait_until(lambda: not any(map(alive, pids)), 10)
+    assert sorted(path.name for path in clone.folder.iterdir()) == before
+    assert [path.name for path in clone.home.iterdir()] in ([".claude", ".claude.json"], [".claude.json", ".claude"])
+
+
+def test_by_hand_as_written(clone: Clone) -> None:
+    install, key, *rest = blocks("bash")[3:]
+    assert "requirements.txt" in install
+    assert "openssl genrsa" in key
+    clone.good(key)
+    with CortexStub(ACCOUNT, USER) as stub:
+        configured = {"SNOWFLAKE_ACCOUNT": ACCOUNT, "SNOWFLAKE_USER": USER, "SNOWFLAKE_HOST": stub.url}
+        public_key, start, point = rest[:3]
+        printed = clone.good(public_key, **configured)
+        statement = re.search(r"ALTER USER JANE SET RSA_PUBLIC_KEY='([^']+)';", printed)
+        assert statement
+        assert (clone.home / ".ssh" / "snowflake_key.pub").read_text().replace("\n", "").count(statement[1]) == 1
+        stub.register_key(statement[1])
+        clone.good(start, **configured)
+        assert "test: by hand" in clone.good(f"{point.strip()} -p 'test: by hand'", **configured)
+        assert {record["path"] for record in stub.requests} == {"/api/v2/cortex/v1/chat/completions"}
+        assert (clone.home / ".pm2" / "dump.pm2").exists()
+        clone.good("make stop")
+
+
+class Person:
+    """Somebody at a terminal, who reads and types."""
+
+    def __init__(self, clone: Clone, command: str, **environ: str) -> None:
+        self._leader, follower = pty.openpty()
+        self.process = subprocess.Popen(
+            ["bash", "-c", command],
+            cwd=clone.folder,
+            env={**clone.environ, "TERM": "xterm", **environ},
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            start_new_session=True,
+        )
+        os.close(follower)
+        self.screen = ""
+        self.questions = 0
+
+    def read(self, words: str, seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while words not in self.screen:
+            assert time.monotonic() < deadline, f"no {words!r} in {self.screen!r}"
+            if select.select([self._leader], [], [], 0.1)[0]:
+                try:
+                    data = os.read(self._leader, 65536)
+                except OSError:  # how Linux says that the other side is closed
+                    data = b""
+                assert data, f"ended without {words!r}: {self.screen!r}"
+                self.screen += data.decode().replace("\r\n", "\n")
+
+    def answer(self, question: str, text: str) -> None:
+        self.read(question)
+        self.questions += 1
+        os.write(self._leader, f"{text}\n".encode())
+
+
+def test_a_new_user_comes_to_an_answer_with_two_commands_and_two_questions(clone: Clone) -> None:
+    """With three mistakes on the way, each of which is named with its remedy: user, key, role."""
+    with CortexStub(ACCOUNT, USER) as stub:
+        host = {"SNOWFLAKE_HOST": stub.url}
+        person = Person(clone, "make start", **host)
+        person.answer("Account: ", "https://app.snowflake.com/myorg/myacct/#/homepage")
+        person.read("That is account MYORG-MYACCT")
+        person.answer("User: ", "jane")
+        person.read("Waiting until Snowflake takes the key")
+        statement = re.search(r"ALTER USER JANE SET RSA_PUBLIC_KEY='([^']+)';", person.screen)
+        assert statement
+        # The statement has not been run: the doctor says so, with the same statement.
+        refused = clone.run("make doctor", **host).stdout
+        assert "Snowflake refuses MYORG-MYACCT.JANE with this key" in refused
+        assert statement[0] in refused
+        stub.register_key(statement[1])
+        person.read("Snowflake takes the key of MYORG-MYACCT.JANE.")
+        person.read("on Snowflake Cortex answers.")
+        person.read("--settings")
+        assert person.process.wait(60) == 0
+        assert person.questions == 2
+        assert "You said: hi" in clone.good("make claude ARGS='-p hi'", **host)
+
+        stub.fault("no_role")
+        assert "GRANT DATABASE ROLE SNOWFLAKE.CORTEX_USER" in clone.run("make doctor", **host).stdout
+        stub.clear_faults()
+        (clone.folder / ".env").write_text("SNOWFLAKE_ACCOUNT=MYORG-OTHER\nSNOWFLAKE_USER=JANE\n")
+        wrong = clone.run("make doctor", **host).stdout
+        assert "Snowflake refuses MYORG-OTHER.JANE" in wrong
+        assert "394307 account" in wrong
+        (clone.folder / ".env").write_text("SNOWFLAKE_ACCOUNT=MYORG-MYACCT\nSNOWFLAKE_USER=JANE\n")
+        again = clone.good("make start", **host)
+        assert "Account" not in again
+        clone.good("make stop", **host)
+
+
+def test_without_a_terminal_and_a_configuration_start_says_what_to_set(clone: Clone) -> None:
+    done = clone.run("make start")
+    assert done.returncode != 0
+    for words in ("SNOWFLAKE_ACCOUNT", "auto_refresh.py", "connections.toml"):
+        assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not clone.pm2_pids()
