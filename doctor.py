@@ -146,9 +146,8 @@ def programs(setup: Setup) -> Found:
     node = run("node", "--version", environ=setup.environ).strip().lstrip("v")
     new_enough = int(node.partition(".")[0] or 0) >= 18
     yield judged("Node.js", new_enough, node or "not on PATH", "Install 18 or newer: https://nodejs.org")
-    pm2 = Path(pm2_program(setup.environ)).resolve().parent.parent / "package.json"  # asking itself would start it
-    shown = json.loads(pm2.read_text(encoding="utf-8"))["version"] if pm2.exists() else "not installed"
-    yield judged("PM2", pm2.exists(), shown, "make install")
+    pm2 = pm2_version(setup.environ)
+    yield judged("PM2", int(pm2.partition(".")[0] or 0) >= 5, pm2 or "not installed", "make install")
     yield litellm_release(metadata.version("litellm"))
 
 
@@ -233,6 +232,12 @@ def processes(setup: Setup) -> Found:
     if listed is None:
         yield Finding("PM2", "fail", "it does not run", "make start")
         return
+    running, ours = daemon_version(setup.environ), pm2_version(setup.environ)
+    if running not in {"", ours}:
+        found = f"the running daemon is of PM2 {running}, and this is {ours}: it works, but was not tested"
+        yield Finding(
+            "PM2", "warn", found, "pm2 update (it restarts all that PM2 runs, also what is not of this bundle)"
+        )
     for name in NAMES:
         yield process(name, find_process(listed, name), setup)
 
@@ -506,13 +511,30 @@ def pm2_program(environ: Mapping[str, str]) -> str:
     return str(ours) if ours.exists() else shutil.which("pm2", path=environ.get("PATH")) or "pm2"
 
 
+def pm2_version(environ: Mapping[str, str]) -> str:
+    package = Path(pm2_program(environ)).resolve().parent.parent / "package.json"  # asking PM2 itself would start it
+    return str(json.loads(package.read_text(encoding="utf-8"))["version"]) if package.exists() else ""
+
+
+def pm2_home(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("PM2_HOME") or Path(environ.get("HOME", "~")).expanduser() / ".pm2")
+
+
+def daemon_version(environ: Mapping[str, str]) -> str:
+    """The version that PM2's daemon said when it started; empty when that cannot be told."""
+    try:
+        log = (pm2_home(environ) / "pm2.log").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return str((re.findall(r"PM2 version +: (\S+)", log) or [""])[-1])
+
+
 def pm2_processes(environ: Mapping[str, str]) -> list[dict[str, Any]] | None:
     """What PM2 runs, or None when its daemon does not: `jlist` would start one, so its socket is tried first."""
-    home = environ.get("PM2_HOME") or Path(environ.get("HOME", "~")).expanduser() / ".pm2"
     try:
         with socket.socket(socket.AF_UNIX) as daemon:
             daemon.settimeout(5)
-            daemon.connect(str(Path(home) / "rpc.sock"))
+            daemon.connect(str(pm2_home(environ) / "rpc.sock"))
         lines = run(pm2_program(environ), "jlist", environ=environ).splitlines()
         listed: list[dict[str, Any]] = json.loads(next(line for line in reversed(lines) if line.startswith("[")))
     except (OSError, StopIteration, ValueError):
@@ -623,6 +645,9 @@ def wait(setup: Setup) -> bool:
     for row in sorted(rows, key=lambda row: "haiku" not in row["model_name"]):
         model = row["litellm_params"]["model"]
         if ask_model(setup, model, [row["model_name"]]).state == "ok":
+            for finding in processes(setup):
+                if finding.state == "warn":
+                    print(f"Warning: {finding.name}: {finding.found}\n{finding.mend}")
             print(f"{model.partition('/')[2]} on Snowflake Cortex answers.")
             return True
     findings = [finding for finding in examine(setup, live=True) if finding.state == "fail"]

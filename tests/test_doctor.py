@@ -139,6 +139,7 @@ def healthy(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> Iterator[SetUp]:
     """A set-up in which all is well, with a stand-in for the two running processes."""
     done = set_up.run("auto_refresh.py", "--once")
     assert done.returncode == 0, done.stderr
+    apply_patch.apply()  # as every start does; on a new machine nothing has started yet
     monkeypatch.setattr(doctor, "pm2_processes", lambda _: ROWS)
     monkeypatch.chdir(set_up.folder)
     with serving(FakeProxy(set_up.port, set_up.master_key)):
@@ -529,6 +530,17 @@ def test_a_process_that_pm2_does_not_know_is_named(healthy: SetUp, monkeypatch: 
     found = findings(healthy, doctor.processes)
     assert (found["token-refresher"].state, found["claude-proxy"].state) == ("ok", "fail")
     assert found["claude-proxy"].mend == "make start"
+
+
+def test_a_pm2_daemon_of_another_version_is_named_and_left_alone(healthy: SetUp) -> None:
+    home = Path(healthy.environ["PM2_HOME"])
+    home.mkdir(exist_ok=True)
+    for version, state in (("6.0.8", "warn"), (doctor.pm2_version(healthy.environ), None)):
+        with (home / "pm2.log").open("a") as log:
+            log.write(f"2026-01-01T00:00:00: PM2 log: PM2 version          : {version}\n")
+        found = findings(healthy, doctor.processes).get("PM2")
+        assert (found.state if found else None) == state
+        assert not found or ("6.0.8" in found.found and "pm2 update" in found.mend)
 
 
 def test_the_demo_s_processes_are_found_under_their_own_names() -> None:
