@@ -121,21 +121,29 @@ lint: .venv/installed-dev ## ruff and mypy
 	@$(PY) -m mypy
 
 .PHONY: compat
-compat: .venv/installed ## try the patch on many LiteLLM releases (downloads 300 MB)
+compat: .venv/installed-dev ## try other releases of LiteLLM and Claude Code (half an hour, downloads 2 GB)
 	@$(PY) tests/compat_litellm.py
+	@$(PY) tests/compat_claude.py
 
 .PHONY: lock
 lock: .venv/bin/uv ## bring the lock files in line with their sources (ARGS=--upgrade: with the newest releases)
 	@$(COMPILE) requirements.in -o requirements.txt $(ARGS)
 	@$(COMPILE) requirements-dev.in -o requirements-dev.txt $(ARGS)
+	@$(PY) -c '$(PIN_TWICE)'
 	@$(NPM) $(if $(ARGS),update,install) --package-lock-only --omit-lockfile-registry-resolved >/dev/null
 	@node -e 'const file = "package-lock.json", lock = JSON.parse(fs.readFileSync(file));'\
 	'for (const part of Object.values(lock.packages)) delete part.funding;'\
 	'fs.writeFileSync(file, JSON.stringify(lock, null, 2) + "\n")'
 
 # One lock for Linux and macOS and every Python from 3.10 on. No lock names a host: it fits a company's mirror too.
-COMPILE := .venv/bin/uv pip compile --quiet --no-header --universal --python-version 3.10 --generate-hashes \
+COMPILE := .venv/bin/uv pip compile --quiet --no-header --universal --python-version 3.10 --generate-hashes --no-strip-extras \
 	--no-emit-index-url
+
+# To an older pip (23.2 comes with Python 3.11), `pydantic` and `pydantic[email]` are two packages, each of which must be pinned: without this
+# its next release breaks every installation from the lock.
+PIN_TWICE := import pathlib, re; lock = pathlib.Path("requirements.txt"); \
+	pin = re.compile(r"^([a-z0-9-]+)\[[a-z0-9,]+\](==.*\n(?: +--hash.*\n)+)", re.MULTILINE); \
+	lock.write_text(pin.sub(r"\g<0>\1\2", lock.read_text()))
 
 .venv/bin/uv:
 	@$(PYTHON) -m venv .venv

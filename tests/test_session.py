@@ -3,126 +3,17 @@
 from __future__ import annotations
 
 import json
-import struct
-import subprocess
-import zlib
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import CLAUDE, SetUp, events
+from tests.conftest import SetUp, events
 from tests.cortex_rules import JSON
 from tests.cortex_stub import CHAT, FAULTS
+from tests.session import FUTURE, OLD, Session, ask, call, work_all_day
 
 pytestmark = pytest.mark.real
-
-BETWEEN_SETTINGS = "claude-sonnet-4-5-20250929"  # an id for which Claude Code asks for `enabled` thinking
-TOOLS = "Bash,Read,Write,Edit,Agent,Glob,TaskList"
-SETTINGS = ("--output-format", "json", "--permission-mode", "acceptEdits", "--allowedTools", TOOLS)
-FUTURE = "claude-opus-9-9"  # an id that it does not know: adaptive thinking
-
-
-@dataclass
-class Session:
-    """A person at work in one folder: each `say` is a run of `claude` that goes on with the same session."""
-
-    set_up: SetUp
-    folder: Path
-    runs: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.folder.mkdir()
-        self.first = len(self.set_up.stub.requests)
-
-    @property
-    def requests(self) -> list[JSON]:
-        return self.set_up.stub.requests[self.first :]
-
-    def say(self, prompt: str, *, model: str = "sonnet") -> str:
-        more = ["--continue"] if self.runs else []
-        done = subprocess.run(
-            [str(CLAUDE), "-p", prompt, "--model", model, *SETTINGS, *more],
-            env={**self.set_up.environ, **self.set_up.claude_env()},
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=120,
-            check=False,
-        )
-        assert done.stdout, done.stderr
-        run: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        self.runs.append(run)
-        assert not run["is_error"], run["result"]
-        return str(run["result"])
-
-
-def call(name: str, **arguments: Any) -> str:
-    return f"{name} {json.dumps(arguments)}"
-
-
-def ask(*turns: str | list[str]) -> str:
-    """A prompt that scripts the stand-in: a list is a turn that calls these tools, a string one that says it."""
-    return " ".join(
-        f"[[text: {turn}]]" if isinstance(turn, str) else f"[[tools: {' ; '.join(turn)}]]" for turn in turns
-    )
-
-
-def a_picture() -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0\xff\0\0"))
-        + chunk(b"IEND", b"")
-    )
-
-
-def work_all_day(session: Session) -> None:
-    """At least 25 turns: parallel tools, one that fails, one without arguments, a picture, edits, a sub-agent…"""
-    here = session.folder
-    (here / "dot.png").write_bytes(a_picture())
-    (here / "plan.txt").write_text("alpha\n")
-    bash = [call("Bash", command=f"echo {word} >> log.txt") for word in ("one", "two", "three", "four", "five")]
-    plan, notes = str(here / "plan.txt"), str(here / "notes.txt")
-    said = session.say(
-        ask(
-            bash[:2],
-            bash[2:5],
-            [
-                call("Bash", command="exit 3"),
-                call("Read", file_path=plan),
-                call("Read", file_path=str(here / "dot.png")),
-            ],
-            [call("TaskList"), *[call("Bash", command=f"echo {number}") for number in range(4)]],
-            [call("Edit", file_path=plan, old_string="alpha", new_string="ALPHA")],
-            [call("Write", file_path=notes, content="beta\n"), call("Bash", command="cat plan.txt")],
-            "edited",
-        )
-    )
-    assert said == "edited"
-    errand = ask([call("Bash", command="echo errand > errand.txt"), call("Bash", command="true")], "errand done")
-    said = session.say(
-        ask([call("Agent", description="run", prompt=errand, subagent_type="general-purpose"), bash[0]], "back")
-    )
-    assert said == "back"
-    assert session.say(ask([bash[1]], [bash[2], bash[3]], "thought"), model=FUTURE) == "thought"
-    assert session.say(ask([bash[1], bash[2]], "quick"), model="haiku") == "quick"
-    assert session.say(ask([bash[1]], [bash[0]], "deep"), model="opus") == "deep"
-    session.say("/compact")
-    assert session.say(ask([bash[4], bash[0]], [call("Read", file_path=notes)], "after")) == "after"
-    assert session.say(ask([bash[1], bash[2]], [bash[0]], "old"), model=BETWEEN_SETTINGS) == "old"
-    assert plan_of(session) == ("ALPHA\n", "beta\n", "errand\n")
-    assert (here / "log.txt").read_text().split()[:5] == ["one", "two", "three", "four", "five"]
-
-
-def plan_of(session: Session) -> tuple[str, ...]:
-    return tuple((session.folder / name).read_text() for name in ("plan.txt", "notes.txt", "errand.txt"))
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +87,7 @@ def test_what_is_cached_stays_a_prefix_of_the_next_request(session: Session) -> 
 
 def test_thinking_is_asked_for_at_the_start_of_a_turn_and_shown(running: SetUp) -> None:
     before = len(running.stub.requests)
-    for model in (BETWEEN_SETTINGS, FUTURE):
+    for model in (OLD, FUTURE):
         assert running.claude(ask([call("Bash", command="true")], "done"), "--model", model)["result"] == "done"
     asked = [record["body"].get("reasoning") for record in running.stub.requests[before:]]
     assert [bool(effort) for effort in asked] == [True, False, True, False]

@@ -1,0 +1,135 @@
+"""A scripted session with several Claude Code and LiteLLM releases (`make compat`; downloads about 1 GB).
+
+Rows: Claude Code releases. Columns: the pinned LiteLLM, and the newest that installs. Each cell is a session of the
+real parts against the strict stand-in: text, parallel tools, edits, --continue, both thinking modes, /compact, and not
+one request that Cortex would refuse. Prints a Markdown table; the exit status is 0 when every cell is "yes".
+
+    python tests/compat_claude.py [CLAUDE_CODE_VERSION ...]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+if not __package__:  # run as a script: the folder above holds the package
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from patches.apply_patch import MADE_FOR
+from tests.conftest import BUNDLE, SetUp
+from tests.session import FUTURE, OLD, Session, ask, call
+
+# The oldest of 2.1, one of each stretch, and the one that npm installs on Node 20; the newest is added by name.
+RELEASES = ["2.1.0", "2.1.60", "2.1.113", "2.1.150", "2.1.197", "2.1.260", "newest"]
+LITELLMS = [MADE_FOR, "newest"]
+
+
+def install_claude(release: str, folder: Path) -> tuple[str, Path]:
+    """(version, program) of a Claude Code release: its own platform's binary, which asks for no version of Node."""
+    system = {"Linux": "linux", "Darwin": "darwin"}[platform.system()]
+    machine = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    wanted = "latest" if release == "newest" else release
+    for package in (f"@anthropic-ai/claude-code-{system}-{machine}", "@anthropic-ai/claude-code"):
+        prefix = folder / f"claude-{release}"
+        command = [
+            "npm",
+            "install",
+            "--silent",
+            "--no-audit",
+            "--no-fund",
+            "--prefix",
+            str(prefix),
+            f"{package}@{wanted}",
+        ]
+        if subprocess.run(command, check=False, capture_output=True, timeout=600).returncode == 0:
+            installed = prefix / "node_modules" / package
+            program = next(path for path in (installed / "claude", installed / "cli.js") if path.exists())
+            program.chmod(0o755)
+            return json.loads((installed / "package.json").read_text())["version"], program
+    raise RuntimeError(f"npm cannot install Claude Code {release}")
+
+
+def install_bundle(litellm: str, folder: Path) -> tuple[str, Path]:
+    """(LiteLLM's version, folder) of a copy of the bundle with an environment of its own."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=BUNDLE, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    copy = folder / f"bundle-{litellm}"
+    for name in listed:
+        if (BUNDLE / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(BUNDLE / name, copy / name)
+    python = copy / ".venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", copy / ".venv"], check=True, timeout=120)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if litellm == MADE_FOR:
+        subprocess.run([*pip, "--require-hashes", "-r", str(copy / "requirements.txt")], check=True, timeout=1200)
+    else:
+        # Without the pin, and with uv: pip would download every release that it walks past.
+        wanted = (copy / "requirements.in").read_text().replace(f"=={MADE_FOR}", "")
+        (copy / "newest.in").write_text(wanted)
+        subprocess.run([*pip, "uv"], check=True, timeout=300)
+        uv = [str(python.with_name("uv")), "pip", "install", "--quiet", "--python", str(python)]
+        subprocess.run([*uv, "-r", str(copy / "newest.in")], check=True, timeout=1200)
+    subprocess.run([*pip, "pytest"], check=True, timeout=300)
+    ask_it = "from importlib.metadata import version; print(version('litellm'))"
+    return subprocess.run([python, "-c", ask_it], capture_output=True, text=True, check=True).stdout.strip(), copy
+
+
+def try_out(claude: Path, folder: Path) -> None:
+    """One cell, run by the environment that it is about; AssertionError when something is not as it should be."""
+    set_up = SetUp(folder)
+    try:
+        set_up.start("auto_refresh.py")
+        set_up.start_proxy()
+        session = Session(set_up, folder / "project", claude)
+        echo = [call("Bash", command=f"echo {word} >> log.txt") for word in ("one", "two", "three")]
+        notes = str(session.folder / "notes.txt")
+        assert session.say(ask(echo, "parallel"), model=OLD) == "parallel"
+        assert session.say(ask([call("Write", file_path=notes, content="beta\n"), echo[0]], "wrote")) == "wrote"
+        assert session.say(ask([call("Read", file_path=notes), echo[1]], "read"), model=FUTURE) == "read"
+        session.say("/compact")
+        assert session.say(ask(echo[:2], "after"), model="haiku") == "after"
+        assert (session.folder / "notes.txt").read_text() == "beta\n"
+        refused = [record.get("refusal") for record in session.requests if record["status"] != 200]
+        assert not refused, refused
+    finally:
+        set_up.close()
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] == ["--cell"]:
+        with tempfile.TemporaryDirectory() as home:
+            try_out(Path(arguments[1]), Path(home))
+        return 0
+    failed = False
+    with tempfile.TemporaryDirectory(prefix="compat-") as scratch:
+        folder = Path(scratch)
+        bundles = [install_bundle(litellm, folder) for litellm in LITELLMS]
+        print("| Claude Code |", " | ".join(f"LiteLLM {name}" for name, _ in bundles), "|")
+        print("|---" * (len(bundles) + 1) + "|")
+        for release in arguments or RELEASES:
+            name, claude = install_claude(release, folder)
+            cells = []
+            for _, copy in bundles:
+                python, script = copy / ".venv" / "bin" / "python", copy / "tests" / "compat_claude.py"
+                command = [str(python), str(script), "--cell", str(claude)]
+                done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False, timeout=600)
+                cells.append("yes" if done.returncode == 0 else "**no**")
+                if done.returncode:
+                    failed = True
+                    print(done.stderr[-2000:], file=sys.stderr)
+            label = f"{name} (newest)" if release == "newest" else name
+            print(f"| {label} |", " | ".join(cells), "|", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("DISABLE_AUTOUPDATER", "1")
+    sys.exit(main(sys.argv[1:]))
