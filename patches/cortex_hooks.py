@@ -1,9 +1,10 @@
-"""What LiteLLM is given at run time so that it can talk to Cortex: the live token, and Cortex's dialect.
+"""What LiteLLM is given at run time so that it can talk to Cortex: the live token, and what Cortex takes.
 
 LiteLLM reads its credential once, at start, and has no way to reload it; restarting it once an hour cuts answers and
 refuses requests. This callback runs after LiteLLM has chosen a deployment and before it calls it, on every request:
-it puts in the token that is live now, and hands the request to `cortex_dialect`. A response hook on the HTTP client
-repairs Cortex's answers before the OpenAI SDK reads them.
+it puts in the token that is live now, and hands the request to `cortex_dialect` (a row with `openai/`, chat
+completions) or to `cortex_messages` (a row with `snowflake/`, the Messages API). A response hook on the HTTP client of
+each route sees Cortex's answers before anybody else has read them.
 
 Security invariants
 - The token goes from `litellm_config.yaml` (or a signature made here, in memory) into the request's credential, and
@@ -15,22 +16,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import litellm
 from litellm.integrations.custom_logger import CustomLogger
+from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
 from litellm.llms.openai.openai import OpenAIChatCompletion
 from litellm.types.utils import CallTypes, all_litellm_params
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # LiteLLM loads this file by its path
 
-from auto_refresh import ConfigError, say  # noqa: E402
-from patches import cortex_dialect  # noqa: E402
-from patches.cortex_answers import IncompleteAnswerError, RequestFacts, StreamFix, fix_answer  # noqa: E402
-from patches.live_config import Call, LiveConfig, current_call, is_cortex, live  # noqa: E402
+from auto_refresh import ConfigError, say
+from patches import cortex_dialect, cortex_messages
+from patches.cortex_answers import IncompleteAnswerError, RequestFacts, StreamFix, fix_answer
+from patches.live_config import Call, LiveConfig, current_call, is_cortex, live
 
 # ----------------------------------------------------------------------------------------------------------- requests
 
@@ -50,7 +52,7 @@ def limits_of(info: dict[str, Any]) -> cortex_dialect.Limits:
     )
 
 
-def to_cortex(kwargs: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def to_chat(kwargs: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """LiteLLM's arguments for one chat completion, with the body in Cortex's dialect, and what was changed."""
     family = cortex_dialect.family_of(kwargs["model"])
     kwargs = {key: value for key, value in kwargs.items() if key not in _DROPPED}
@@ -62,18 +64,55 @@ def to_cortex(kwargs: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return out, notes
 
 
+def to_messages(
+    kwargs: dict[str, Any], refusals: cortex_messages.Refusals, client: AsyncHTTPHandler
+) -> tuple[dict[str, Any], list[str]]:
+    """LiteLLM's arguments for one request to the Messages API, with a body that Cortex takes, and what was changed.
+
+    Left alone, LiteLLM's `snowflake/` provider turns Anthropic's request into OpenAI's and that into Anthropic's again.
+    `supported_endpoints` makes it pass the body on instead, to `{api_base}/v1/messages`, and the answer back.
+    """
+    kwargs = {key: value for key, value in kwargs.items() if key not in _DROPPED}
+    out, betas, notes = cortex_messages.to_cortex(
+        kwargs,
+        limits=limits_of(kwargs["model_info"]),
+        betas=_betas_of(kwargs),
+        refusals=refusals,
+        # Here it is the client's own field (LiteLLM's is `litellm_metadata`), and names the user's device.
+        keep=_NOT_FOR_THE_WIRE - {"metadata"},
+    )
+    headers = {**(out.get("extra_headers") or {}), **({"anthropic-beta": ",".join(betas)} if betas else {})}
+    return {
+        **out,
+        "api_base": f"{out['api_base'].rstrip('/')}/cortex",
+        "extra_headers": headers,
+        "model_info": {**out["model_info"], "supported_endpoints": ["/v1/messages"]},
+        "client": client,
+    }, notes
+
+
+def _betas_of(kwargs: dict[str, Any]) -> list[str]:
+    headers = (kwargs.get("proxy_server_request") or {}).get("headers") or {}
+    return [beta.strip() for beta in headers.get("anthropic-beta", "").split(",") if beta.strip()]
+
+
 class CortexHooks(CustomLogger):
     """The callback that `litellm_settings.callbacks` names."""
 
     def __init__(self, live: LiveConfig) -> None:
         super().__init__()
         self.live = live
+        self.refusals = cortex_messages.Refusals()
         self._said: set[str] = set()
+        self._client: AsyncHTTPHandler | None = None
 
     async def async_pre_call_deployment_hook(
         self, kwargs: dict[str, Any], call_type: CallTypes | None
     ) -> dict[str, Any] | None:
-        """Put in the live token; on the second of its two calls per request, translate the body as well."""
+        """Put in the live token, and bring the body inside what Cortex takes.
+
+        A chat completion passes here twice: as Anthropic's body, and as OpenAI's, which is the one to translate.
+        """
         if not is_cortex(kwargs):
             return None
         call = current_call.get()
@@ -86,55 +125,122 @@ class CortexHooks(CustomLogger):
             call.trouble = str(error)
             raise
         out = {**kwargs, "api_key": call.token}
-        # On the first call the body is still Anthropic's.
-        if call_type == CallTypes.acompletion:
-            out, notes = to_cortex(out)
+        if str(kwargs["model"]).startswith("snowflake/"):
+            if cortex_dialect.family_of(kwargs["model"]) != "claude":
+                raise litellm.BadRequestError(
+                    f"{kwargs['model']}: Cortex's Messages API has Claude models only. For another, "
+                    f"litellm_config.template.yaml must say {kwargs['model'].replace('snowflake/', 'openai/', 1)}",
+                    model=kwargs["model"],
+                    llm_provider="snowflake",
+                )
+            out, notes = to_messages(out, self.refusals, self._messages_client())
+        elif call_type == CallTypes.acompletion:
+            out, notes = to_chat(out)
             call.facts = RequestFacts.of(out)
-            self._say(notes)
-            listen_to_answers(self.live)
+            self._listen_to_chat()
+        else:
+            notes = []
+        for note in notes:
+            self._say_once(f"adapted for Cortex: {note}")
         return out
 
-    def _say(self, notes: list[str]) -> None:
-        # Once each: a session repeats its oddities with every turn.
-        for note in notes:
-            if note not in self._said:
-                self._said.add(note)
-                say(f"adapted for Cortex: {note}")
+    def _say_once(self, line: str) -> None:
+        # A session repeats its oddities with every turn.
+        if line not in self._said:
+            self._said.add(line)
+            say(line)
 
+    # One HTTP client a route for all tokens, so that connections are kept. Made on the first request: not before is
+    # there an event loop.
 
-# ------------------------------------------------------------------------------------------------------------ answers
+    def _listen_to_chat(self) -> None:
+        if litellm.aclient_session is None:
+            client = OpenAIChatCompletion.get_async_http_client()
+            client.event_hooks = {"request": [self.on_request], "response": [self.on_answer]}
+            litellm.aclient_session = client
 
+    def _messages_client(self) -> AsyncHTTPHandler:
+        if self._client is None:
+            self._client = AsyncHTTPHandler(event_hooks={"request": [self.on_request], "response": [self.on_answer]})
+        return self._client
 
-def listen_to_answers(live: LiveConfig) -> None:
-    """Give LiteLLM an HTTP client that repairs Cortex's answers; one for all tokens, so that connections are kept."""
-    if litellm.aclient_session is None:
-        client = OpenAIChatCompletion.get_async_http_client()
+    # -------------------------------------------------------------------------------------------------------- answers
 
-        async def on_answer(response: httpx.Response) -> None:
-            await repair(response, live)
+    async def on_request(self, _: httpx.Request) -> None:
+        """Forget the answer to a try before this one: what this one meets counts, also when that is no answer."""
+        if (call := current_call.get()) is not None:
+            call.answer = None
 
-        client.event_hooks = {"request": [], "response": [on_answer]}
-        litellm.aclient_session = client
-
-
-async def repair(response: httpx.Response, live: LiveConfig) -> None:
-    """Rewrite one answer of Cortex in place, before anybody has read it; answers of others pass as they are."""
-    call = current_call.get()
-    if call is None or call.facts is None or not response.request.url.path.endswith("/cortex/v1/chat/completions"):
-        return
-    if response.status_code >= 400:
+    async def on_answer(self, response: httpx.Response) -> None:
+        """Look at one answer of Cortex before anybody has read it, and repair it in place; others pass as they are."""
+        call = current_call.get()
+        path = response.request.url.path
+        if call is None:
+            return
+        if path.endswith("/cortex/v1/messages"):
+            route: Route = cortex_messages.WholeAnswer()
+        elif path.endswith("/cortex/v1/chat/completions") and call.facts is not None:
+            route = ChatAnswer(call.facts)
+        else:
+            return
+        if response.status_code < 400:
+            await repair(response, call, route)
+            return
         await response.aread()
         call.answer = (response.status_code, response.text)
         if response.status_code == 401:
-            call.token_was_new = live.refuse(call.token)
-        return
+            call.token_was_new = self.live.refuse(call.token)
+        elif response.status_code == 400 and path.endswith("/messages"):
+            self._learn(response, call)
+
+    def _learn(self, response: httpx.Response, call: Call) -> None:
+        request = response.request
+        betas = request.headers.get("anthropic-beta", "").split(",")
+        if learned := self.refusals.learn(response.text, json.loads(request.content), betas):
+            for what in learned:
+                self._say_once(f"Cortex refused {what}: left out from now on")
+            # Worth another try, which Claude Code makes by itself on this status.
+            call.answer = (503, json.dumps({"message": f"refused {', '.join(learned)}; left out from now on."}))
+
+
+class Route(Protocol):
+    """How one answer of a route is repaired, or found not to be whole (IncompleteAnswerError)."""
+
+    def answer(self, body: Any) -> Any:
+        """One that was not streamed."""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The events of a stream, for one line of data."""
+
+    def end(self) -> Iterator[bytes]:
+        """What is still to be said when the connection ends."""
+
+
+class ChatAnswer:
+    """Chat completions."""
+
+    def __init__(self, facts: RequestFacts) -> None:
+        self._facts, self._fix = facts, StreamFix(facts)
+
+    def answer(self, body: Any) -> Any:
+        return fix_answer(body, self._facts)
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        return (b"data: %b\n\n" % event for event in self._fix.feed(data))
+
+    def end(self) -> Iterator[bytes]:
+        return (b"data: %b\n\n" % event for event in self._fix.end())
+
+
+async def repair(response: httpx.Response, call: Call, route: Route) -> None:
+    """Rewrite one answer of Cortex in place."""
     if response.headers.get("content-type", "").startswith("text/event-stream"):
-        response.stream = RepairedStream(response, call.facts)
+        response.stream = RepairedStream(response, route)
         response.headers.pop("content-encoding", None)
         return
     raw = await response.aread()
     try:
-        response._content = json.dumps(fix_answer(json.loads(raw), call.facts)).encode()
+        response._content = json.dumps(route.answer(json.loads(raw))).encode()
     except (ValueError, IncompleteAnswerError):
         call.answer = (502, response.text)
         response.status_code = 502
@@ -143,10 +249,10 @@ async def repair(response: httpx.Response, live: LiveConfig) -> None:
 class RepairedStream(httpx.AsyncByteStream):
     """The events of Cortex's stream, repaired. What ends too early is an error, never a short answer."""
 
-    def __init__(self, response: httpx.Response, facts: RequestFacts) -> None:
+    def __init__(self, response: httpx.Response, route: Route) -> None:
         # A response of its own on the same connection: it undoes the compression of a company's proxy.
         self._source = httpx.Response(200, headers=response.headers, stream=response.stream)
-        self._fix = StreamFix(facts)
+        self._route = route
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         rest = b""
@@ -154,10 +260,10 @@ class RepairedStream(httpx.AsyncByteStream):
             async for piece in self._source.aiter_bytes():
                 *lines, rest = (rest + piece).split(b"\n")
                 datas = [line[5:].strip() for line in lines if line.startswith(b"data:")]
-                if events := [b"data: %b\n\n" % event for data in datas for event in self._fix.feed(data)]:
+                if events := [event for data in datas for event in self._route.feed(data)]:
                     yield b"".join(events)
-            for event in self._fix.end():
-                yield b"data: %b\n\n" % event
+            for event in self._route.end():
+                yield event
         except IncompleteAnswerError as error:
             raise httpx.RemoteProtocolError(f"the answer of Snowflake Cortex is not whole: {error}") from None
 

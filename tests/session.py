@@ -26,18 +26,15 @@ class Session:
     set_up: SetUp
     folder: Path
     claude: Path = CLAUDE
+    route: str = ""  # the path of Cortex's that its requests should take
     runs: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.folder.mkdir()
-        self.first = len(self.set_up.stub.requests)
-
-    @property
-    def requests(self) -> list[JSON]:
-        return self.set_up.stub.requests[self.first :]
+        self.requests: list[JSON] = []
 
     def say(self, prompt: str, *, model: str = "sonnet") -> str:
-        more = ["--continue"] if self.runs else []
+        before, more = len(self.set_up.stub.requests), ["--continue"] if self.runs else []
         done = subprocess.run(
             [str(self.claude), "-p", prompt, "--model", model, *SETTINGS, *more],
             env={**self.set_up.environ, **self.set_up.claude_env()},
@@ -48,6 +45,7 @@ class Session:
             timeout=120,
             check=False,
         )
+        self.requests += self.set_up.stub.requests[before:]
         assert done.stdout, done.stderr
         run: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         self.runs.append(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,25 @@ import pytest
 
 from tests.conftest import SetUp, events
 from tests.cortex_rules import JSON
-from tests.cortex_stub import CHAT, FAULTS
+from tests.cortex_stub import CHAT, FAULTS, MESSAGES
 from tests.session import FUTURE, OLD, Session, ask, call, work_all_day
 
 pytestmark = pytest.mark.real
 
 
-@pytest.fixture(scope="module")
-def session(running: SetUp, tmp_path_factory: pytest.TempPathFactory) -> Session:
-    made = Session(running, tmp_path_factory.mktemp("home") / "project")
-    work_all_day(made)
+PATHS = {"chat": CHAT, "messages": MESSAGES}
+
+
+def with_messages_route(template: str) -> str:
+    """The template with the one word changed that the README tells to change."""
+    return template.replace("model: openai/claude", "model: snowflake/claude")
+
+
+@pytest.fixture(scope="module", params=PATHS)
+def session(request: pytest.FixtureRequest, running: SetUp, tmp_path_factory: pytest.TempPathFactory) -> Session:
+    made = Session(running, tmp_path_factory.mktemp("home") / "project", route=PATHS[request.param])
+    with running.template(with_messages_route) if request.param == "messages" else nullcontext():
+        work_all_day(made)
     return made
 
 
@@ -27,7 +37,7 @@ def test_a_day_s_work_meets_no_refusal(session: Session) -> None:
     refused = [(record.get("refusal"), record["status"]) for record in session.requests if record["status"] != 200]
     assert refused == []
     assert len(session.requests) >= 25
-    assert {record["path"] for record in session.requests} == {CHAT}
+    assert {record["path"] for record in session.requests} == {session.route}
     assert {record["model"] for record in session.requests} >= {
         "claude-sonnet-4-6",
         "claude-opus-4-7",
