@@ -175,7 +175,7 @@ def _in_words(part: JSON, note: Note) -> JSON | None:
     if kind in {"document", "image"}:
         media = _media_type(part) or (source.get("type") if isinstance(source, dict) else None)
         kind = "PDF" if media == "application/pdf" else f"{kind} ({media})"
-    return cortex_dialect._plain_part({**part, "type": kind}, note)
+    return cortex_dialect.plain_part({**part, "type": kind}, note)
 
 
 def _media_type(part: JSON) -> str:
@@ -371,7 +371,7 @@ def useful_betas(body: JSON, betas: Iterable[str], note: Note) -> list[str]:
 def _effort(body: Mapping[str, Any]) -> str | None:
     config = body.get("output_config")
     named = config.get("effort") if isinstance(config, dict) else None
-    return cortex_dialect._EFFORTS.get(named) if isinstance(named, str) else None
+    return cortex_dialect.EFFORTS.get(named) if isinstance(named, str) else None
 
 
 # --- What Cortex itself names ---------------------------------------------------------------------------------------
