@@ -1,4 +1,4 @@
-"""Try patches/apply_patch.py on the real openai.py of many LiteLLM releases (`make compat`; downloads 40 MB each).
+"""Try patches/apply_patch.py on the real openai.py of many LiteLLM releases (`make compat`; downloads 300 MB).
 
 For each release: not patched, applied, applied again without a change, checked, compiled, undone to the same bytes.
 Prints a Markdown table; the exit status is 0 when every cell is "yes". The wheels are kept in $LITELLM_WHEELS when that
@@ -54,7 +54,7 @@ def unpack(wheel: Path, site: Path) -> None:
 
 
 def run(site: Path, *arguments: str) -> int:
-    # -S, and a copy with no .venv beside it: the only LiteLLM that can be found, and changed, is the one in this folder.
+    # -S, and a copy with no .venv beside it: the only LiteLLM that can be found, and changed, is the one beside it.
     command = [sys.executable, "-S", str(site / "patches" / SCRIPT.name), *arguments]
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(site)}
     return subprocess.run(command, env=environment, capture_output=True, check=False, timeout=60).returncode

@@ -102,7 +102,7 @@ def test_the_demo_answers_with_the_printed_command_and_leaves_nothing_behind(clo
     assert pids
     clone.good("make stop")
     wait_until(lambda: not any(map(alive, pids)), 10)
-    assert sorted(path.name for path in clone.folder.iterdir()) == before
+    assert sorted(path.name for path in clone.folder.iterdir() if path.name != "__pycache__") == before
     assert [path.name for path in clone.home.iterdir()] in ([".claude", ".claude.json"], [".claude.json", ".claude"])
 
 
