@@ -120,10 +120,18 @@ lint: .venv/installed-dev ## ruff and mypy
 	@$(PY) -m ruff format --check
 	@$(PY) -m mypy
 
+.PHONY: bench
+bench: .venv/installed ## how fast it is, beside LiteLLM alone: a few minutes (ARGS=--json; --steps: what each part saves)
+	@$(PY) bench/run.py $(ARGS)
+
 .PHONY: compat
 compat: .venv/installed-dev ## try other releases of LiteLLM and Claude Code (half an hour, downloads 2 GB)
 	@$(PY) tests/compat_litellm.py
 	@$(PY) tests/compat_claude.py
+
+.PHONY: soak
+soak: install ## a day in ten minutes: load while 50 tokens end, and pm2 reload beside it
+	@$(PY) bench/soak.py $(ARGS)
 
 .PHONY: lock
 lock: .venv/bin/uv ## bring the lock files in line with their sources (ARGS=--upgrade: with the newest releases)

@@ -37,6 +37,7 @@ import random
 import re
 import secrets
 import select
+import shutil
 import signal
 import stat
 import sys
@@ -47,7 +48,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 from patches.apply_patch import PACKAGES, run_as_the_proxy_does
@@ -73,13 +74,30 @@ BUNDLE = Path(__file__).resolve().parent
 TOKEN_SECONDS = 3600  # Snowflake's ceiling; a later `exp` does not lengthen it
 POLL_SECONDS = 2.0  # how soon an edit is noticed; a `stat` of six files costs nothing
 RETRY_CEILING_SECONDS = 60.0
+LOG_BYTES = 10 * 2**20  # and as much again beside it
 WARN_SECONDS = 600  # with less than this left, a failing refresh is no longer a passing thing
 
 
-def say(line: str) -> None:
-    """A line for the log. PM2 holds the other end of the pipe, and its death must not look like a failure of ours."""
+def say(text: str, file: TextIO | None = None) -> None:
+    """Lines for the log. PM2 holds the other end of the pipe, and its death must not look like a failure of ours."""
     with suppress(OSError):
-        print(line, flush=True)
+        # In one write, its end included: of what comes without one PM2 leaves out the last line.
+        print(f"{text}\n", end="", file=file, flush=True)
+
+
+def bound_log(environ: Mapping[str, str]) -> None:
+    """Keep the log that PM2 writes for this process from growing without end. (PM2's own way is to download a module.)
+
+    PM2 appends, so that what is cut off here comes no more; the part before the cut stays in `NAME.log.1`.
+    """
+    path = environ.get("pm_out_log_path")
+    if not path:
+        return
+    with suppress(OSError):
+        if Path(path).stat().st_size > LOG_BYTES:
+            with suppress(OSError):  # no room for a copy: then it is the more urgent to make some
+                shutil.copyfile(path, f"{path}.1")
+            os.truncate(path, 0)
 
 
 class ConfigError(Exception):
@@ -193,9 +211,13 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 def _read_env_file(path: Path) -> dict[str, str]:
     try:
         mode = path.stat().st_mode
+        values = {name: value for name, value in dotenv_values(path, interpolate=False).items() if value}
     except FileNotFoundError:
         return {}
-    values = {name: value for name, value in dotenv_values(path, interpolate=False).items() if value}
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not a text file (UTF-8).\nMend that file, or move it away.") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}.\nMend it with: chmod u+r {path}") from None
     if mode & 0o077 and values.keys() & {"PRIVATE_KEY_PASSPHRASE", "LITELLM_MASTER_KEY"}:
         raise ConfigError(f"{path} holds a secret and other users can read it.\nMend it with: chmod 600 {path}")
     return values
@@ -482,6 +504,12 @@ def _check_shape(tree: object) -> None:
             raise ConfigError(
                 f"{where}: row {number} of model_list needs a model_name and litellm_params with a model."
             )
+        info = row.get("model_info") or {}
+        limit = info.get("max_output_tokens") if isinstance(info, dict) else info
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise ConfigError(f"{where}: row {number} ({name}): max_output_tokens must be a whole number.")
+        if _is_cortex(params) and not params["model"].startswith(("openai/", "snowflake/")):
+            raise ConfigError(f"{where}: row {number} ({name}): a model on Cortex starts with openai/ or snowflake/.")
     general = tree.get("general_settings")
     if not isinstance(general, dict) or not general.get("master_key"):
         raise ConfigError(
@@ -494,12 +522,16 @@ def _render_row(row: dict[str, Any], values: Mapping[str, str]) -> dict[str, Any
 
     The proxy goes by both: the dialect is for Cortex only, and a row that was edited is another deployment.
     """
-    is_cortex = "${SNOWFLAKE_JWT}" in str(row["litellm_params"].get("api_key"))
+    is_cortex = _is_cortex(row["litellm_params"])
     values = {**values, "CORTEX_API_BASE": _api_base(row["litellm_params"]["model"], values["CORTEX_URL"])}
     without_token = json.dumps(_fill(row, {**values, "SNOWFLAKE_JWT": "-"}), sort_keys=True, default=str)
     digest = hashlib.sha256(without_token.encode()).hexdigest()[:12]
     info = {"id": f"{row['model_name']} on {row['litellm_params']['model']} {digest}", **(row.get("model_info") or {})}
     return {**_fill(row, values), "model_info": {**_fill(info, values), "cortex": is_cortex}}
+
+
+def _is_cortex(params: Mapping[str, Any]) -> bool:
+    return "${SNOWFLAKE_JWT}" in str(params.get("api_key"))
 
 
 def _api_base(model: str, cortex_url: str) -> str:
@@ -681,6 +713,7 @@ class Refresher:
         self.settings = load()
         self.last: Written | None = None
         self.state = State(pid=os.getpid())
+        self._asked = False  # by a signal, and not done yet
         self._failures = 0
         self._retry_at = 0.0
         self._failed_sources: Stamp = ()
@@ -690,7 +723,9 @@ class Refresher:
         """Refresh when it is due; return whether a new configuration was written. Never raises ConfigError."""
         now = self._clock()
         sources = self._sources()
-        reason = "asked to (SIGHUP)" if now_please else due(now, self.last, sources, stamp([self.settings.config_path]))
+        self._asked = self._asked or now_please
+        config = stamp([self.settings.config_path])
+        reason = "asked to (SIGHUP)" if self._asked else due(now, self.last, sources, config)
         if reason is None:
             self._recovered()
             return False
@@ -706,9 +741,11 @@ class Refresher:
 
     def refresh(self, now: float, reason: str) -> None:
         """One refresh, with its line in the log and its state file; errors pass through."""
-        self.settings = self._load()
+        before, self.settings = self.settings, self._load()
+        if before.proxy_port != self.settings.proxy_port:
+            self._log("PROXY_PORT changed: takes effect with `pm2 restart claude-proxy`")
         token, self.last = refresh(self.settings, now)
-        self._failures, self._said = 0, None
+        self._asked, self._failures, self._said = False, 0, None
         self.state = State(
             pid=os.getpid(),
             issued=token.issued_at,
@@ -770,8 +807,9 @@ def instance_lock(path: Path) -> Iterator[int | None]:
             holder = os.read(descriptor, 20).strip()
             yield int(holder) if holder.isdigit() else 0
             return
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        with suppress(OSError):  # the pid is for messages; a full disk must not keep us from the rest
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
         yield None
     finally:
         os.close(descriptor)
@@ -838,6 +876,7 @@ def run_forever() -> int:
             report_ready(channel)
             while (wish := wait(POLL_SECONDS)) != "end":
                 refresher.step(now_please=wish == "refresh")
+                bound_log(os.environ)
             return None
 
     said = None
@@ -944,7 +983,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         return run_forever()
     except ConfigError as error:
-        print(f"auto_refresh.py: {error}", file=sys.stderr, flush=True)
+        say(f"auto_refresh.py: {error}", sys.stderr)
         return EX_CONFIG
 
 

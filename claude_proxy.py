@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import errno
-import gc
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -36,12 +36,14 @@ import uvicorn
 
 import auto_refresh
 from auto_refresh import EX_CONFIG, ConfigError, Settings, say
-from patches.front_door import LITELLM_ROUTES, FrontDoor
+from patches import lean_litellm
+from patches.front_door import LITELLM_ROUTES, FrontDoor, printable
 from patches.live_config import live
 
 DRAIN_SECONDS = 30  # ecosystem.config.js gives five more before it kills
-CONFIG_PATIENCE_SECONDS = 10  # a configuration whose token is dead does after this: tokens can be signed here
+CONFIG_PATIENCE_SECONDS = 3  # a configuration whose token is dead does after this: tokens can be signed here
 PREDECESSOR_SECONDS = DRAIN_SECONDS + 15
+PM2_GONE = "PM2 is gone: ending, so that its next start finds the port free"
 
 # Set before LiteLLM is imported, whatever the environment says.
 LITELLM_ENVIRONMENT = {
@@ -73,6 +75,19 @@ def mend_patch() -> None:
                 say(f"LiteLLM {after.version} was not patched; patched it: {after.path}")
     except apply_patch.PatchError as error:
         raise ConfigError(str(error)) from None
+
+
+def first_key(settings: Settings) -> str:
+    """The proxy's own key; waits while the disk is full and it cannot be kept."""
+    said = ""
+    while True:
+        try:
+            return auto_refresh.master_key(settings)
+        except auto_refresh.WriteError as error:  # noqa: PERF203 - waiting is the point
+            if str(error) != said:
+                say(f"{error}\nTrying again until it works.")
+                said = str(error)
+            time.sleep(2)
 
 
 def take_port(port: int) -> socket.socket:
@@ -141,16 +156,20 @@ def _listener_by_proc(port: int) -> str:
     return ""
 
 
-def wait_for_config(settings: Settings) -> None:
-    """Wait for the refresher's first `litellm_config.yaml`; order of start does not matter."""
+def wait_for_config(settings: Settings) -> bool:
+    """Wait for the refresher's first `litellm_config.yaml`; order of start does not matter. False: PM2 is gone."""
+    channel = auto_refresh.supervisor_channel(os.environ)
     waited = 0.0
     while True:
         live.reload()
         if live.document and (live.is_live() or waited >= CONFIG_PATIENCE_SECONDS):
-            return
-        if waited and waited % 30 == 0:
+            return True
+        if waited % 30 == 5:
             say(f"waiting for {settings.config_path}: is token-refresher running? See: pm2 logs token-refresher")
-        time.sleep(0.25)
+        readable, _, _ = select.select([] if channel is None else [channel], [], [], 0.25)
+        if channel in readable and channel is not None and auto_refresh.supervisor_gone(channel):
+            say(PM2_GONE)
+            return False
         waited += 0.25
 
 
@@ -158,15 +177,14 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
     """Import LiteLLM (seconds), wait for the configuration, answer until told to end."""
     os.environ.update(LITELLM_ENVIRONMENT)
     os.environ["CONFIG_FILE_PATH"] = str(settings.config_path)
-    gc.disable()  # a fifth of the import's time goes into collecting what is going to stay
-    from litellm.proxy import proxy_server  # noqa: PLC0415
+    paths = {path for _, path in LITELLM_ROUTES}
+    with lean_litellm.importing(paths):
+        from litellm.proxy import proxy_server  # noqa: PLC0415
 
-    app = proxy_server.app
-    gc.enable()
-    gc.freeze()
-
-    wait_for_config(settings)
-    keep_routes(app.router.routes, {path for _, path in LITELLM_ROUTES})
+    if not wait_for_config(settings):
+        return
+    keep_routes(proxy_server.app.router.routes, paths)
+    app = lean_litellm.warmed(proxy_server.app, lean_litellm.apply(), key=key, live=live)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -185,17 +203,21 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
         def _on_supervisor(self, channel: int) -> None:
             if auto_refresh.supervisor_gone(channel):
                 asyncio.get_running_loop().remove_reader(channel)
-                self._end("PM2 is gone: ending, so that its next start finds the port free")
+                self._end(PM2_GONE)
 
         async def _watch_config(self) -> None:
             started_with = before = other_sections(live.document)
+            followed: dict[str, Any] = {}
             while True:
                 await asyncio.sleep(1)
                 live.reload()
+                if live.document is followed:
+                    continue
+                followed = live.document
                 try:
                     follow_rows(proxy_server.llm_router, live.document["model_list"])
                 except Exception as error:  # noqa: BLE001 - LiteLLM raises many kinds, and none may end this
-                    say(f"a changed row of the template is not used, the others are: {type(error).__name__}: {error}")
+                    say(f"the changed rows of the template are not used, the old ones stay: {printable(str(error))}")
                 now = other_sections(live.document)
                 if now not in (before, started_with):
                     changed = sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
@@ -207,6 +229,7 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
             started_with = before = auto_refresh.stamp(files)
             while True:
                 await asyncio.sleep(5)
+                auto_refresh.bound_log(os.environ)
                 now = auto_refresh.stamp(files)
                 # Replaced and quiet since the last look: the installer is done, and what runs here is the old one.
                 if now != started_with and now == before and util.find_spec("litellm") and files[0].exists():
@@ -218,8 +241,9 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
             say(why)
             self.should_exit = True
 
+    door = FrontDoor(app, key=key, port=settings.proxy_port, live=live)
     config = uvicorn.Config(
-        FrontDoor(app, key=key, port=settings.proxy_port, live=live),
+        door,
         log_level="error",
         access_log=False,
         server_header=False,
@@ -229,15 +253,20 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
         timeout_keep_alive=75,
     )
     server = Server(config)
-    server.run(sockets=[listener])
+    with suppress(SystemExit):  # uvicorn's way to say that the application did not start
+        server.run(sockets=[listener])
     if not server.started:
-        raise SystemExit("LiteLLM did not start; its own words are above")
+        raise ConfigError(
+            f"LiteLLM does not start with this configuration: {door.start_failure}\n"
+            "Mend litellm_config.template.yaml, then: pm2 restart claude-proxy"
+        )
 
 
 def follow_rows(router: Any, rows: Sequence[dict[str, Any]]) -> None:
     """Give LiteLLM's router the rows that it does not have, and take away those that are gone, by their ids.
 
-    (Setting the whole list anew would leave old wildcard rows answering.) Raises what LiteLLM raises for a bad row.
+    (Setting the whole list anew would leave old wildcard rows answering.) Raises ValueError for a row that LiteLLM does
+    not take; all is then as it was before.
     """
     wanted = {row["model_info"]["id"]: row for row in rows}
     known = set(router.get_model_ids())
@@ -245,18 +274,19 @@ def follow_rows(router: Any, rows: Sequence[dict[str, Any]]) -> None:
         return
     from litellm.types.router import Deployment  # noqa: PLC0415 - this file must not import LiteLLM before its patch
 
-    added = [row for name, row in wanted.items() if name not in known]
+    added = [name for name in wanted if name not in known]
     gone = [name for name in known if name not in wanted]
-    failed: Exception | None = None
-    for row in added:  # first, so that no name is without an answer in between
+    for name in added:  # first, so that no name is without an answer in between
         try:
-            router.add_deployment(Deployment(**copy.deepcopy(row)))
-        except Exception as error:  # noqa: BLE001, PERF203 - the other rows still count
-            failed = error
+            router.add_deployment(Deployment(**copy.deepcopy(wanted[name])))
+        except Exception as error:  # noqa: BLE001, PERF203 - LiteLLM raises many kinds
+            for undone in added:
+                router.delete_deployment(id=undone)
+            # What pydantic says from there on quotes the row, with a part of its token.
+            words = " ".join(str(error).split()).partition("[type=")[0]
+            raise ValueError(f"{name}: {words}") from None
     for name in gone:
         router.delete_deployment(id=name)
-    if failed:
-        raise failed
     say(f"models: {len(added)} rows added or changed, {len(gone)} old ones removed")
 
 
@@ -294,14 +324,19 @@ def _get(url: str) -> bytes:
 
 def main() -> int:
     try:
-        settings = auto_refresh.load_settings()
-        key = auto_refresh.master_key(settings)
+        live.settings = settings = auto_refresh.load_settings()
+        key = first_key(settings)
+        if not settings.config_path.exists():
+            # What keeps the refresher from writing it is said here too, in place of waiting for what will not come.
+            auto_refresh.render_config(settings, auto_refresh.sign(settings, time.time()))
         listener = take_port(settings.proxy_port)
         mend_patch()
         serve(settings, key, listener)
     except ConfigError as error:
-        print(f"claude_proxy.py: {error}", file=sys.stderr, flush=True)
+        say(f"claude_proxy.py: {error}", sys.stderr)
         return EX_CONFIG
+    except KeyboardInterrupt:  # PM2 stops with SIGINT, and uvicorn passes it on when it is done
+        return 0
     return 0
 
 

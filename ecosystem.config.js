@@ -5,6 +5,11 @@ const path = require("node:path");
 const venv = path.join(__dirname, ".venv", "bin", "python");
 const home = path.resolve(__dirname, process.env.CORTEX_HOME || ".");
 
+// PM2 makes log files that everybody can read; in this folder nobody else gets at them.
+const logs = path.join(home, "logs");
+fs.mkdirSync(logs, { recursive: true });
+fs.chmodSync(logs, 0o700);
+
 // What the processes get from the shell. PM2 keeps an app's environment in dump.pm2, plain text that others can read,
 // so this is a list of what may pass. Secrets (PRIVATE_KEY_PASSPHRASE, LITELLM_MASTER_KEY) belong in .env.
 const passed = [
@@ -24,8 +29,8 @@ const app = (name, script, more) => ({
   // Every name contains the empty string: nothing of the shell's environment passes by itself. (`true` does nothing.)
   filter_env: [""],
   env: { ...env, PYTHONUNBUFFERED: "1" },
-  out_file: path.join(home, "logs", `${name}.log`),
-  error_file: path.join(home, "logs", `${name}.log`),
+  out_file: path.join(logs, `${name}.log`),
+  error_file: path.join(logs, `${name}.log`),
   merge_logs: true,
   time: true,
   // Both say when they do their work; importing LiteLLM takes up to half a minute on a busy machine.
@@ -33,9 +38,9 @@ const app = (name, script, more) => ({
   listen_timeout: 120_000,
   // 78 is a mistake in the settings: a restart cannot mend it. (Never 0 here: PM2 records a killed process as 0.)
   stop_exit_codes: [78],
-  restart_delay: 1000,
-  max_restarts: 20,
-  min_uptime: 10_000,
+  // Enough for the minute in which packages are replaced. (With restart_delay PM2 would show what it has stopped as
+  // "waiting restart" for ever.)
+  max_restarts: 200,
   vizion: false,
   ...more,
 });

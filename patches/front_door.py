@@ -7,14 +7,17 @@ application stands before LiteLLM's and lets through two things: health checks, 
 Security invariants
 - Nothing is served under a foreign Host name (DNS rebinding), to a web page (Origin), or without the key.
 - A request is refused before LiteLLM sees it, a body is bounded before it is parsed.
-- No error body or log line contains a token, whatever Cortex wrote into its answer.
+- No error body or log line contains a token, whatever Cortex wrote into its answer, and no line of the log is made up
+  by who sends a request.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import re
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +37,7 @@ MAX_BODY_BYTES = 20 * 2**20  # Cortex refuses more
 LITELLM_ROUTES = {("GET", "/health/liveliness"), ("POST", "/v1/messages")}
 OWN_ROUTES = {("HEAD", "/"), ("GET", "/v1/models"), ("POST", "/v1/messages/count_tokens")}
 WITHOUT_KEY = {("GET", "/health/liveliness"), ("HEAD", "/")}  # they tell nothing and cost nothing
+REFUSALS_A_MINUTE = 20  # in the log: a web page that tries again and again must not push out everything else
 KEPT_HEADERS = {b"content-type", b"content-length", b"cache-control", b"retry-after"}
 
 # A request of Claude Code's WebSearch: its only tool is one that Anthropic's servers would run.
@@ -122,14 +126,52 @@ class FrontDoor:
 
     def __init__(self, app: App, *, key: str, port: int, live: LiveConfig) -> None:
         self._app, self._key, self._port, self._live = app, key, port, live
+        self._minute, self._refusals = 0, 0
+        self.start_failure = ""  # why LiteLLM did not start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self._start(scope, receive, send)
             return
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
+        sent = ended = streams = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal sent, ended, streams
+            if message["type"] == "http.response.start":
+                sent, streams = True, any(value.startswith(b"text/event-stream") for _, value in message["headers"])
+            else:
+                ended = not message.get("more_body")
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, send_on)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - LiteLLM's handlers of errors raise too
+            if ended:
+                return
+            stopped = isinstance(error, asyncio.CancelledError)
+            why = "the time for it to finish is over" if stopped else f"{type(error).__name__}: {printable(str(error))}"
+            say(f"an answer is broken off: {why}")
+            words = "The proxy was stopped; trying again." if stopped else "An error in the proxy: see make logs"
+            # Claude Code asks again after either; after a connection that just ends it shows half an answer.
+            if not sent:
+                await _send_error(send, Refusal(503 if stopped else 500, "api_error", words, final=False))
+            elif streams:
+                await send({"type": "http.response.body", "body": _error_event("api_error", words)})
+
+    async def _start(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_on(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                # A traceback of hundreds of lines; its last one says why.
+                self.start_failure = printable((message.get("message", "").strip().splitlines() or [""])[-1])
+                message = {"type": message["type"]}
+            await send(message)
+
+        await self._app(scope, receive, send_on)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
         headers: dict[bytes, bytes] = dict(scope["headers"])
         refused = refusal(method, path, headers, key=self._key, port=self._port)
@@ -137,10 +179,12 @@ class FrontDoor:
         if refused is None and method == "POST":
             # The whole body at once: it is bounded, counted here, and LiteLLM would collect it anyway.
             body, refused = await _read_body(receive, headers)
+            if refused is None and body[:100].lstrip()[:1] != b"{":
+                refused = Refusal(400, "invalid_request_error", "The body is not a JSON object.")
         if refused is None and path == "/v1/messages" and _SERVER_TOOL.search(body):
             refused = server_tools_only(body)
         if refused is not None:
-            say(f"refused {method} {path}: {refused.message}")
+            self._say_refused(f"refused {method} {path}: {refused.message}")
             await _send_error(send, refused)
         elif (method, path) in LITELLM_ROUTES:
             await self._pass_on(scope, body, receive, send)
@@ -151,6 +195,15 @@ class FrontDoor:
             await self._count(body, send)
         else:
             await _send_json(send, 200, None)
+
+    def _say_refused(self, line: str) -> None:
+        minute = int(time.monotonic()) // 60
+        self._refusals = self._refusals + 1 if minute == self._minute else 1
+        self._minute = minute
+        if self._refusals <= REFUSALS_A_MINUTE:
+            say(printable(line).replace("\n", " ")[:500])
+        elif self._refusals == REFUSALS_A_MINUTE + 1:
+            say("… and more that are refused in this minute")
 
     def _models(self) -> dict[str, Any]:
         self._live.reload()
@@ -205,7 +258,7 @@ class FrontDoor:
                 collected += message.get("body", b"")
                 if not message.get("more_body"):
                     refused = self._explained(call, failed, collected)
-                    say(f"error {refused.status} to Claude Code: {redact(refused.message)}")
+                    say(f"error {refused.status} to Claude Code: {printable(refused.message)}")
                     await _send_error(send, refused)
 
         # On loopback, compression costs time and saves nothing.
@@ -235,13 +288,22 @@ def _message_of(body: bytes) -> str:
 def _broken_off(event: bytes) -> tuple[bytes, str]:
     """LiteLLM's `event: error` in the middle of a stream, said again in our words, and these."""
     told = explain_failure(502, _message_of(event.partition(b"data: ")[2]))
-    error = {"type": told.kind, "message": redact(told.message)}
-    return b"event: error\ndata: " + json.dumps({"type": "error", "error": error}).encode() + b"\n\n", error["message"]
+    return _error_event(told.kind, redact(told.message)), printable(told.message)
+
+
+def _error_event(kind: str, words: str) -> bytes:
+    error = {"type": "error", "error": {"type": kind, "message": words}}
+    return b"event: error\ndata: " + json.dumps(error).encode() + b"\n\n"
 
 
 def redact(text: str) -> str:
     """The text without anything that looks like a token."""
     return _TOKEN.sub("[token]", text)
+
+
+def printable(text: str) -> str:
+    """The text for the log: without tokens, and without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in redact(text))
 
 
 async def _read_body(receive: Receive, headers: dict[bytes, bytes]) -> tuple[bytes, Refusal | None]:

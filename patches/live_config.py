@@ -16,16 +16,19 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import auto_refresh
+from auto_refresh import ConfigError
 from patches.cortex_answers import RequestFacts
 
 MARGIN_SECONDS = 60  # a token this close to its end could be dead when it arrives
 NEW_TOKEN_SECONDS = 120  # refused this soon after its signature, it is refused for good: a newer one is no better
+SKEW_SECONDS = 30  # Snowflake's tolerance is not documented; a clock that is set by the network is within a second
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -69,6 +72,7 @@ class LiveConfig:
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path, self._clock = path, clock
         self.document: dict[str, Any] = {}
+        self.settings: auto_refresh.Settings | None = None  # the last good ones
         self._stamp: auto_refresh.Stamp = ()
         self._written = ""
         self._signed = ""
@@ -82,7 +86,7 @@ class LiveConfig:
         try:
             document = yaml.load(self.path.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506 - a safe loader
             token = next(row["litellm_params"]["api_key"] for row in document["model_list"] if is_cortex(row))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, StopIteration):
+        except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError, StopIteration):
             return False  # half of somebody's edit: the refresher writes it anew within seconds
         self._stamp, self.document, self._written = stamp, document, str(token)
         return True
@@ -95,27 +99,67 @@ class LiveConfig:
         """A token that is live now; raises ConfigError when there is none and none can be signed."""
         self.reload()
         now = self._clock()
-        for candidate in (self._written, self._signed):
-            if candidate not in self._refused and _is_live(candidate, now):
-                return candidate
+        candidates = [token for token in (self._written, self._signed) if token not in self._refused]
+        for token in candidates:
+            if _is_live(token, now):
+                return token
         # No await from here to the end: the requests of a burst come one after the other, and the second finds
         # what the first has signed.
-        token = auto_refresh.sign(auto_refresh.load_settings(), now)
-        self._signed = token.value
+        try:
+            signed = auto_refresh.sign(self._settings_now(), now)
+        except ConfigError:
+            for token in candidates:  # the last minute of one, before the user hears of the mistake
+                if _is_live(token, now, margin=1):
+                    return token
+            raise
+        self._signed = signed.value
         self._refused &= {self._written}
         auto_refresh.say("the token in litellm_config.yaml is not usable: signed one in memory")
-        return token.value
+        return signed.value
 
-    def refuse(self, token: str) -> bool:
-        """Cortex answered 401 to `token`: use another from now on. Returns whether it was a new one."""
+    def _settings_now(self) -> auto_refresh.Settings:
+        try:
+            self.settings = auto_refresh.load_settings()
+        except ConfigError:  # a broken edit, which the refresher's log names
+            if self.settings is None:
+                raise
+        return self.settings
+
+    def refuse(self, token: str, date: str = "") -> bool:
+        """Cortex answered 401 to `token`: use another from now on. Returns whether it was a new one.
+
+        `date` is the answer's header of that name: where this machine's clock is the reason, the user is told so.
+        """
         self._refused.add(token)
-        issued, _ = token_times(token)
-        return abs(self._clock() - issued) < NEW_TOKEN_SECONDS
+        now = self._clock()
+        call = current_call.get()
+        if call is not None and (trouble := clock_trouble(token, now, date)):
+            call.trouble = trouble
+        return abs(now - token_times(token)[0]) < NEW_TOKEN_SECONDS
 
 
-def _is_live(token: str, now: float) -> bool:
+def clock_trouble(token: str, now: float, date: str) -> str | None:
+    """Why Snowflake, at whose `date` (an HTTP header) it refused the token, did so, if it is this machine's clock."""
+    try:
+        theirs = parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return None
     issued, expires = token_times(token)
-    return issued <= now < expires - MARGIN_SECONDS
+    if issued > theirs + SKEW_SECONDS:
+        found = "ahead of Snowflake's, which takes no token from the future (394302)"
+    elif expires <= theirs:
+        found = "behind Snowflake's, for which this token has ended (394303)"
+    else:
+        return None
+    return (
+        f"This machine's clock is about {round(abs(now - theirs) / 60) or 1} minutes {found}.\n"
+        "Set it by the network: sudo timedatectl set-ntp true (macOS: sudo sntp -sS time.apple.com)"
+    )
+
+
+def _is_live(token: str, now: float, margin: int = MARGIN_SECONDS) -> bool:
+    issued, expires = token_times(token)
+    return issued <= now < expires - margin
 
 
 live = LiveConfig(auto_refresh.state_folder(os.environ) / "litellm_config.yaml")

@@ -6,11 +6,14 @@ import ctypes
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
+import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,11 +56,28 @@ def drop_root_powers() -> None:
                 os._exit(77)
 
 
+def copy_bundle(folder: Path, *, own_litellm: bool = False) -> Path:
+    """A copy of the bundle, whose files a test may edit; with a `.venv` in which it may replace LiteLLM."""
+    folder.mkdir()
+    for file in (*BUNDLE.glob("*.py"), BUNDLE / "litellm_config.template.yaml", BUNDLE / "ecosystem.config.js"):
+        shutil.copy(file, folder)
+    shutil.copytree(BUNDLE / "patches", folder / "patches", ignore=shutil.ignore_patterns("__pycache__"))
+    if own_litellm:
+        venv.create(folder / ".venv", symlinks=True)
+        theirs = Path(sysconfig.get_path("purelib"))
+        ours = next((folder / ".venv" / "lib").glob("python*/site-packages"))
+        (ours / "all-the-others.pth").write_text(f"{theirs}\n")
+        for found in (theirs / "litellm", *theirs.glob("litellm-[0-9]*.dist-info")):
+            # Links: whoever replaces a file here leaves the other environment's alone.
+            shutil.copytree(found, ours / found.name, copy_function=os.link)
+    return folder
+
+
 class SetUp:
     """A user's set-up: state folder, HOME, key, stand-in, and the processes started in it."""
 
-    def __init__(self, folder: Path, stub: CortexStub | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, stub: CortexStub | None = None, bundle: Path = BUNDLE) -> None:
+        self.folder, self.bundle = folder, bundle
         self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         self.key_path = folder / "snowflake_key.p8"
         self.write_key(self.key)
@@ -77,6 +97,7 @@ class SetUp:
             "PYTHONUNBUFFERED": "1",
         }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.before_exec: Callable[[], None] | None = None
 
     def write_key(self, key: rsa.RSAPrivateKey) -> None:
         self.key_path.touch(mode=0o600)
@@ -102,8 +123,9 @@ class SetUp:
         """Run a script of the bundle; its output goes to `log(script)`."""
         with (self.folder / f"{script}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, str(BUNDLE / script)],
+                [sys.executable, str(self.bundle / script)],
                 env={**self.environ, **environ},
+                preexec_fn=self.before_exec,  # noqa: PLW1509 - one call into the C library, no lock
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -130,7 +152,7 @@ class SetUp:
     def run(self, *command: str, seconds: float = 120, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end in this set-up; a script's name is run by this Python."""
         if command[0].endswith(".py"):
-            command = (sys.executable, str(BUNDLE / command[0]), *command[1:])
+            command = (sys.executable, str(self.bundle / command[0]), *command[1:])
         return subprocess.run(
             command,
             env={**self.environ, **environ},
@@ -198,6 +220,29 @@ class SetUp:
 
     def ask(self, text: str, model: str = "claude-sonnet-4-5", **more: Any) -> httpx.Response:
         return self.post({"model": model, "max_tokens": 100, "messages": [{"role": "user", "content": text}], **more})
+
+    @contextmanager
+    def open_answer(self) -> Iterator[Callable[[], str]]:
+        """An answer that is under way and stands still; what is yielded lets it go on, and returns its text."""
+        body = {"model": "claude-sonnet-4-5", "max_tokens": 100, "stream": True}
+        body["messages"] = [{"role": "user", "content": "[[hold: 2]] [[text: one two three]]"}]
+        key, first = {"Authorization": f"Bearer {self.master_key}"}, len(self.stub.requests)
+        with (
+            httpx.Client(trust_env=False, timeout=60) as client,
+            client.stream("POST", f"{self.url}/v1/messages", json=body, headers=key) as answer,
+        ):
+            lines = answer.iter_lines()
+            head = [next(lines) for _ in range(3)]
+            wait_until(lambda: any(record.get("held") for record in self.stub.requests[first:]), 10)
+
+            def finish() -> str:
+                self.stub.release()
+                datas = [json.loads(line[6:]) for line in [*head, *lines] if line.startswith("data: ")]
+                assert datas[-1]["type"] == "message_stop", datas[-1]
+                return "".join(data.get("delta", {}).get("text", "") for data in datas)
+
+            yield finish
+            self.stub.release()
 
     def close(self) -> None:
         for process in self.processes.values():

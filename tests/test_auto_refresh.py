@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 import auto_refresh
 from auto_refresh import ConfigError, Settings, Written, due, parse_account, parse_host, render
+from tests.conftest import drop_root_powers
 
 BUNDLE = Path(auto_refresh.__file__).parent
 NOW = 1_800_000_000.7
@@ -70,11 +71,15 @@ def settings(environ: dict[str, str]) -> Settings:
 
 
 def run(
-    environ: dict[str, str], *arguments: str, script: Path = BUNDLE / "auto_refresh.py"
+    environ: dict[str, str],
+    *arguments: str,
+    script: Path = BUNDLE / "auto_refresh.py",
+    start: Callable[[], None] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(script), *arguments],
         env={**environ, "PATH": os.environ["PATH"]},
+        preexec_fn=start,
         capture_output=True,
         text=True,
         timeout=60,
@@ -104,7 +109,7 @@ def test_the_environment_beats_env_file_beats_constants_beats_connection(tmp_pat
 
 
 def test_constants_edited_in_the_script_configure_it(home: Path) -> None:
-    for name in ("auto_refresh.py", "litellm_config.template.yaml"):
+    for name in ("auto_refresh.py", "litellm_config.template.yaml", "patches/apply_patch.py"):
         put(home / name, (BUNDLE / name).read_bytes())
     script = home / "auto_refresh.py"
     put(script, script.read_text().replace("YOUR-ACCOUNT", "myorg-edited").replace('"YOUR_USER"', '"me"'))
@@ -351,6 +356,14 @@ def test_only_rows_with_the_token_are_cortex() -> None:
         (GENERAL, "no rows"),
         ("model_list: [{model_name: a}]\n" + GENERAL, "row 1 of model_list"),
         ("model_list:\n" + ROW % ("a", "openai/x"), "master_key"),
+        (
+            "model_list:\n" + ROW % ("a", "opnai/x") + "\n" + GENERAL,
+            r"row 1 \(a\): a model on Cortex starts with openai/",
+        ),
+        (
+            "model_list:\n" + ROW[:-1] % ("a", "x") + ", model_info: {max_output_tokens: lots}}\n" + GENERAL,
+            "whole number",
+        ),
         ("model_list:\n" + ROW % ("a", "openai/${NOPE}") + "\n" + GENERAL, r"unknown placeholder \$\{NOPE\}"),
         ("model_list:\n" + ROW % ("a", "openai/${}") + "\n" + GENERAL, r"unknown placeholder \$\{\}"),
     ],
@@ -664,11 +677,10 @@ def test_a_mistake_in_the_settings_ends_it_with_status_78_and_one_message(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere: run as another user by make test")
 def test_a_folder_that_is_not_writable_is_named(environ: dict[str, str], home: Path) -> None:
     home.chmod(0o500)
     try:
-        done = run(environ, "--once")
+        done = run(environ, "--once", start=drop_root_powers)
     finally:
         home.chmod(0o700)
     assert done.returncode == 78

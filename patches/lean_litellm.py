@@ -1,0 +1,290 @@
+"""LiteLLM without the work that nobody here reads, and warm before anybody waits for it.
+
+The problem: LiteLLM is a gateway with which a company bills its teams. Most of the time that it adds to a request goes
+into prices, records for a database and limits that are not set here, and its first request loads modules for a second.
+The mechanism: each step below replaces one name in LiteLLM or in OpenAI's SDK, and says why it may; what LiteLLM does
+to a request and to its answer stays its own work. What a step saves is what `make bench ARGS=--steps` shows: a request
+without it costs so much more (LiteLLM 1.106.2).
+
+Nothing depends on a step. Where a release has moved the name, the step is left out. Before the port opens, two requests
+go all the way through and are answered in this process (`warmed`): no call to Cortex, nothing to pay. When one of them
+comes back otherwise than it should, every step is taken back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import json
+import sys
+from collections.abc import Awaitable, Callable, Container, Iterator, MutableMapping
+from contextlib import contextmanager
+from importlib import util
+from typing import Any
+
+import httpx
+
+from auto_refresh import say
+from patches.live_config import LiveConfig, is_cortex
+
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+WARM_UP_SECONDS = 30  # it takes one; a start may not hang on it
+
+
+# ------------------------------------------------------------------------------------------------------------- starting
+
+
+@contextmanager
+def importing(paths: Container[str]) -> Iterator[None]:
+    """For the import of LiteLLM's proxy: no garbage collection, and of its 670 routes only those under `paths`.
+
+    What is imported stays, so a fifth of the import's time goes into collecting nothing. Another sixth goes into what
+    FastAPI prepares for each route: models of its parameters and of its answers.
+    """
+    routing = importlib.import_module("fastapi.routing")
+    add = routing.APIRouter.add_api_route
+
+    def add_wanted(router: Any, path: str, *more: Any, **named: Any) -> None:
+        if path in paths:
+            add(router, path, *more, **named)
+
+    gc.disable()
+    routing.APIRouter.add_api_route = add_wanted
+    try:
+        yield
+    finally:
+        routing.APIRouter.add_api_route = add
+        gc.enable()
+        gc.freeze()
+
+
+# ---------------------------------------------------------------------------------------------------------------- steps
+
+
+class Changes:
+    """Names that were replaced, and what they stood for."""
+
+    def __init__(self) -> None:
+        self._before: list[tuple[Any, str, Any]] = []
+
+    def replace(self, module: str, name: str, new: Callable[[Any], Any]) -> None:
+        """Put `new(old)` in the place of `module`'s `name` (or `Class.name`); raises where there is none."""
+        owner: Any = importlib.import_module(module)
+        *path, name = name.split(".")
+        for part in path:
+            owner = getattr(owner, part)
+        old = getattr(owner, name)
+        setattr(owner, name, new(old))
+        self._before.append((owner, name, old))
+
+    def take_back(self) -> None:
+        while self._before:
+            setattr(*self._before.pop())
+
+
+def no_prices(changes: Changes) -> None:
+    """Cortex is billed by Snowflake (`usage.py` shows it), and LiteLLM's price list does not have its models: it looks
+    for the price three times, and each time works out a warning about not finding it. Saves 4.6 ms a request."""
+    changes.replace(
+        "litellm.litellm_core_utils.litellm_logging", "Logging.response_cost_calculator", lambda _: _nothing
+    )
+
+
+def no_records(changes: Changes) -> None:
+    """Successes are recorded for callbacks that ask for them; there are none. (Failures are left alone: they are where
+    an error's words come from.) Saves 1 ms a request."""
+    changes.replace("litellm.utils", "_dispatch_success_logging", lambda _: _nothing)
+    changes.replace(
+        "litellm.litellm_core_utils.litellm_logging", "Logging.dispatch_success_handlers", lambda _: _async_nothing
+    )
+    changes.replace("litellm.router", "Router.increment_deployment_usage_for_response", lambda _: _async_nothing)
+
+
+def no_company_hooks(changes: Changes) -> None:
+    """Limits per key and team, skills, ids of the Responses API: with them on, each chunk of a stream passes through
+    them all, and the whole stream is put together once more at its end. Saves 1 ms of a stream."""
+    changes.replace("litellm.proxy.utils", "PROXY_HOOKS", lambda _: {})
+
+
+def no_search_for_telemetry(_: Changes) -> None:
+    """Without OpenTelemetry's SDK each request tries to import LiteLLM's logger for it, and fails half-way. (This is
+    how the import system is told that there is no such module.) Saves 0.5 ms a request."""
+    if util.find_spec("opentelemetry.sdk") is None:
+        sys.modules.setdefault("litellm.integrations.otel.logger", None)  # type: ignore[arg-type]
+
+
+def bodies_as_they_are(changes: Changes) -> None:
+    """OpenAI's SDK walks through the whole body to rename fields and to encode files. A chat completion has neither:
+    LiteLLM's body is JSON already. Saves 50 ms of a 500 kB request, more than half of it."""
+    changes.replace("openai.resources.chat.completions.completions", "async_maybe_transform", lambda _: _given)
+
+
+async def _given(body: dict[str, Any], _: object) -> dict[str, Any]:
+    from openai._utils import is_given  # noqa: PLC0415
+
+    return {key: value for key, value in body.items() if is_given(value)}
+
+
+def chunks_by_pydantic(changes: Changes) -> None:
+    """OpenAI's SDK builds each chunk's object in Python, so that a chunk of another shape passes too. Most have the
+    documented shape, and pydantic itself builds those ten times faster. Saves 0.1 ms a chunk."""
+
+    def new(old: Callable[..., Any]) -> Callable[..., Any]:
+        from openai.types.chat import ChatCompletionChunk  # noqa: PLC0415
+        from pydantic import ValidationError  # noqa: PLC0415
+
+        def process(client: Any, *, data: object, cast_to: Any, response: Any) -> Any:
+            if cast_to is ChatCompletionChunk:
+                try:
+                    return ChatCompletionChunk.model_validate(data)
+                except ValidationError:
+                    pass
+            return old(client, data=data, cast_to=cast_to, response=response)
+
+        return process
+
+    changes.replace("openai", "AsyncOpenAI._process_response_data", new)
+
+
+def usage_from_the_end(changes: Changes) -> None:
+    """At the end of a stream LiteLLM builds the whole answer again from its chunks, and the client waits for it. All
+    that is used of it is the usage, which the last chunks say. Saves 0.13 ms a chunk."""
+
+    def new(old: Callable[..., Any]) -> Callable[..., Any]:
+        def build(chunks: list[Any], *more: Any, **named: Any) -> Any:
+            says_usage = any(getattr(chunk, "usage", None) for chunk in chunks[-5:])
+            return old([*chunks[:1], *chunks[-5:]] if says_usage and len(chunks) > 6 else chunks, *more, **named)
+
+        return build
+
+    changes.replace("litellm", "stream_chunk_builder", new)
+    # What is left to do is not worth a thread.
+    changes.replace("litellm.litellm_core_utils.streaming_handler", "asyncify", lambda _: _at_once)
+
+
+STEPS: tuple[Callable[[Changes], None], ...] = (
+    no_prices,
+    no_records,
+    no_company_hooks,
+    no_search_for_telemetry,
+    bodies_as_they_are,
+    chunks_by_pydantic,
+    usage_from_the_end,
+)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+async def _async_nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+def _at_once(work: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    async def do(*more: Any, **named: Any) -> Any:
+        return work(*more, **named)
+
+    return do
+
+
+def apply() -> Changes:
+    """Take every step that fits the installed LiteLLM."""
+    changes = Changes()
+    for step in STEPS:
+        try:
+            step(changes)
+        except (ImportError, AttributeError) as error:  # noqa: PERF203 - the other steps still count
+            say(f"this LiteLLM is not what lean_litellm.py was written for: without {step.__name__} ({error})")
+    return changes
+
+
+# -------------------------------------------------------------------------------------------------------------- warm-up
+
+
+def warmed(app: App, changes: Changes, *, key: str, live: LiveConfig) -> App:
+    """LiteLLM's application, which has answered a request of each kind before it says that it has started.
+
+    Asked for is a row that goes to Cortex's chat completions. There is no warm-up without one, or without a live token.
+    """
+
+    async def outer(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        async def send_on(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "lifespan.startup.complete" and live.is_live():
+                rows = [row for row in live.document["model_list"] if is_cortex(row) and "*" not in row["model_name"]]
+                names = [row["model_name"] for row in rows if row["litellm_params"]["model"].startswith("openai/")]
+                if names and (trouble := await _warm_up(app, key, names[0])):
+                    say(f"the warm-up failed; taking the steps of lean_litellm.py back: {trouble}")
+                    changes.take_back()
+                    await _warm_up(app, key, names[0])
+            await send(message)
+
+        await app(scope, receive, send_on if scope["type"] == "lifespan" else send)
+
+    return outer
+
+
+async def _warm_up(app: App, key: str, model: str) -> str:
+    """Let `app` answer a request of each kind. What is wrong with it, or ""."""
+    try:
+        return await asyncio.wait_for(_ask(app, key, model), WARM_UP_SECONDS)
+    except Exception as error:  # noqa: BLE001 - LiteLLM raises many kinds, and none may keep it from starting
+        return f"{type(error).__name__}: {error}"
+
+
+async def _ask(app: App, key: str, model: str) -> str:
+    import litellm  # noqa: PLC0415 - this file must not import LiteLLM before its patch
+
+    # LiteLLM keeps a client per token, with the HTTP client that it was made with: the one made here ends here.
+    forget_clients = litellm.in_memory_llm_clients_cache.flush_cache
+    in_place_of_cortex = httpx.AsyncClient(transport=httpx.MockTransport(_answer))
+    door = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1")
+    litellm.aclient_session = in_place_of_cortex
+    try:
+        async with in_place_of_cortex, door:
+            for stream in (False, True):
+                body = {**_QUESTION, "model": model, "stream": stream}
+                came = await door.post("/v1/messages", json=body, headers={"Authorization": f"Bearer {key}"})
+                said = "".join(came.text.split())
+                wanted = ('"text":"ready"', '"name":"Bash"', '"stop_reason":"tool_use"', '"output_tokens":7')
+                if came.status_code != 200 or not all(part in said for part in wanted):
+                    return f"{came.status_code} {came.text[:1000]}"
+    finally:
+        litellm.aclient_session = None
+        forget_clients()
+    return ""
+
+
+_TOOL = {"name": "Bash", "description": "Run a command", "input_schema": {"type": "object", "properties": {}}}
+_CALL = {"type": "tool_use", "id": "toolu_1", "name": "Bash", "input": {}}
+_RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "done"}]}
+_QUESTION = {
+    "max_tokens": 100,
+    "system": [{"type": "text", "text": "You are warm.", "cache_control": {"type": "ephemeral"}}],
+    "tools": [_TOOL],
+    "messages": [
+        {"role": "user", "content": "Are you?"},
+        {"role": "assistant", "content": [_CALL]},
+        {"role": "user", "content": [_RESULT]},
+    ],
+}
+
+
+def _answer(request: httpx.Request) -> httpx.Response:
+    """A text and a call, in 7 tokens, as OpenAI says it."""
+    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "Bash", "arguments": "{}"}}
+    said = {"role": "assistant", "content": "ready"}
+    usage = {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}
+    head: dict[str, Any] = {"id": "warm-up", "created": 0, "model": "warm-up", "object": "chat.completion"}
+    if not json.loads(request.content).get("stream"):
+        choice = {"index": 0, "message": {**said, "tool_calls": [call]}, "finish_reason": "tool_calls"}
+        return httpx.Response(200, json={**head, "choices": [choice], "usage": usage})
+    parts: list[tuple[dict[str, Any], str | None]] = [(said, None), ({"tool_calls": [call]}, None), ({}, "tool_calls")]
+    chunks = [{**head, "choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in parts]
+    events = [
+        {**chunk, "object": "chat.completion.chunk"} for chunk in [*chunks, {**head, "choices": [], "usage": usage}]
+    ]
+    text = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    return httpx.Response(200, headers={"content-type": "text/event-stream"}, text=text + "data: [DONE]\n\n")

@@ -1,0 +1,139 @@
+"""What `lean_litellm` leaves out is not missed, what it warms costs nobody anything, and nothing depends on it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from patches import lean_litellm
+from patches.lean_litellm import Changes
+from patches.live_config import LiveConfig
+from tests.conftest import SetUp, events
+
+ROW = {
+    "model_name": "claude-sonnet-4-5",
+    "litellm_params": {"model": "openai/claude-sonnet-4-5"},
+    "model_info": {"cortex": True},
+}
+
+
+class Toy:
+    """What stands in for LiteLLM."""
+
+    part = "old"
+
+
+class Live(LiveConfig):
+    """A configuration with one row, and a token that is live or not."""
+
+    def __init__(self, *, live: bool = True) -> None:
+        self.document, self._live = {"model_list": [ROW]}, live
+
+    def is_live(self) -> bool:
+        return self._live
+
+
+def start(changes: Changes, live: LiveConfig) -> list[str]:
+    """What an application says about its start when it is `warmed`."""
+    told = []
+
+    async def app(_: Any, __: Any, send: Any) -> None:
+        await send({"type": "lifespan.startup.complete"})
+
+    async def send(message: dict[str, str]) -> None:
+        told.append(message["type"])
+
+    async def run() -> None:
+        await lean_litellm.warmed(app, changes, key="sk-1", live=live)({"type": "lifespan"}, None, send)
+
+    asyncio.run(run())
+    return told
+
+
+def test_a_litellm_that_moved_something_runs_without_that_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(changes: Changes) -> None:
+        changes.replace(__name__, "Toy.no_such_part", lambda old: old)
+
+    def still_there(changes: Changes) -> None:
+        changes.replace(__name__, "Toy.part", lambda old: f"not {old}")
+
+    monkeypatch.setattr(lean_litellm, "STEPS", (gone, still_there))
+    changes = lean_litellm.apply()
+    assert Toy.part == "not old"
+    assert "without gone" in capsys.readouterr().out
+    changes.take_back()
+    assert Toy.part == "old"
+
+
+def test_a_warm_up_that_fails_takes_every_step_back_and_does_not_keep_the_proxy_from_starting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = Changes()
+    changes.replace(__name__, "Toy.part", lambda old: f"not {old}")
+    asked: list[str] = []
+
+    async def ask(_: Any, __: str, model: str) -> str:
+        asked.append(model)
+        if Toy.part != "old":
+            raise AttributeError("no such thing")
+        return ""
+
+    monkeypatch.setattr(lean_litellm, "_ask", ask)
+    assert start(changes, Live()) == ["lifespan.startup.complete"]
+    assert Toy.part == "old"
+    assert asked == ["claude-sonnet-4-5"] * 2
+    assert "AttributeError: no such thing" in capsys.readouterr().out
+
+
+def test_without_a_live_token_there_is_no_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(lean_litellm, "_ask")
+    assert start(Changes(), Live(live=False)) == ["lifespan.startup.complete"]
+
+
+@pytest.mark.real
+def test_the_first_request_is_warm_although_cortex_was_asked_nothing_before_it(set_up: SetUp) -> None:
+    set_up.start("auto_refresh.py")
+    set_up.start_proxy()
+    assert set_up.stub.requests == []
+    first, second = set_up.ask("hello"), set_up.ask("hello")
+    assert "hello" in first.json()["content"][0]["text"]
+    assert len(set_up.stub.requests) == 2
+    # Cold, the first takes a hundred times as long as the second. (The bench measures it; here others use the machine.)
+    assert first.elapsed < 20 * second.elapsed
+    assert "lean_litellm" not in set_up.log("claude_proxy.py")
+
+
+@pytest.mark.real
+def test_a_long_stream_keeps_its_words_and_its_usage(running: SetUp) -> None:
+    answer = running.ask("[[stream: 300 0]]", stream=True, max_tokens=4000)
+    record = running.stub.requests[-1]
+    told = events(answer)
+    words = "".join(event["delta"].get("text", "") for event in told if event["type"] == "content_block_delta")
+    assert words == " ".join(f"w{number}" for number in range(300))
+    usage = next(event["usage"] for event in told if event["type"] == "message_delta")
+    assert usage["output_tokens"] == record["usage"]["output"] > 300
+
+
+@pytest.mark.real
+def test_an_answer_of_one_token_is_counted_as_one(running: SetUp) -> None:
+    told = events(running.ask("[[text: ok]]", stream=True))
+    assert next(event["usage"]["output_tokens"] for event in told if event["type"] == "message_delta") == 1
+
+
+@pytest.mark.real
+def test_chunks_of_another_shape_than_openai_documents_pass(running: SetUp) -> None:
+    running.stub.set_options(older_shapes=True)
+    try:
+        told = events(running.ask('[[tools: Bash {"command": "ls"}]]', stream=True, tools=[TOOL]))
+    finally:
+        running.stub.set_options(older_shapes=False)
+    parts = [event["delta"] for event in told if event["type"] == "content_block_delta"]
+    assert json.loads("".join(part.get("partial_json", "") for part in parts)) == {"command": "ls"}
+
+
+TOOL = {"name": "Bash", "description": "Run a command", "input_schema": {"type": "object", "properties": {}}}
