@@ -604,7 +604,10 @@ def test_a_proxy_that_is_still_starting_is_no_fault(set_up: SetUp, tmp_path: Pat
     )
     process = subprocess.Popen([sys.executable, script.name], cwd=tmp_path)
     try:
-        found = wait_until(lambda: next(f for f in findings(set_up, doctor.proxy).values() if "nothing" not in f.found))
+        # The list is empty until the process listens.
+        found = wait_until(
+            lambda: [one for one in findings(set_up, doctor.proxy).values() if "nothing" not in one.found]
+        )[0]
     finally:
         process.kill()
         process.wait()
