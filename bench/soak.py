@@ -56,6 +56,7 @@ class Outcome:
     """What became of the requests of one part."""
 
     requests: int = 0
+    answered: int = 0
     streamed: int = 0
     tokens: int = 0
     failed: int = 0
@@ -184,13 +185,13 @@ async def ask(client: httpx.AsyncClient, number: int) -> None:
 
 
 async def load(world: World, port: int, count: int, meanwhile: Callable[[Outcome], Awaitable[None]]) -> Outcome:
-    """Ask until `count` requests are made and `meanwhile` has come to its end."""
+    """Ask until `count` requests are answered and `meanwhile` has come to its end."""
     outcome, first, last_answer = Outcome(), len(world.stub.requests), time.monotonic()
     ended = False
 
     async def work() -> None:
         nonlocal last_answer
-        while outcome.requests < count or not ended:
+        while outcome.answered < count or not ended:
             number = outcome.requests
             outcome.requests += 1
             outcome.streamed += number % 2
@@ -203,6 +204,7 @@ async def load(world: World, port: int, count: int, meanwhile: Callable[[Outcome
                 outcome.reasons[reason] = outcome.reasons.get(reason, 0) + 1
                 await asyncio.sleep(WAIT_SECONDS)
             else:
+                outcome.answered += 1
                 now = time.monotonic()
                 outcome.longest_gap, last_answer = max(outcome.longest_gap, now - last_answer), now
 
@@ -237,7 +239,7 @@ def all_day(world: World, requests: int, rotations: int) -> tuple[Outcome, list[
     async def rotate(outcome: Outcome) -> None:
         for number in range(rotations):
             # Not before the load has come so far: the requests are spread over the rotations.
-            await soon(lambda: outcome.requests >= requests * (number + 0.5) / rotations)  # noqa: B023
+            await soon(lambda: outcome.answered >= requests * (number + 0.5) / rotations)  # noqa: B023
             before = world.config.read_bytes()
             if number % 3 == 2:
                 world.refresher.send_signal(signal.SIGSTOP)
@@ -289,7 +291,7 @@ def by_reload(world: World, requests: int, rotations: int) -> Outcome:
 
     async def rotate(outcome: Outcome) -> None:
         for number in range(rotations):
-            await soon(lambda: outcome.requests >= requests * (number + 0.5) / rotations)  # noqa: B023
+            await soon(lambda: outcome.answered >= requests * (number + 0.5) / rotations)  # noqa: B023
             renew()
             before = len(world.stub.requests)
             await asyncio.to_thread(world.pm2, "reload", "plain")
@@ -392,7 +394,7 @@ def main(arguments: list[str] | None = None) -> int:
                     lambda part: f"{(part.failed + part.cut) / max(1, part.tokens - 1):.1f}",
                 ),
                 row("longest time without an answer", lambda part: f"{part.longest_gap:.1f} s"),
-                row("answers a second", lambda part: f"{(part.requests - part.failed - part.cut) / part.seconds:.0f}"),
+                row("answers a second", lambda part: f"{part.answered / part.seconds:.0f}"),
             ]
         )
     )

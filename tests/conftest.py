@@ -56,6 +56,14 @@ def drop_root_powers() -> None:
                 os._exit(77)
 
 
+def link_or_copy(source: str, target: str) -> None:
+    """A second name is enough: whoever replaces the file under one leaves it alone under the other."""
+    try:
+        os.link(source, target)
+    except OSError:  # on another disk
+        shutil.copy2(source, target)
+
+
 def copy_bundle(folder: Path, *, own_litellm: bool = False) -> Path:
     """A copy of the bundle, whose files a test may edit; with a `.venv` in which it may replace LiteLLM."""
     folder.mkdir()
@@ -68,8 +76,7 @@ def copy_bundle(folder: Path, *, own_litellm: bool = False) -> Path:
         ours = next((folder / ".venv" / "lib").glob("python*/site-packages"))
         (ours / "all-the-others.pth").write_text(f"{theirs}\n")
         for found in (theirs / "litellm", *theirs.glob("litellm-[0-9]*.dist-info")):
-            # Links: whoever replaces a file here leaves the other environment's alone.
-            shutil.copytree(found, ours / found.name, copy_function=os.link)
+            shutil.copytree(found, ours / found.name, copy_function=link_or_copy)
     return folder
 
 

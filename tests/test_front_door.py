@@ -172,7 +172,9 @@ def send(set_up: SetUp, method: str, path: str, **more: Any) -> httpx.Response:
 
 def test_it_listens_on_loopback_only_whatever_host_says(running: SetUp) -> None:
     # `running` is what it is; HOST is tried where the socket is made, because LiteLLM reads it as it starts to listen.
-    addresses = {str(found[4][0]) for found in socket.getaddrinfo(socket.gethostname(), running.port, socket.AF_INET)}
+    addresses = set()
+    with contextlib.suppress(OSError):  # this machine's name may lead nowhere
+        addresses = {str(found[4][0]) for found in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
     for address in addresses - {"127.0.0.1", "127.0.1.1"}:
         with pytest.raises(OSError, match=r"refused|unreachable|timed out"):
             socket.create_connection((address, running.port), timeout=2).close()
@@ -306,7 +308,9 @@ def test_no_other_route_of_litellm_is_served_not_even_with_the_key(
                 answer = client.request(method, re.sub(r"\{[^}]*\}", "x", path), json={} if method == "POST" else None)
                 if answer.status_code != 404:
                     served.add((method, path))
-    assert served == (LITELLM_ROUTES | OWN_ROUTES) - {("HEAD", "/")}
+    # Which of our own paths LiteLLM has as well differs between its releases.
+    assert served == {(method, path) for method, path in LITELLM_ROUTES | OWN_ROUTES if path in paths - {"/"}}
+    assert served >= LITELLM_ROUTES
     assert len(running.stub.requests) == before
 
 
