@@ -15,7 +15,8 @@ DEMO_PORT ?= 8002
 DEMO_CORTEX_PORT ?= 8003
 DEMO_ENV := export CORTEX_HOME='$(CURDIR)/$(DEMO)' PM2_HOME='$(CURDIR)/$(DEMO)/pm2' PROXY_PORT=$(DEMO_PORT) \
 	SNOWFLAKE_ACCOUNT=DEMO-ACCOUNT SNOWFLAKE_USER=DEMO SNOWFLAKE_HOST=http://127.0.0.1:$(DEMO_CORTEX_PORT) \
-	SNOWFLAKE_PRIVATE_KEY_PATH='$(CURDIR)/$(DEMO)/snowflake_key.p8' PRIVATE_KEY_PASSPHRASE= LITELLM_MASTER_KEY= REFRESH_MINUTES=
+	SNOWFLAKE_PRIVATE_KEY_PATH='$(CURDIR)/$(DEMO)/snowflake_key.p8' PRIVATE_KEY_PASSPHRASE= LITELLM_MASTER_KEY= REFRESH_MINUTES= \
+	NO_PROXY="127.0.0.1,localhost$${NO_PROXY:+,$$NO_PROXY}" no_proxy="127.0.0.1,localhost$${no_proxy:+,$$no_proxy}"
 
 # The commands below are about the demo while there is nothing else.
 HERE := if [ -d $(DEMO) ] && [ ! -e litellm_config.yaml ]; then $(DEMO_ENV); fi
@@ -69,7 +70,7 @@ demo: install ## the same without a Snowflake account: a stand-in answers
 	@$(DEMO_ENV); $(PY) point_claude.py --file
 
 .PHONY: claude
-claude: ## run Claude Code on Cortex, leaving your settings alone (ARGS='-p hello')
+claude: ## run Claude Code on Cortex, here, leaving your settings alone (ARGS='-p hello')
 	@$(HERE); $(PY) point_claude.py --run $(ARGS)
 
 .PHONY: stop
@@ -102,7 +103,7 @@ endef
 # PM2's own daemon is ended too, unless something else of the user runs in it. Without a daemon nothing is started.
 define down
 if [ -S "$${PM2_HOME:-$$HOME/.pm2}/rpc.sock" ]; then \
-	$(PM2) delete $(1) >/dev/null 2>&1; \
+	for app in $(1); do $(PM2) delete $$app >/dev/null 2>&1; done; \
 	if [ "$$($(PM2) jlist 2>/dev/null | tail -n 1)" = "[]" ]; then $(PM2) kill >/dev/null 2>&1; fi; \
 fi
 endef

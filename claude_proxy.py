@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Container, Sequence
 from contextlib import suppress
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.request import ProxyHandler, build_opener
@@ -127,6 +127,8 @@ def port_owner(port: int) -> str:
     if not pid:
         return ""
     shown = subprocess.run(["ps", "-o", "args=", "-p", pid], capture_output=True, text=True, check=False)
+    if "/claude_proxy.py" in shown.stdout:  # also where its path has spaces
+        return f"python claude_proxy.py (pid {pid})"
     words = shown.stdout.split()
     # Arguments of a stranger's process may hold secrets: the program and its first argument name it well enough.
     return f"{' '.join(Path(word).name for word in words[:2])} (pid {pid})" if words else f"pid {pid}"
@@ -232,7 +234,7 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
                 auto_refresh.bound_log(os.environ)
                 now = auto_refresh.stamp(files)
                 # Replaced and quiet since the last look: the installer is done, and what runs here is the old one.
-                if now != started_with and now == before and util.find_spec("litellm") and files[0].exists():
+                if now != started_with and now == before and files[0].exists():
                     self._end("LiteLLM was replaced under this process: ending, so that PM2 starts the new one")
                     return
                 before = now

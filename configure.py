@@ -15,8 +15,10 @@ import os
 import re
 import select
 import sys
+import termios
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from patches.apply_patch import PACKAGES, run_as_the_proxy_does
@@ -197,6 +199,8 @@ def register(settings: Settings, key: rsa.RSAPrivateKey, environ: Mapping[str, s
             said = statement
             print(f"\nRun this in Snowsight, as ACCOUNTADMIN or {settings.user}:\n\n{statement}\n")
             print("Waiting until Snowflake takes the key. Enter goes on without waiting.", flush=True)
+            with suppress(termios.error):  # an Enter too many from before is not meant
+                termios.tcflush(sys.stdin, termios.TCIFLUSH)
         waited = time.monotonic() - start
         if (not unregistered or waited > HINT_SECONDS) and bad.found not in said:
             said += bad.found

@@ -295,7 +295,10 @@ def proxy(setup: Setup) -> Found:
         return
     yield Finding("Port", "ok", f"the proxy answers on 127.0.0.1:{port}")
     fits = ask_proxy(setup, "GET", "/v1/models").status_code == 200
-    yield judged("Key", fits, f"the proxy {'takes' if fits else 'does not take'} the configured key", "make stop start")
+    mend = "make stop start"
+    if setup.environ.get("LITELLM_MASTER_KEY"):  # PM2 hands on no secret of the shell
+        mend = "unset LITELLM_MASTER_KEY (or put it into .env), then: make stop start"
+    yield judged("Key", fits, f"the proxy {'takes' if fits else 'does not take'} the configured key", mend)
     outside = reachable_from_outside(port)
     found = f"anybody in your network can reach {outside}:{port}" if outside else "loopback only"
     yield judged("Address", not outside, found, "Run claude_proxy.py instead of litellm: make stop start")
@@ -346,7 +349,7 @@ def claude_goes_to(layers: Mapping[str, Mapping[str, str]], port: int, master_ke
     """Where a plain `claude` sends its requests; `layers` are the variables that each place sets, strongest first."""
 
     def effective(name: str) -> tuple[str, str]:
-        return next(((str(env[name]), where) for where, env in layers.items() if env.get(name)), ("", "no place"))
+        return next(((str(env[name]), where) for where, env in layers.items() if name in env), ("", "no place"))
 
     (url, by), (key, key_by) = effective("ANTHROPIC_BASE_URL"), effective("ANTHROPIC_AUTH_TOKEN")
     if not url:
@@ -381,7 +384,9 @@ class Probe:
 def probe(settings: Settings, token_value: str) -> Probe:
     """Authentication is checked before the body, so an empty one tells whether the token is taken. Raises as httpx."""
     headers = {"Authorization": f"Bearer {token_value}", "X-Snowflake-Authorization-Token-Type": "KEYPAIR_JWT"}
-    with httpx.Client(timeout=httpx.Timeout(10, connect=5)) as client:
+    # A stand-in on this machine is never behind a company's proxy.
+    https = settings.base_url.startswith("https:")
+    with httpx.Client(timeout=httpx.Timeout(10, connect=5), trust_env=https) as client:
         answer = client.post(settings.base_url + CHAT_PATH, headers=headers, json={})
         date, now = email.utils.parsedate_tz(answer.headers.get("date", "")), time.time()
     return Probe(answer.status_code, answer.text, now - email.utils.mktime_tz(date) if date else None)
@@ -650,8 +655,8 @@ def wait(setup: Setup) -> bool:
                     print(f"Warning: {finding.name}: {finding.found}\n{finding.mend}")
             print(f"{model.partition('/')[2]} on Snowflake Cortex answers.")
             return True
-    findings = [finding for finding in examine(setup, live=True) if finding.state == "fail"]
-    print(page(findings, shutil.get_terminal_size().columns, colour=False))
+    wrong = [finding for finding in examine(setup, live=True) if finding.state in {"fail", "warn"}]
+    print(page(wrong, shutil.get_terminal_size().columns, colour=False))
     return False
 
 

@@ -74,7 +74,9 @@ MALICIOUS = {"1.82.7", "1.82.8"}  # PYSEC-2026-2
 FLOOR = (1, 84, 0)  # CVE-2026-49468
 
 # What the bundle's scripts import that Python does not have.
-PACKAGES = ("cryptography", "dotenv", "httpx", "jwt", "litellm", "rich", "uvicorn", "yaml")
+PACKAGES: tuple[str, ...] = ("cryptography", "dotenv", "httpx", "jwt", "litellm", "rich", "uvicorn", "yaml")
+if sys.version_info < (3, 11):
+    PACKAGES += ("tomli",)
 
 # Another run takes well under a second; one that is stopped in the middle must not hang the proxy's start.
 LOCK_SECONDS = 10.0

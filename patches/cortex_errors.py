@@ -60,7 +60,7 @@ CASES = (
     ),
     _Case(
         400,
-        r"region",
+        r"available in (your|this) region",
         "The model is not in this account's region. As ACCOUNTADMIN:\n"
         "ALTER ACCOUNT SET CORTEX_ENABLED_CROSS_REGION = 'ANY_REGION';",
     ),

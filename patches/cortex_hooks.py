@@ -189,7 +189,7 @@ class CortexHooks(CustomLogger):
         await response.aread()
         call.answer = (response.status_code, response.text)
         if response.status_code == 401:
-            call.token_was_new = self.live.refuse(call.token)
+            call.token_was_new = self.live.refuse(call.token, response.headers.get("date", ""))
         elif response.status_code == 400 and path.endswith("/messages"):
             self._learn(response, call)
 
