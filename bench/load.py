@@ -137,12 +137,12 @@ def small_body(*, stream: bool = False) -> JSON:
     }
 
 
-def long_answer_body(chunks: int) -> JSON:
-    """A question that the stand-in answers with so many chunks, one for each word."""
+def long_answer_body(chunks: int, pause: float = 0) -> JSON:
+    """A question that the stand-in answers with so many chunks, one for each word, `pause` seconds apart."""
     return {
         **small_body(stream=True),
         "max_tokens": 64_000,
-        "messages": [{"role": "user", "content": f"[[stream: {chunks} 0]]"}],
+        "messages": [{"role": "user", "content": f"[[stream: {chunks} {pause}]]"}],
     }
 
 

@@ -37,6 +37,7 @@ from bench.world import Running, World, cpu_seconds, megabytes
 STARTS = 3
 ROUNDS = 5
 CHUNKS = 2000
+PACED_CHUNKS, PACE_SECONDS = 500, 0.004  # faster than any model writes, slow enough that each comes on its own
 DIRECT, LITELLM, BUNDLE = "upstream alone", "LiteLLM", "this bundle"
 
 
@@ -146,6 +147,19 @@ async def ask(target: Target, load: Load) -> tuple[list[Answer], float]:
     return await run_load(target, body, count=load.count, at_once=load.at_once)
 
 
+async def measure_paced(running: dict[str, Running]) -> dict[str, float]:
+    """Milliseconds of processor time for each chunk that comes on its own, the request's own share included."""
+    body = long_answer_body(PACED_CHUNKS, PACE_SECONDS)
+    used: dict[str, list[float]] = {name: [] for name in running}
+    for number in range(ROUNDS):
+        progress(f"round {number + 1} of {ROUNDS}: {PACED_CHUNKS} chunks, one by one")
+        for name, one in running.items():
+            before = cpu_seconds(one.process)
+            await run_load(one.target, body, count=1)
+            used[name].append((cpu_seconds(one.process) - before) * 1000 / PACED_CHUNKS)
+    return {name: statistics.median(values) for name, values in used.items()}
+
+
 def percentiles(answers: list[Answer]) -> JSON:
     """Milliseconds to the first byte of content and to the last."""
     out = {}
@@ -163,6 +177,7 @@ def measure() -> JSON:
         used, since = cpu_seconds(world.refresher), time.monotonic()
         targets = {DIRECT: world.direct, **{name: one.target for name, one in running.items()}}
         results["loads"] = in_loop(measure_loads(targets))
+        results["paced_ms"] = in_loop(measure_paced(running))
         results["megabytes_after"] = {name: one.megabytes() for name, one in running.items()}
         results["refresher"] = {
             "megabytes": megabytes(world.refresher),
@@ -304,7 +319,8 @@ def report(results: JSON) -> str:
         rows.append([title, alone, *map(short, values.values()), short(values[BUNDLE] / values[LITELLM])])
 
     long = {name: value / CHUNKS for name, value in added(results, LONG.name).items()}
-    both(f"a chunk of {CHUNKS}, ms", long, short(loads[LONG.name][DIRECT]["total_p50"] / CHUNKS))
+    both(f"a chunk of {CHUNKS} as fast as they can, ms", long, short(loads[LONG.name][DIRECT]["total_p50"] / CHUNKS))
+    both("a chunk that comes on its own, ms of processor", results["paced_ms"])
     both("start to ready, s", {name: row["seconds"] for name, row in starts.items()})
     both("first request, streamed, ms", {name: row["first_ms"] for name, row in starts.items()})
     both("memory at ready, MB", {name: row["megabytes"] for name, row in starts.items()})

@@ -156,10 +156,10 @@ def megabytes(process: subprocess.Popen[bytes]) -> float:
 
 def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
     """Processor time that a process has used; where `ps` alone tells it (macOS), to a hundredth."""
-    try:
-        return int(Path(f"/proc/{process.pid}/schedstat").read_text(encoding="ascii").split()[0]) / 1e9
-    except OSError:
-        return _ps(process.pid, "time=", _clock)
+    threads = list(Path(f"/proc/{process.pid}/task").glob("*/schedstat"))
+    if threads:
+        return sum(int(thread.read_text(encoding="ascii").split()[0]) for thread in threads) / 1e9
+    return _ps(process.pid, "time=", _clock)
 
 
 def _clock(text: str) -> float:
