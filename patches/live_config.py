@@ -147,7 +147,7 @@ def clock_trouble(token: str, now: float, date: str) -> str | None:
     issued, expires = token_times(token)
     if issued > theirs + SKEW_SECONDS:
         found = "ahead of Snowflake's, which takes no token from the future (394302)"
-    elif expires <= theirs:
+    elif now < expires <= theirs:  # where both say so, it ended on its way: the machine has slept
         found = "behind Snowflake's, for which this token has ended (394303)"
     else:
         return None

@@ -287,6 +287,7 @@ def test_a_file_that_something_else_wrote_changes_nothing(now: Now, content: byt
         (-2 * HOUR, 0, "120 minutes behind Snowflake's, for which this token has ended (394303)"),
         (5, 0, None),  # Snowflake's own tolerance is not known
         (HOUR / 2, HOUR * 3 / 4, None),  # the clock is wrong, but this token was not refused for that
+        (0, HOUR + 10, None),  # the machine slept while the request was on its way: both clocks say that it has ended
     ],
 )
 def test_a_wrong_clock_is_told_from_a_wrong_key(now: Now, ahead: float, age: float, said: str | None) -> None:
@@ -430,6 +431,19 @@ def test_after_a_night_asleep_the_first_request_carries_a_live_token(day: Day) -
         day.move_clock(8 * HOUR)
     assert day.answered()["iat"] == pytest.approx(day.now(), abs=SECONDS)
     assert token_times(day.refreshed(before))[0] == pytest.approx(day.now(), abs=SECONDS)
+
+
+@pytest.mark.real
+def test_a_request_that_was_on_its_way_when_the_machine_fell_asleep_is_asked_again(day: Day) -> None:
+    before, log = len(day.stub.requests), len(day.log(PROXY))
+    day.stub.fault("slow_start", times=1, main=True, seconds=2)  # as long as it takes to look at the token
+    with ThreadPoolExecutor(1) as pool:
+        said = pool.submit(claude_says, day, "[[text: good morning]]")
+        wait_until(lambda: any(r.get("fault") for r in day.stub.requests[before:]), SECONDS)
+        day.move_clock(2 * HOUR)
+        assert said.result() == "good morning"
+    day.said(PROXY, "error 401 to Claude Code", log)
+    assert "This machine's clock" not in day.log(PROXY)[log:]
 
 
 @pytest.mark.real
