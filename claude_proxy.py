@@ -185,6 +185,8 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
 
     if not wait_for_config(settings):
         return
+    # It prints all rows in colours at each start: nothing for a log.
+    proxy_server.print = lambda *_, **__: None
     keep_routes(proxy_server.app.router.routes, paths)
     app = lean_litellm.warmed(proxy_server.app, lean_litellm.apply(), key=key, live=live)
 

@@ -427,6 +427,27 @@ def open_umask() -> None:
 
 
 @pytest.mark.real
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"api_base": "http://127.0.0.1:1"},
+        {"base_url": "http://127.0.0.1:1"},
+        {"metadata": {"api_base": "http://127.0.0.1:1"}},
+        {"fallbacks": [{"model": "claude-haiku-4-5", "api_base": "http://127.0.0.1:1"}]},
+        {"model_list": []},
+        {"user_config": {"model_list": []}},
+    ],
+)
+def test_a_body_cannot_send_the_token_to_another_server(running: SetUp, more: dict[str, Any]) -> None:
+    before = len(running.stub.requests)
+    answer = running.ask("hello", **more)
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (400, "false")
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert "not allowed in" in answer.json()["error"]["message"]
+    assert len(running.stub.requests) == before
+
+
+@pytest.mark.real
 def test_no_token_and_no_key_is_in_a_log_at_any_log_level(loud: SetUp) -> None:
     said = loud.log("claude_proxy.py") + loud.log("auto_refresh.py")
     assert len(said) > 100_000, "the loggers were not loud"
