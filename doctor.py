@@ -47,6 +47,7 @@ import httpx
 import yaml
 
 import auto_refresh
+import point_claude
 from auto_refresh import BUNDLE, ConfigError, Settings
 from claude_proxy import port_owner
 from patches.cortex_errors import explain
@@ -58,11 +59,8 @@ START_SECONDS = 150.0  # a slow machine needs half a minute
 FREE_BYTES = 50 * 2**20
 CHAT_PATH = "/api/v2/cortex/v1/chat/completions"
 NAMES = {"token-refresher": "auto_refresh.py", "claude-proxy": "claude_proxy.py"}
+SECRET_NAME = re.compile(r"(?i)(?<!SNOWFLAKE_PRIVATE_)(KEY|TOKEN|SECRET|PASSWORD|PASSPHRASE)(_|$)")
 SECRET_FILES = (".master_key", "litellm_config.yaml", ".refresher.json", "claude.json")
-MANAGED = (
-    Path("/etc/claude-code/managed-settings.json"),
-    Path("/Library/Application Support/ClaudeCode/managed-settings.json"),
-)
 
 
 @dataclass(frozen=True)
@@ -259,6 +257,9 @@ def process(name: str, row: Mapping[str, Any], setup: Setup) -> Finding:
     if facts.get("exec_interpreter") not in {interpreter(), "python3"}:
         found = f"it runs with {facts.get('exec_interpreter')}, no longer the right one: {interpreter()}"
         return Finding(name, "warn", found, "make stop start")
+    if secrets := sorted(name for name in facts.get("env") or {} if SECRET_NAME.search(name)):
+        found = f"PM2 has {', '.join(secrets)} of a shell, by --update-env, and writes them to dump.pm2"
+        return Finding(name, "warn", found, "make stop start; and if you keep PM2's list: pm2 save --force")
     restarts, memory = facts.get("restart_time", 0), row.get("monit", {}).get("memory", 0) // 2**20
     steady = restarts < 3 or up > 600
     found = f"online for {span(up)}, {restarts} restarts, {memory} MB"
@@ -329,44 +330,17 @@ def claude(setup: Setup) -> Found:
     own = str(BUNDLE / "node_modules" / ".bin" / "claude")
     version = run("claude", "--version", environ=setup.environ) or run(own, "--version", environ=setup.environ)
     yield judged("Version", bool(version), version.strip() or "not installed", "make install")
-    home = Path(setup.environ.get("HOME", "~")).expanduser() / ".claude"
-    user, project = Path(setup.environ.get("CLAUDE_CONFIG_DIR") or home), Path.cwd() / ".claude"
-    layers: dict[str, Mapping[str, str]] = {}  # strongest first
-    for path in (*MANAGED, project / "settings.local.json", project / "settings.json", user / "settings.json"):
-        try:
-            layers[str(path)] = dict(json.loads(path.read_text(encoding="utf-8")).get("env") or {})
-        except FileNotFoundError:  # noqa: PERF203 - four files
-            continue
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            yield Finding("Settings", "fail", f"Claude Code cannot use {path}: {error}", f"Mend it, or move it: {path}")
-    yield from claude_goes_to({**layers, "the environment": setup.environ}, setup.settings.proxy_port, setup.master_key)
-    if getproxies().keys() & {"http", "https", "all"} and not proxy_bypass("127.0.0.1"):
-        found = "a company proxy is set and 127.0.0.1 is not excepted: Claude Code would send its requests there"
-        yield Finding("NO_PROXY", "warn", found, 'export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"')
-
-
-def claude_goes_to(layers: Mapping[str, Mapping[str, str]], port: int, master_key: str) -> Found:
-    """Where a plain `claude` sends its requests; `layers` are the variables that each place sets, strongest first."""
-
-    def effective(name: str) -> tuple[str, str]:
-        return next(((str(env[name]), where) for where, env in layers.items() if name in env), ("", "no place"))
-
-    (url, by), (key, key_by) = effective("ANTHROPIC_BASE_URL"), effective("ANTHROPIC_AUTH_TOKEN")
-    if not url:
+    try:
+        problems = point_claude.check(setup.settings.proxy_port, setup.master_key, setup.environ, Path.cwd())
+    except ConfigError as error:
+        yield said("Settings", error)
+        return
+    if problems == [point_claude.NOT_POINTED]:
         yield Finding("Goes to", "ok", "the proxy as `make claude`, Anthropic as plain `claude`")
-    elif url.rstrip("/") in {f"http://127.0.0.1:{port}", f"http://localhost:{port}"}:
-        found = f"the proxy, by {by}" if key == master_key else f"the proxy, with a key not its own, by {key_by}"
-        yield judged("Goes to", key == master_key, found, "python point_claude.py")
-    elif by in map(str, MANAGED):
-        yield Finding("Goes to", "fail", f"{url}, by {by}", "Only who manages this machine can change that file")
+    elif not problems:
+        yield Finding("Goes to", "ok", "the proxy")
     else:
-        yield Finding("Goes to", "warn", f"{url}, by {by}", "make claude; or for good: python point_claude.py")
-    for name in ("ANTHROPIC_API_KEY", "CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY"):
-        value, by = effective(name)
-        if value not in {"", "0", "false"}:
-            does = "Claude Code asks about it and sends it along" if name.endswith("KEY") else "it leads past the proxy"
-            mend = f"unset {name}" if by == "the environment" else f"Take {name} out of {by}"
-            yield Finding(name, "warn", f"set by {by}: {does}", mend)
+        yield from (Finding("Goes to", "fail" if one.final else "warn", one.found, one.mend) for one in problems)
 
 
 # ----------------------------------------------------------------------------------------------------------- Snowflake

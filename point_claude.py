@@ -59,6 +59,9 @@ DENIED = "WebSearch"  # runs on Anthropic's servers; Cortex has no such tool
 PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 # Would be sent along to the proxy (after a question), or take the requests elsewhere; empty is as good as not there.
 RIVALS = ("ANTHROPIC_API_KEY", "CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY")
+# Nobody but who manages the machine can change what is in here, and it beats all else.
+MANAGED = Path("/Library/Application Support/ClaudeCode" if sys.platform == "darwin" else "/etc/claude-code")
+EXPORTED = "the exported variable"
 INSTALL_CLAUDE = "npm install -g @anthropic-ai/claude-code"
 
 
@@ -357,44 +360,65 @@ class UserSettings:
 # ------------------------------------------------------------------------------------------------------------- check
 
 
+class Problem(NamedTuple):
+    """What keeps a plain `claude` from the proxy, and what mends it; `final`: it keeps `make claude` from it too."""
+
+    found: str
+    mend: str
+    final: bool = False
+
+
+NOT_POINTED = Problem("nothing points Claude Code at the proxy", "python point_claude.py, or one run: make claude")
+
+
 def sources(environ: Mapping[str, str], folder: Path) -> list[tuple[str, Json]]:
     """(where, settings) of everything that a `claude` started in `folder` reads; a later one beats an earlier one."""
-    managed = Path("/Library/Application Support/ClaudeCode" if sys.platform == "darwin" else "/etc/claude-code")
     paths = [
         config_folder(environ) / "settings.json",
         folder / ".claude" / "settings.json",
         folder / ".claude" / "settings.local.json",
-        managed / "managed-settings.json",
-        *sorted((managed / "managed-settings.d").glob("*.json")),
+        MANAGED / "managed-settings.json",
+        *sorted((MANAGED / "managed-settings.d").glob("*.json")),
     ]
-    return [
-        ("the exported variable", {"env": dict(environ)}),
-        *((str(path), parse(_read(path), path)) for path in paths),
-    ]
+    return [(EXPORTED, {"env": dict(environ)}), *((str(path), parse(_read(path), path)) for path in paths)]
 
 
-def check(settings: Settings, environ: Mapping[str, str], folder: Path) -> list[str]:
-    """What keeps a `claude` started in `folder` from the proxy, one line each; none when nothing does."""
+def check(port: int, key: str, environ: Mapping[str, str], folder: Path) -> list[Problem]:
+    """What keeps a `claude` started in `folder` from the proxy on `port` with that key; none when nothing does."""
     found = sources(environ, folder)
     winners = {name: (str(value), where) for where, tree in found for name, value in tree.get("env", {}).items()}
-    url, key = f"http://127.0.0.1:{settings.proxy_port}", master_key(settings)
+
+    def problem(wrong: str, name: str, where: str, mend: str) -> Problem:
+        if where.startswith(str(MANAGED)):
+            return Problem(f"{wrong}: {where}", "Only who manages this machine can change that file", final=True)
+        ours = where in {EXPORTED, "", str(config_folder(environ) / "settings.json")}
+        return Problem(f"{wrong}: {where or 'no setting'}", mend if ours else f"Take {name} out of {where}")
+
+    url, problems = f"http://127.0.0.1:{port}", []
     given, where = winners.get("ANTHROPIC_BASE_URL", ("", ""))
     if not given:
-        return ["nothing points Claude Code at the proxy. Do it with: python point_claude.py, or one run: make claude"]
-    said = []
-    if given.rstrip("/") != url:
-        said.append(f"ANTHROPIC_BASE_URL leads to {urlsplit(given).hostname}, not to {url}: {where} wins")
-    given, where = winners.get("ANTHROPIC_AUTH_TOKEN", ("", "no setting has one"))
+        return [NOT_POINTED]
+    if given.rstrip("/") not in {url, f"http://localhost:{port}"}:
+        wrong = f"ANTHROPIC_BASE_URL leads to {urlsplit(given).hostname}, not to {url}"
+        problems.append(problem(wrong, "ANTHROPIC_BASE_URL", where, "python point_claude.py"))
+    given, where = winners.get("ANTHROPIC_AUTH_TOKEN", ("", ""))
     if given != key:
-        said.append(f"ANTHROPIC_AUTH_TOKEN is not the proxy's key: {where} wins. Renew it with: python point_claude.py")
-    said += [f"{name} must not be set, and is: {winners[name][1]}" for name in RIVALS if winners.get(name, [""])[0]]
-    said += [
-        f"apiKeyHelper adds a key that is not the proxy's: {where}" for where, tree in found if "apiKeyHelper" in tree
-    ]
+        wrong = "ANTHROPIC_AUTH_TOKEN is not the proxy's key"
+        problems.append(problem(wrong, "ANTHROPIC_AUTH_TOKEN", where, "python point_claude.py"))
+    for name in RIVALS:
+        value, where = winners.get(name, ("", ""))
+        if value not in {"", "0", "false"}:
+            mend = f"unset {name}" if where == EXPORTED else f"Take {name} out of {where}"
+            problems.append(problem(f"{name} must not be set, and is", name, where, mend))
+    for where, tree in found:
+        if "apiKeyHelper" in tree:
+            mend = f"Take apiKeyHelper out of {where}"
+            problems.append(problem("apiKeyHelper adds a key that is not the proxy's", "apiKeyHelper", where, mend))
     missing = around_proxy({name: value for name, (value, _) in winners.items()})
     if any(value != winners.get(name, [""])[0] for name, value in missing.items()):
-        said.append("requests to 127.0.0.1 go through the company proxy: add 127.0.0.1 to NO_PROXY")
-    return said
+        mend = 'export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"'
+        problems.append(Problem("requests to 127.0.0.1 go through the company proxy", mend))
+    return problems
 
 
 # ------------------------------------------------------------------------------------------------------- command line
@@ -426,8 +450,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         settings = load_settings()
         if options.check:
-            problems = check(settings, os.environ, Path.cwd())
-            print("\n".join(problems) or f"A claude started here reaches http://127.0.0.1:{settings.proxy_port}.")
+            problems = check(settings.proxy_port, master_key(settings), os.environ, Path.cwd())
+            lines = [f"{problem.found}\n  {problem.mend}" for problem in problems]
+            print("\n".join(lines) or f"A claude started here reaches http://127.0.0.1:{settings.proxy_port}.")
             return 1 if problems else 0
         if options.run is not None:
             run(settings, options.run, os.environ)

@@ -80,6 +80,7 @@ if sys.version_info < (3, 11):
 
 # Another run takes well under a second; one that is stopped in the middle must not hang the proxy's start.
 LOCK_SECONDS = 10.0
+PACKAGE_SECONDS = 30.0  # longer than pip takes from the removal of a package to its next release
 
 
 class Exit(IntEnum):
@@ -506,17 +507,26 @@ def _no_access(path: Path, error: OSError) -> PatchError:
 def run_as_the_proxy_does(needs: Sequence[str] = ()) -> None:
     """Go on in `.venv`'s interpreter when there is one: with another, what is looked at is not what PM2 runs.
 
-    For every script of the bundle; ends it with status 78 when a package that it needs is not there.
+    For every script of the bundle; ends it with status 78 when a package that it needs is not there. Under PM2, which
+    does not start again what ends with 78, not before PACKAGE_SECONDS: pip may be in the middle of replacing it.
     """
     environment = ROOT / ".venv"
     python = environment / "bin" / "python"
     if os.access(python, os.X_OK) and Path(sys.executable) != python and not environment.samefile(sys.prefix):
         sys.stdout.flush()
         os.execv(python, [str(python), *sys.argv])  # noqa: S606 - a list, and never a shell
-    missing = [name for name in needs if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := _missing(needs):
         print(f"{sys.executable} lacks {', '.join(missing)}. Install what is needed: make install", file=sys.stderr)
-        sys.exit(78)
+        deadline = time.monotonic() + (PACKAGE_SECONDS if os.environ.get("NODE_CHANNEL_FD") else 0)
+        while _missing(needs):
+            if time.monotonic() > deadline:
+                sys.exit(78)
+            time.sleep(0.5)
+
+
+def _missing(packages: Sequence[str]) -> list[str]:
+    importlib.invalidate_caches()
+    return [name for name in packages if importlib.util.find_spec(name) is None]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -396,6 +396,21 @@ def test_a_script_whose_packages_are_missing_says_so_and_how_to_install_them(bun
     assert result.stderr == f"{sys.executable} lacks no_such_package. Install what is needed: make install\n"
 
 
+def test_under_pm2_a_package_that_pip_is_replacing_is_waited_for(bundle: Bundle) -> None:
+    code = "import apply_patch; apply_patch.run_as_the_proxy_does(['slow_package']); import slow_package"
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-c", code],
+        env={"PYTHONPATH": str(bundle.script.parent), "NODE_CHANNEL_FD": "3"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stderr is not None
+        assert "lacks slow_package" in process.stderr.readline()
+        (bundle.script.parent / "slow_package.py").touch()
+        assert process.wait(timeout=30) == 0
+
+
 def test_a_release_with_a_known_hole_is_patched_and_named(tmp_path: Path, shipped: bytes) -> None:
     bundle = empty_bundle(tmp_path)
     bundle.ship(shipped, "1.83.14")

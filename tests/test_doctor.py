@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 import auto_refresh
 import doctor
+import point_claude
 from doctor import Finding, Probe, examine, look
 from patches import apply_patch
 from patches.cortex_errors import explain
@@ -41,7 +42,7 @@ SECRET = "sk-a-key-that-nobody-may-see-0123456789"
 def nobody_s_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(doctor, "MANAGED", ())
+    monkeypatch.setattr(point_claude, "MANAGED", Path("/no/such/folder"))
 
 
 def findings(set_up: SetUp, check: Check, **environ: str) -> dict[str, Finding]:
@@ -126,7 +127,7 @@ def pm2_row(name: str, script: str, **facts: Any) -> dict[str, Any]:
         "pm_uptime": (time.time() - 7300) * 1000,
         "pm_exec_path": str(BUNDLE / script),
         "exec_interpreter": doctor.interpreter(),
-        "env": {"LITELLM_MASTER_KEY": SECRET},
+        "env": {"SNOWFLAKE_PRIVATE_KEY_PATH": SECRET, "token-refresher": "{}", "PATH": "/bin"},
     }
     return {"name": name, "monit": {"memory": 40 * 2**20}, "pm2_env": {**usual, **facts}}
 
@@ -514,6 +515,7 @@ def test_pm2_s_list_is_read_behind_whatever_it_says_first(
         ({"restart_time": 7}, "ok", "7 restarts"),
         ({"pm_exec_path": "/old/claude_proxy.py"}, "fail", "another copy: /old/claude_proxy.py"),
         ({"exec_interpreter": "/old/bin/python"}, "warn", "/old/bin/python"),
+        ({"env": {"AWS_SECRET_ACCESS_KEY": SECRET, "A": "1"}}, "warn", "PM2 has AWS_SECRET_ACCESS_KEY of a shell"),
     ],
 )
 def test_a_process_that_is_not_well_is_named(set_up: SetUp, facts: dict[str, Any], state: str, words: str) -> None:
@@ -523,6 +525,7 @@ def test_a_process_that_is_not_well_is_named(set_up: SetUp, facts: dict[str, Any
     row = pm2_row("claude-proxy", "claude_proxy.py", **facts)
     found = doctor.process("claude-proxy", row, look(set_up.environ, time.time()))
     assert (found.state, words in found.found, bool(found.mend)) == (state, True, state != "ok")
+    assert SECRET not in f"{found}"
 
 
 def test_a_process_that_pm2_does_not_know_is_named(healthy: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -636,55 +639,37 @@ def test_a_proxy_that_others_can_reach_is_named(set_up: SetUp) -> None:
 
 # ------------------------------------------------------------------------------------------------------- Claude Code
 
-OURS = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8001/", "ANTHROPIC_AUTH_TOKEN": SECRET}
+
+def point(set_up: SetUp, **env: str) -> Finding:
+    """What is said when the user's settings set these variables for Claude Code."""
+    path = set_up.folder / ".claude" / "settings.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"env": env}))
+    return findings(set_up, doctor.claude)["Goes to"]
 
 
-def goes_to(layers: dict[str, dict[str, str]]) -> dict[str, Finding]:
-    return {finding.name: finding for finding in doctor.claude_goes_to(layers, 8001, SECRET)}
+def test_it_says_where_a_plain_claude_goes(set_up: SetUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert findings(set_up, doctor.claude)["Goes to"].state == "ok"
+    key = look(set_up.environ, time.time()).master_key
+    ours = {"ANTHROPIC_BASE_URL": f"http://127.0.0.1:{set_up.port}/", "ANTHROPIC_AUTH_TOKEN": key}
+    assert point(set_up, **ours) == Finding("Goes to", "ok", "the proxy")
+    lost = point(set_up, **{**ours, "ANTHROPIC_AUTH_TOKEN": SECRET})
+    assert (lost.state, lost.mend) == ("warn", "python point_claude.py")
+    assert SECRET not in lost.found
+    monkeypatch.setattr(point_claude, "MANAGED", tmp_path)
+    (tmp_path / "managed-settings.json").write_text(json.dumps({"env": {"ANTHROPIC_BASE_URL": "https://g.example"}}))
+    managed = point(set_up, **ours)
+    assert (managed.state, "manages this machine" in managed.mend) == ("fail", True)
 
 
-def test_the_strongest_setting_decides_where_claude_goes() -> None:
-    away = {"ANTHROPIC_BASE_URL": "https://gateway.example"}
-    assert goes_to({"user": OURS, "the environment": away})["Goes to"].found == "the proxy, by user"
-    lost = goes_to({"project": away, "user": OURS})["Goes to"]
-    assert (lost.state, lost.found) == ("warn", "https://gateway.example, by project")
-    assert "point_claude.py" in lost.mend
-    assert goes_to({})["Goes to"].state == "ok"
-
-
-def test_managed_settings_that_lead_elsewhere_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "MANAGED", (Path("/m.json"),))
-    found = goes_to({"/m.json": {"ANTHROPIC_BASE_URL": "https://gateway.example"}, "user": OURS})["Goes to"]
-    assert (found.state, "manages this machine" in found.mend) == ("fail", True)
-
-
-def test_another_key_than_the_proxy_s_is_named_with_its_place_and_not_shown() -> None:
-    found = goes_to({"project": {"ANTHROPIC_AUTH_TOKEN": "sk-old-secret"}, "user": OURS})["Goes to"]
-    assert (found.state, found.found) == ("fail", "the proxy, with a key not its own, by project")
-
-
-@pytest.mark.parametrize("name", ["ANTHROPIC_API_KEY", "CLAUDE_CODE_USE_BEDROCK"])
-def test_variables_that_lead_past_the_proxy_are_named(name: str) -> None:
-    found = goes_to({"user": {}, "the environment": {name: SECRET}})[name]
-    assert (found.state, found.mend) == ("warn", f"unset {name}")
-    assert SECRET not in found.found
-    assert name not in goes_to({"user": {name: "0"}})
-
-
-def test_all_settings_files_are_read_and_a_broken_one_is_named(
+def test_a_settings_file_that_is_broken_is_named(
     set_up: SetUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project = tmp_path / "project"
-    for folder, name, text in (
-        (project, "settings.json", "{broken"),
-        (set_up.folder, "settings.json", json.dumps({"env": {"ANTHROPIC_BASE_URL": "https://gateway.example"}})),
-    ):
-        (folder / ".claude").mkdir(parents=True)
-        (folder / ".claude" / name).write_text(text)
-    monkeypatch.chdir(project)
-    found = findings(set_up, doctor.claude)
-    assert (found["Settings"].state, str(project) in found["Settings"].found) == ("fail", True)
-    assert str(set_up.folder / ".claude" / "settings.json") in found["Goes to"].found
+    (tmp_path / ".claude").mkdir()
+    (tmp_path / ".claude" / "settings.json").write_text("{broken")
+    monkeypatch.chdir(tmp_path)
+    found = findings(set_up, doctor.claude)["Settings"]
+    assert (found.state, str(tmp_path) in found.found) == ("fail", True)
 
 
 def test_claude_code_that_is_not_installed_is_named(
@@ -693,16 +678,6 @@ def test_claude_code_that_is_not_installed_is_named(
     monkeypatch.setattr(doctor, "BUNDLE", tmp_path)
     found = findings(set_up, doctor.claude, PATH=str(tmp_path))["Version"]
     assert (found.state, found.mend) == ("fail", "make install")
-
-
-def test_a_company_proxy_that_would_catch_the_way_to_the_proxy_is_named(
-    set_up: SetUp, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
-    found = findings(set_up, doctor.claude)["NO_PROXY"]
-    assert (found.state, "127.0.0.1" in found.mend) == ("warn", True)
-    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
-    assert "NO_PROXY" not in findings(set_up, doctor.claude)
 
 
 # ------------------------------------------------------------------------------------------------------------ status

@@ -135,6 +135,17 @@ def test_no_secret_of_the_shell_or_of_ours_is_in_pm2_s_environment_arguments_or_
         assert not TOKEN.search(text), place
 
 
+def test_what_update_env_brings_in_is_named_by_doctor_and_gone_after_a_new_start(both: Machine) -> None:
+    both.pm2("restart", "token-refresher", "--update-env", **SECRETS)
+    shown = both.run(str(both.bundle / "doctor.py")).stdout
+    assert f"PM2 has {', '.join(sorted(SECRETS))} of a shell" in shown
+    assert "SESAME" not in shown
+    both.pm2("delete", "token-refresher")
+    both.pm2("start", both.ecosystem)
+    assert "SESAME" not in json.dumps(both.rows())
+    assert "of a shell" not in both.run(str(both.bundle / "doctor.py")).stdout
+
+
 def test_logs_are_in_a_folder_that_is_closed_to_others_and_hold_no_secret(both: Machine) -> None:
     logs = both.folder / "logs"
     assert stat.S_IMODE(logs.stat().st_mode) == 0o700

@@ -313,6 +313,33 @@ def test_check_names_the_settings_that_win(home: Home, name: str, tree: Any) -> 
     home.good("--check")
 
 
+def test_what_who_manages_the_machine_has_set_is_said_to_be_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(point_claude, "MANAGED", tmp_path)
+    (tmp_path / "managed-settings.d").mkdir()
+    (tmp_path / "managed-settings.d" / "1.json").write_text(json.dumps({"apiKeyHelper": "vault"}))
+    environ = {"HOME": str(tmp_path), "ANTHROPIC_BASE_URL": "http://localhost:8001", "ANTHROPIC_AUTH_TOKEN": "sk-1"}
+    (problem,) = point_claude.check(8001, "sk-1", environ, tmp_path)
+    assert problem.final
+    assert "managed-settings.d/1.json" in problem.found
+    assert "vault" not in problem.found
+
+
+def test_each_problem_comes_with_what_mends_it(tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path), "ANTHROPIC_BASE_URL": "https://user:pw@g.example", "ANTHROPIC_API_KEY": "secret"}
+    problems = point_claude.check(8001, "sk-1", {**environ, "https_proxy": "http://p"}, tmp_path)
+    assert [problem.mend.partition("=")[0] for problem in problems] == [
+        "python point_claude.py",
+        "python point_claude.py",
+        "unset ANTHROPIC_API_KEY",
+        "export NO_PROXY",
+    ]
+    assert "secret" not in str(problems)
+    assert "pw@" not in str(problems)
+    assert not any(problem.final for problem in problems)
+
+
 # ------------------------------------------------------------------------------------------------- the real Claude Code
 
 
