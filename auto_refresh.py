@@ -51,7 +51,7 @@ from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
-from patches.apply_patch import PACKAGES, run_as_the_proxy_does
+from patches.apply_patch import PACKAGES, PM2, run_as_the_proxy_does
 
 if __name__ == "__main__":
     run_as_the_proxy_does(PACKAGES)
@@ -743,7 +743,7 @@ class Refresher:
         """One refresh, with its line in the log and its state file; errors pass through."""
         before, self.settings = self.settings, self._load()
         if before.proxy_port != self.settings.proxy_port:
-            self._log("PROXY_PORT changed: takes effect with `pm2 restart claude-proxy`")
+            self._log(f"PROXY_PORT changed: takes effect with `{PM2} restart claude-proxy`")
         token, self.last = refresh(self.settings, now)
         self._asked, self._failures, self._said = False, 0, None
         self.state = State(

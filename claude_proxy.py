@@ -167,7 +167,7 @@ def wait_for_config(settings: Settings) -> bool:
         if live.document and (live.is_live() or waited >= CONFIG_PATIENCE_SECONDS):
             return True
         if waited % 30 == 5:
-            say(f"waiting for {settings.config_path}: is token-refresher running? See: pm2 logs token-refresher")
+            say(f"waiting for {settings.config_path}: is token-refresher running? See why not: make logs")
         readable, _, _ = select.select([] if channel is None else [channel], [], [], 0.25)
         if channel in readable and channel is not None and auto_refresh.supervisor_gone(channel):
             say(PM2_GONE)
@@ -225,7 +225,7 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
                 now = other_sections(live.document)
                 if now not in (before, started_with):
                     changed = sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
-                    say(f"{' and '.join(changed)} changed: takes effect with `pm2 restart claude-proxy`")
+                    say(f"{' and '.join(changed)} changed: takes effect with `{apply_patch.PM2} restart claude-proxy`")
                 before = now
 
         async def _watch_litellm(self) -> None:
@@ -262,7 +262,7 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
     if not server.started:
         raise ConfigError(
             f"LiteLLM does not start with this configuration: {door.start_failure}\n"
-            "Mend litellm_config.template.yaml, then: pm2 restart claude-proxy"
+            f"Mend litellm_config.template.yaml, then: {apply_patch.PM2} restart claude-proxy"
         )
 
 

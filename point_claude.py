@@ -335,7 +335,7 @@ class UserSettings:
                 with suppress(OSError):
                     copy.unlink()
             raise
-        said = [f"{self.path} now points Claude Code at {url}.", "Take it back with: python point_claude.py --undo"]
+        said = [f"{self.path} now points Claude Code at {url}.", "Take it back with: python3 point_claude.py --undo"]
         if self.mode & 0o077 and not self.pointed:
             said.append(f"Other users could read {self.target}; now only you can, because it holds the proxy's key.")
         if self.path.is_symlink():
@@ -368,7 +368,7 @@ class Problem(NamedTuple):
     final: bool = False
 
 
-NOT_POINTED = Problem("nothing points Claude Code at the proxy", "python point_claude.py, or one run: make claude")
+NOT_POINTED = Problem("nothing points Claude Code at the proxy", "python3 point_claude.py, or one run: make claude")
 
 
 def sources(environ: Mapping[str, str], folder: Path) -> list[tuple[str, Json]]:
@@ -400,11 +400,11 @@ def check(port: int, key: str, environ: Mapping[str, str], folder: Path) -> list
         return [NOT_POINTED]
     if given.rstrip("/") not in {url, f"http://localhost:{port}"}:
         wrong = f"ANTHROPIC_BASE_URL leads to {urlsplit(given).hostname}, not to {url}"
-        problems.append(problem(wrong, "ANTHROPIC_BASE_URL", where, "python point_claude.py"))
+        problems.append(problem(wrong, "ANTHROPIC_BASE_URL", where, "python3 point_claude.py"))
     given, where = winners.get("ANTHROPIC_AUTH_TOKEN", ("", ""))
     if given != key:
         wrong = "ANTHROPIC_AUTH_TOKEN is not the proxy's key"
-        problems.append(problem(wrong, "ANTHROPIC_AUTH_TOKEN", where, "python point_claude.py"))
+        problems.append(problem(wrong, "ANTHROPIC_AUTH_TOKEN", where, "python3 point_claude.py"))
     for name in RIVALS:
         value, where = winners.get(name, ("", ""))
         if value not in {"", "0", "false"}:

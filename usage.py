@@ -43,7 +43,7 @@ from auto_refresh import EX_CONFIG, ConfigError, Settings, load_settings, sign
 STATEMENTS = "/api/v2/statements"
 PATIENCE_SECONDS = 600  # a warehouse that must wake up and a large view take minutes, not hours
 NO_PRIVILEGE = "002003"
-DOCTOR = "Look closer with: python doctor.py"
+DOCTOR = "Look closer with: python3 doctor.py"
 STRANGE = f"something that is not from Snowflake's SQL API: a login page of the network, or a proxy?\n{DOCTOR}"
 LAG = "The view lags: the last two hours may be missing."
 
@@ -151,7 +151,7 @@ def remedy(settings: Settings, status: int, code: str, detail: str) -> str:
     if status == 401:
         return (
             f"Snowflake refused the key of {settings.account}.{user}: {detail}\n"
-            f"Register it with the statement that this prints: python auto_refresh.py --public-key\n{DOCTOR}"
+            f"Register it with the statement that this prints: python3 auto_refresh.py --public-key\n{DOCTOR}"
         )
     if status == 403:
         return (

@@ -37,6 +37,7 @@ import os
 import py_compile
 import re
 import shlex
+import shutil
 import stat
 import sys
 import tempfile
@@ -51,6 +52,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).absolute().parent.parent
 THIS = shlex.join([sys.executable, str(Path(__file__).absolute())])
+# `make start` installs it in this folder, and puts nothing on PATH.
+PM2 = "pm2" if shutil.which("pm2") else str(ROOT / "node_modules" / ".bin" / "pm2")
 TARGET = "litellm/llms/openai/openai.py"
 CLASS = "OpenAIChatCompletion"
 CALLS = {
@@ -550,7 +553,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     print(report)
-    print("A running proxy keeps the old code: pm2 restart claude-proxy" if report.changed else "Nothing to change.")
+    print(f"A running proxy keeps the old code: {PM2} restart claude-proxy" if report.changed else "Nothing to change.")
     return Exit.OK
 
 

@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from patches.apply_patch import PM2
+
 KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -42,7 +44,7 @@ class _Case(NamedTuple):
 
 
 _KEY = """\
-Snowflake does not take this key for this user. The statement that registers it: python auto_refresh.py --public-key
+Snowflake does not take this key for this user. The statement that registers it: python3 auto_refresh.py --public-key
 If it is registered, this says why (as ACCOUNTADMIN): SELECT SYSTEM$GET_LOGIN_FAILURE_DETAILS('{uuid}');
 394300 is the login name, 394302 or 394303 this machine's clock, 394304 the key, 394307 the account."""
 
@@ -51,7 +53,7 @@ CASES = (
     _Case(
         400,
         r"max_tokens is deprecated",
-        "LiteLLM runs without the patch. Mend it: python patches/apply_patch.py && pm2 restart claude-proxy",
+        f"LiteLLM runs without the patch. Mend it: python3 patches/apply_patch.py && {PM2} restart claude-proxy",
     ),
     _Case(
         400,

@@ -16,7 +16,7 @@ UUID = "11111111-2222-3333-4444-555555555555"
 EXPECTED: dict[str, tuple[int, bool, str]] = {
     "throttled": (429, True, "busy"),
     "not_in_region": (400, False, "ALTER ACCOUNT SET CORTEX_ENABLED_CROSS_REGION = 'ANY_REGION'"),
-    "bad_token": (401, False, "python auto_refresh.py --public-key"),
+    "bad_token": (401, False, "python3 auto_refresh.py --public-key"),
     "expired_token": (401, False, f"SYSTEM$GET_LOGIN_FAILURE_DETAILS('{UUID}')"),
     "wrong_token_type": (401, False, "token's type"),
     "budget": (402, False, "administrator"),
@@ -48,7 +48,7 @@ def test_an_error_keeps_cortex_s_words_and_gets_status_and_remedy(name: str) -> 
 @pytest.mark.parametrize(
     ("words", "remedy"),
     [
-        ("max_tokens is deprecated in favor of max_completion_tokens", "python patches/apply_patch.py"),
+        ("max_tokens is deprecated in favor of max_completion_tokens", "python3 patches/apply_patch.py"),
         ("max tokens of 64000 exceeded", "max_output_tokens"),
         ("unknown model claude-x", "make doctor"),
         (TOOL_PAIRING, "/compact"),

@@ -330,8 +330,8 @@ def test_each_problem_comes_with_what_mends_it(tmp_path: Path) -> None:
     environ = {"HOME": str(tmp_path), "ANTHROPIC_BASE_URL": "https://user:pw@g.example", "ANTHROPIC_API_KEY": "secret"}
     problems = point_claude.check(8001, "sk-1", {**environ, "https_proxy": "http://p"}, tmp_path)
     assert [problem.mend.partition("=")[0] for problem in problems] == [
-        "python point_claude.py",
-        "python point_claude.py",
+        "python3 point_claude.py",
+        "python3 point_claude.py",
         "unset ANTHROPIC_API_KEY",
         "export NO_PROXY",
     ]
