@@ -17,10 +17,8 @@ import asyncio
 import gc
 import importlib
 import json
-import sys
-from collections.abc import Awaitable, Callable, Container, Iterator, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
-from importlib import util
 from typing import Any
 
 import httpx
@@ -91,7 +89,7 @@ def importing(paths: Container[str]) -> Iterator[None]:
 
 def no_prices(changes: Changes) -> None:
     """Cortex is billed by Snowflake (`usage.py` shows it), and LiteLLM's price list does not have its models: it looks
-    for the price three times, and each time works out a warning about not finding it. Saves 5 ms a request."""
+    for the price three times, and each time works out a warning about not finding it. Saves 4 ms a request."""
     changes.replace(
         "litellm.litellm_core_utils.litellm_logging", "Logging.response_cost_calculator", lambda _: _nothing
     )
@@ -99,7 +97,7 @@ def no_prices(changes: Changes) -> None:
 
 def no_records(changes: Changes) -> None:
     """Successes are recorded for callbacks that ask for them; there are none. (Failures are left alone: they are where
-    an error's words come from.) Saves 1 ms a request."""
+    an error's words come from.) Saves 0.5 ms a request."""
     changes.replace("litellm.utils", "_dispatch_success_logging", lambda _: _nothing)
     changes.replace(
         "litellm.litellm_core_utils.litellm_logging", "Logging.dispatch_success_handlers", lambda _: _async_nothing
@@ -113,16 +111,9 @@ def no_company_hooks(changes: Changes) -> None:
     changes.replace("litellm.proxy.utils", "PROXY_HOOKS", lambda _: {})
 
 
-def no_search_for_telemetry(_: Changes) -> None:
-    """Without OpenTelemetry's SDK each request tries to import LiteLLM's logger for it, and fails half-way. (This is
-    how the import system is told that there is no such module.) Saves 0.5 ms a request."""
-    if util.find_spec("opentelemetry.sdk") is None:
-        sys.modules.setdefault("litellm.integrations.otel.logger", None)  # type: ignore[arg-type]
-
-
 def one_user(changes: Changes) -> None:
     """The front door has checked the key, and there is only one. LiteLLM would check it again, and look for its owner's
-    team, project, budget and customers. Its check that a body names no other server stays. Saves 5 ms a request."""
+    team, project, budget and customers. Its check that a body names no other server stays. Saves 1.5 ms a request."""
     from fastapi import Request  # noqa: PLC0415
     from litellm.proxy._types import LitellmUserRoles, ProxyException, UserAPIKeyAuth  # noqa: PLC0415
     from litellm.proxy.auth.auth_utils import pre_db_read_auth_checks  # noqa: PLC0415
@@ -141,24 +132,6 @@ def one_user(changes: Changes) -> None:
     changes.replace("litellm.proxy.proxy_server", "app.dependency_overrides", lambda _: {user_api_key_auth: the_user})
 
 
-def no_middleware(changes: Changes) -> None:
-    """CORS, metrics, compression, limits: the front door has answered or refused what they are for. Each piece of an
-    answer passes through all of them. Saves X ms a request, X ms a chunk."""
-
-    def without(_: None) -> Any:
-        from litellm.proxy._lazy_features import LazyFeatureMiddleware  # noqa: PLC0415 - it brings /v1/messages
-
-        app = importlib.import_module("litellm.proxy.proxy_server").app
-        kept = app.user_middleware
-        app.user_middleware = [one for one in kept if one.cls is LazyFeatureMiddleware]
-        try:
-            return app.build_middleware_stack()
-        finally:
-            app.user_middleware = kept
-
-    changes.replace("litellm.proxy.proxy_server", "app.middleware_stack", without)
-
-
 def bodies_as_they_are(changes: Changes) -> None:
     """OpenAI's SDK walks through the whole body to rename fields and to encode files. A chat completion has neither:
     LiteLLM's body is JSON already. Saves 50 ms of a 500 kB request, more than half of it."""
@@ -173,7 +146,7 @@ async def _given(body: dict[str, Any], _: object) -> dict[str, Any]:
 
 def chunks_by_pydantic(changes: Changes) -> None:
     """OpenAI's SDK builds each chunk's object in Python, so that a chunk of another shape passes too. Most have the
-    documented shape, and pydantic itself builds those ten times faster. Saves 0.1 ms a chunk."""
+    documented shape, and pydantic itself builds those ten times faster. Saves 0.09 ms a chunk."""
 
     def new(old: Callable[..., Any]) -> Callable[..., Any]:
         from openai.types.chat import ChatCompletionChunk  # noqa: PLC0415
@@ -194,7 +167,7 @@ def chunks_by_pydantic(changes: Changes) -> None:
 
 def usage_from_the_end(changes: Changes) -> None:
     """At the end of a stream LiteLLM builds the whole answer again from its chunks, and the client waits for it. All
-    that is used of it is the usage, which the last chunks say. Saves 0.17 ms a chunk."""
+    that is used of it is the usage, which the last chunks say. Saves 0.14 ms a chunk."""
 
     def new(old: Callable[..., Any]) -> Callable[..., Any]:
         def build(chunks: list[Any], *more: Any, **named: Any) -> Any:
@@ -209,38 +182,57 @@ def usage_from_the_end(changes: Changes) -> None:
     changes.replace("litellm.litellm_core_utils.streaming_handler", "asyncify", lambda _: _at_once)
 
 
-def no_fallbacks(changes: Changes) -> None:
-    """Each name has one row, and nothing to fall back on. LiteLLM reads every event of a stream once more, to find the
-    error that another deployment could make good. Saves X ms a chunk."""
-
-    async def as_it_comes(_: Any, *, response: Any, **__: Any) -> Any:
-        return response
-
-    changes.replace("litellm.router", "Router._aanthropic_messages_streaming_iterator", lambda _: as_it_comes)
+def pings_by_a_timer(changes: Changes) -> None:
+    """LiteLLM makes a task of each chunk, so that it can send a ping when none has come for 15 seconds. Here one task
+    reads the whole stream, and a timer sends the ping. Saves 0.08 ms a chunk."""
+    changes.replace("litellm.proxy.common_utils.sse_keepalive", "_keepalive_ping_stream", lambda _: pinged)
 
 
-def no_sound(changes: Changes) -> None:
-    """Cortex's chunks have neither sound nor pictures, and an attribute that is not there takes pydantic long to find.
-    Saves X ms a chunk."""
-    changes.replace(
-        "litellm.litellm_core_utils.streaming_handler",
-        "CustomStreamWrapper._has_any_special_delta_attributes",
-        lambda _: _nothing,
-    )
+async def pinged(
+    *, stream: AsyncGenerator[Any, None], ping_interval_seconds: float, ping_chunk: str
+) -> AsyncGenerator[Any, None]:
+    """The chunks of `stream` and its error as they come, and a ping for each interval without one.
+
+    It reads on while the client is slow: an answer is bounded. Closed, it cancels the stream, and with it the call.
+    """
+    loop, end = asyncio.get_running_loop(), object()
+    came: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def read() -> Exception | None:
+        try:
+            async for chunk in stream:
+                came.put_nowait(chunk)
+        except Exception as error:  # noqa: BLE001 - raised below, after the chunks before it
+            return error
+        return None
+
+    reader = asyncio.create_task(read())
+    reader.add_done_callback(lambda _: came.put_nowait(end))
+    try:
+        while True:
+            timer = loop.call_later(ping_interval_seconds, came.put_nowait, ping_chunk)
+            try:
+                chunk = await came.get()
+            finally:
+                timer.cancel()
+            if chunk is end:
+                break
+            yield chunk
+        if error := await reader:
+            raise error
+    finally:
+        reader.cancel()
 
 
 STEPS: tuple[Callable[[Changes], None], ...] = (
     no_prices,
     no_records,
     no_company_hooks,
-    no_search_for_telemetry,
     one_user,
-    no_middleware,
     bodies_as_they_are,
     chunks_by_pydantic,
     usage_from_the_end,
-    no_fallbacks,
-    no_sound,
+    pings_by_a_timer,
 )
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 
 from patches import lean_litellm
@@ -95,6 +99,61 @@ def test_without_a_live_token_there_is_no_warm_up(monkeypatch: pytest.MonkeyPatc
     assert start(Changes(), Live(live=False)) == ["lifespan.startup.complete"]
 
 
+class Stream:
+    """Says its words, each after so many seconds, raises the errors among them, and knows when it was closed."""
+
+    def __init__(self, *words: tuple[float, str | BaseException]) -> None:
+        self._words, self.closed = words, False
+
+    async def chunks(self) -> AsyncGenerator[str, None]:
+        try:
+            for seconds, word in self._words:
+                await asyncio.sleep(seconds)
+                if isinstance(word, BaseException):
+                    raise word
+                yield word
+        finally:
+            await asyncio.sleep(0)
+            self.closed = True
+
+
+def heard(stream: Stream, *, stop_after: int = 100) -> list[str]:
+    """What is heard of a stream with a ping in each tenth of a second, its error at the end; all tasks have ended."""
+
+    async def listen() -> list[str]:
+        said: list[str] = []
+        before = asyncio.all_tasks()
+        whole = lean_litellm.pinged(stream=stream.chunks(), ping_interval_seconds=0.1, ping_chunk="ping")
+        try:
+            async for word in whole:
+                said.append(word)
+                if len(said) == stop_after:
+                    break
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - any is heard
+            said.append(repr(error))
+        await whole.aclose()
+        await asyncio.sleep(0.05)
+        assert asyncio.all_tasks() == before
+        return said
+
+    return asyncio.run(asyncio.wait_for(listen(), 10))
+
+
+def test_a_stream_passes_with_its_error_and_pings_fill_its_gaps() -> None:
+    assert heard(Stream((0, "a"), (0, "b"))) == ["a", "b"]
+    assert heard(Stream((0.25, "a"), (0.15, "b"))) == ["ping", "ping", "a", "ping", "b"]
+    assert heard(Stream((0, "a"), (0, ValueError("no")))) == ["a", "ValueError('no')"]
+    assert heard(Stream((0, "a"), (0, asyncio.CancelledError()))) == ["a", "CancelledError()"]
+    assert heard(Stream()) == []
+
+
+@pytest.mark.parametrize("words", [[(0, "a"), (60, "b")], [(0, "a"), (0, ValueError("no"))], [(0, "a"), (0, "b")]])
+def test_a_stream_that_nobody_listens_to_is_closed(words: list[tuple[float, str | BaseException]]) -> None:
+    stream = Stream(*words)
+    assert heard(stream, stop_after=1) == ["a"]
+    assert stream.closed
+
+
 @pytest.mark.real
 def test_the_first_request_is_warm_although_cortex_was_asked_nothing_before_it(set_up: SetUp) -> None:
     set_up.start("auto_refresh.py")
@@ -106,6 +165,30 @@ def test_the_first_request_is_warm_although_cortex_was_asked_nothing_before_it(s
     # Cold, the first takes a hundred times as long as the second. (The bench measures it; here others use the machine.)
     assert first.elapsed < 20 * second.elapsed
     assert "lean_litellm" not in set_up.log("claude_proxy.py")
+
+
+@pytest.mark.real
+def test_while_a_model_thinks_the_connection_is_kept_alive(running: SetUp) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(running.ask, "[[hold: 2]] [[text: at last]]", stream=True)
+        time.sleep(16)  # LiteLLM's interval is 15 seconds
+        running.stub.release()
+        kinds = [event["type"] for event in events(answer.result())]
+    assert kinds.count("ping") == 1
+    assert kinds[-1] == "message_stop"
+
+
+@pytest.mark.real
+def test_a_client_that_goes_away_ends_the_call_to_cortex(running: SetUp) -> None:
+    before = len(running.stub.requests)
+    asked = {"model": "claude-sonnet-4-5", "max_tokens": 4000, "stream": True}
+    asked["messages"] = [{"role": "user", "content": "[[stream: 400 0.05]]"}]
+    with (
+        httpx.Client(trust_env=False, timeout=30, headers={"Authorization": f"Bearer {running.master_key}"}) as client,
+        client.stream("POST", running.url + "/v1/messages", json=asked) as answer,
+    ):
+        next(answer.iter_bytes())
+    running.stub.wait_for(lambda record: record["number"] >= before and record.get("aborted"), 5)
 
 
 @pytest.mark.real
