@@ -197,11 +197,13 @@ async def pinged(
     """
     loop, end = asyncio.get_running_loop(), object()
     came: asyncio.Queue[Any] = asyncio.Queue()
+    first_has_left = asyncio.Event()
 
     async def read() -> Exception | None:
         try:
             async for chunk in stream:
                 came.put_nowait(chunk)
+                await first_has_left.wait()
         except Exception as error:  # noqa: BLE001 - raised below, after the chunks before it
             return error
         return None
@@ -218,6 +220,7 @@ async def pinged(
             if chunk is end:
                 break
             yield chunk
+            first_has_left.set()
         if error := await reader:
             raise error
     finally:
