@@ -198,9 +198,9 @@ def register(settings: Settings, key: rsa.RSAPrivateKey, environ: Mapping[str, s
         if not said:
             said = statement
             print(f"\nRun this in Snowsight, as ACCOUNTADMIN or {settings.user}:\n\n{statement}\n")
-            print("Waiting until Snowflake takes the key. Enter goes on without waiting.", flush=True)
             with suppress(termios.error):  # an Enter too many from before is not meant
                 termios.tcflush(sys.stdin, termios.TCIFLUSH)
+            print("Waiting until Snowflake takes the key. Enter goes on without waiting.", flush=True)
         waited = time.monotonic() - start
         if (not unregistered or waited > HINT_SECONDS) and bad.found not in said:
             said += bad.found

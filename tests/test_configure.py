@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
-import select
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,54 +19,7 @@ import configure
 from auto_refresh import ConfigError, load_key, load_settings
 from tests.conftest import ACCOUNT, BUNDLE, USER, public_pem
 from tests.cortex_stub import CortexStub
-
-
-class Terminal:
-    """configure.py in a pseudo-terminal, with a person who reads and types."""
-
-    def __init__(self, environ: dict[str, str]) -> None:
-        self._leader, follower = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, str(BUNDLE / "configure.py")],
-            env=environ,
-            stdin=follower,
-            stdout=follower,
-            stderr=follower,
-            start_new_session=True,
-        )
-        os.close(follower)
-        self.screen = ""
-
-    def read_until(self, words: str, seconds: float = 30) -> None:
-        deadline = time.monotonic() + seconds
-        while words not in self.screen:
-            assert time.monotonic() < deadline, f"no {words!r} in {self.screen!r}"
-            assert self._read(), f"ended without {words!r}: {self.screen!r}"
-
-    def _read(self) -> bool:
-        if not select.select([self._leader], [], [], 0.1)[0]:
-            return True
-        try:
-            data = os.read(self._leader, 65536)
-        except OSError:  # how Linux says that the other side is closed
-            return False
-        self.screen += data.decode().replace("\r\n", "\n")
-        return bool(data)
-
-    def type(self, text: str) -> None:
-        os.write(self._leader, f"{text}\n".encode())
-
-    def finish(self, seconds: float = 30) -> int:
-        deadline = time.monotonic() + seconds
-        while self._read():
-            assert time.monotonic() < deadline, self.screen
-        return self.process.wait(timeout=10)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        os.close(self._leader)
+from tests.terminal import Terminal
 
 
 @pytest.fixture
@@ -88,15 +39,8 @@ def environ(tmp_path: Path, stub: CortexStub) -> dict[str, str]:
 
 @pytest.fixture
 def terminal(environ: dict[str, str]) -> Iterator[Callable[[], Terminal]]:
-    opened: list[Terminal] = []
-
-    def start() -> Terminal:
-        opened.append(Terminal(environ))
-        return opened[-1]
-
-    yield start
-    for each in opened:
-        each.close()
+    with ExitStack() as opened:
+        yield lambda: opened.enter_context(Terminal([sys.executable, str(BUNDLE / "configure.py")], environ))
 
 
 def mode(path: Path) -> int:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
-import select
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +16,7 @@ import pytest
 
 from tests.conftest import ACCOUNT, BUNDLE, USER, free_port, wait_until
 from tests.cortex_stub import CortexStub
+from tests.terminal import Terminal
 from tests.test_readme import blocks
 
 pytestmark = pytest.mark.real
@@ -64,6 +63,9 @@ class Clone:
         done = self.run(command, **environ)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout
+
+    def terminal(self, command: str, **environ: str) -> Terminal:
+        return Terminal(["bash", "-c", command], {**self.environ, "TERM": "xterm", **environ}, cwd=self.folder)
 
     def pm2_pids(self) -> list[int]:
         homes = (self.home / ".pm2", self.folder / ".demo" / "pm2")
@@ -126,51 +128,16 @@ def test_by_hand_as_written(clone: Clone) -> None:
         clone.good("make stop")
 
 
-class Person:
-    """Somebody at a terminal, who reads and types."""
-
-    def __init__(self, clone: Clone, command: str, **environ: str) -> None:
-        self._leader, follower = pty.openpty()
-        self.process = subprocess.Popen(
-            ["bash", "-c", command],
-            cwd=clone.folder,
-            env={**clone.environ, "TERM": "xterm", **environ},
-            stdin=follower,
-            stdout=follower,
-            stderr=follower,
-            start_new_session=True,
-        )
-        os.close(follower)
-        self.screen = ""
-        self.questions = 0
-
-    def read(self, words: str, seconds: float = 120) -> None:
-        deadline = time.monotonic() + seconds
-        while words not in self.screen:
-            assert time.monotonic() < deadline, f"no {words!r} in {self.screen!r}"
-            if select.select([self._leader], [], [], 0.1)[0]:
-                try:
-                    data = os.read(self._leader, 65536)
-                except OSError:  # how Linux says that the other side is closed
-                    data = b""
-                assert data, f"ended without {words!r}: {self.screen!r}"
-                self.screen += data.decode().replace("\r\n", "\n")
-
-    def answer(self, question: str, text: str) -> None:
-        self.read(question)
-        self.questions += 1
-        os.write(self._leader, f"{text}\n".encode())
-
-
 def test_a_new_user_comes_to_an_answer_with_two_commands_and_two_questions(clone: Clone) -> None:
     """With three mistakes on the way, each of which is named with its remedy: user, key, role."""
-    with CortexStub(ACCOUNT, USER) as stub:
+    with CortexStub(ACCOUNT, USER) as stub, clone.terminal("make start", SNOWFLAKE_HOST=stub.url) as person:
         host = {"SNOWFLAKE_HOST": stub.url}
-        person = Person(clone, "make start", **host)
-        person.answer("Account: ", "https://app.snowflake.com/myorg/myacct/#/homepage")
-        person.read("That is account MYORG-MYACCT")
-        person.answer("User: ", "jane")
-        person.read("Waiting until Snowflake takes the key")
+        person.read_until("Account: ")
+        person.type("https://app.snowflake.com/myorg/myacct/#/homepage")
+        person.read_until("That is account MYORG-MYACCT")
+        person.read_until("User: ")
+        person.type("jane")
+        person.read_until("Waiting until Snowflake takes the key")
         statement = re.search(r"ALTER USER JANE SET RSA_PUBLIC_KEY='([^']+)';", person.screen)
         assert statement
         # The statement has not been run: the doctor says so, with the same statement.
@@ -178,11 +145,9 @@ def test_a_new_user_comes_to_an_answer_with_two_commands_and_two_questions(clone
         assert "Snowflake refuses MYORG-MYACCT.JANE with this key" in refused
         assert statement[0] in refused
         stub.register_key(statement[1])
-        person.read("Snowflake takes the key of MYORG-MYACCT.JANE.")
-        person.read("on Snowflake Cortex answers.")
-        person.read("--settings")
-        assert person.process.wait(60) == 0
-        assert person.questions == 2
+        assert person.finish(120) == 0
+        for words in ("Snowflake takes the key of MYORG-MYACCT.JANE.", "on Snowflake Cortex answers.", "--settings"):
+            assert words in person.screen
         assert "You said: hi" in clone.good("make claude ARGS='-p hi'", **host)
 
         stub.fault("no_role")

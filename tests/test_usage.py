@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
-import os
-import pty
 import re
-import select
-import struct
-import subprocess
 import sys
-import termios
-from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -22,6 +14,7 @@ import pytest
 import usage
 from auto_refresh import Settings, load_settings
 from tests.conftest import BUNDLE, TOKEN, SetUp
+from tests.terminal import Terminal
 
 COLUMNS = ["USAGE_DATE", "MODEL_NAME", *usage.NUMBERS.values()]
 ROWS: list[list[str | None]] = [
@@ -37,24 +30,10 @@ def settings_of(set_up: SetUp) -> Settings:
 
 def in_terminal(set_up: SetUp, columns: int, **environ: str) -> str:
     """What usage.py prints in a pseudo-terminal of that width."""
-    terminal, inner = pty.openpty()
-    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, str(BUNDLE / "usage.py")],
-        env={**set_up.environ, "TERM": "xterm-256color", **environ},
-        stdin=inner,
-        stdout=inner,
-        stderr=inner,
-        start_new_session=True,
-    )
-    os.close(inner)
-    shown = b""
-    with suppress(OSError):  # Linux's way to say that the other end is closed
-        while select.select([terminal], [], [], 60)[0] and (piece := os.read(terminal, 65536)):
-            shown += piece
-    os.close(terminal)
-    assert process.wait(60) == 0, shown
-    return shown.decode().replace("\r\n", "\n")
+    command = [sys.executable, str(BUNDLE / "usage.py")]
+    with Terminal(command, {**set_up.environ, "TERM": "xterm-256color", **environ}, columns=columns) as terminal:
+        assert terminal.finish() == 0, terminal.screen
+        return terminal.screen
 
 
 # ------------------------------------------------------------------------------------------------------ what it asks
