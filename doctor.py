@@ -59,7 +59,7 @@ START_SECONDS = 150.0  # a slow machine needs half a minute
 FREE_BYTES = 50 * 2**20
 CHAT_PATH = "/api/v2/cortex/v1/chat/completions"
 NAMES = {"token-refresher": "auto_refresh.py", "claude-proxy": "claude_proxy.py"}
-SECRET_NAME = re.compile(r"(?i)(?<!SNOWFLAKE_PRIVATE_)(KEY|TOKEN|SECRET|PASSWORD|PASSPHRASE)(_|$)")
+SECRET_NAME = re.compile(r"(?i)(KEY|TOKEN|SECRET|PASSWORD|PASSPHRASE|_PASS|_PAT)(?!_(FILE|PATH|FILE_PATH)$)(_|$)")
 SECRET_FILES = (".master_key", "litellm_config.yaml", ".refresher.json", "claude.json")
 
 

@@ -91,9 +91,12 @@ def around_proxy(environ: Mapping[str, str]) -> dict[str, str]:
     if not any(environ.get(name) for name in PROXY_VARIABLES):
         return {}
     listed = {name: environ[name] for name in ("NO_PROXY", "no_proxy") if environ.get(name)} or {"NO_PROXY": ""}
-    return {
-        name: ",".join(dict.fromkeys([*filter(None, value.split(",")), "127.0.0.1"])) for name, value in listed.items()
-    }
+    return {name: value if _excepts_us(value) else f"{value},127.0.0.1".strip(",") for name, value in listed.items()}
+
+
+def _excepts_us(no_proxy: str) -> bool:
+    # A star means everything only where it stands alone: Claude Code does not find it in a list.
+    return no_proxy.strip() == "*" or "127.0.0.1" in [part.strip() for part in no_proxy.split(",")]
 
 
 def block(settings: Settings, environ: Mapping[str, str]) -> Json:
@@ -387,38 +390,48 @@ def check(port: int, key: str, environ: Mapping[str, str], folder: Path) -> list
     """What keeps a `claude` started in `folder` from the proxy on `port` with that key; none when nothing does."""
     found = sources(environ, folder)
     winners = {name: (str(value), where) for where, tree in found for name, value in tree.get("env", {}).items()}
+    values = {name: value for name, (value, _) in winners.items()}
 
-    def problem(wrong: str, name: str, where: str, mend: str) -> Problem:
+    def problem(wrong: str, where: str, mend: str) -> Problem:
         if where.startswith(str(MANAGED)):
             return Problem(f"{wrong}: {where}", "Only who manages this machine can change that file", final=True)
-        ours = where in {EXPORTED, "", str(config_folder(environ) / "settings.json")}
-        return Problem(f"{wrong}: {where or 'no setting'}", mend if ours else f"Take {name} out of {where}")
+        return Problem(f"{wrong}: {where}", mend)
 
-    url, problems = f"http://127.0.0.1:{port}", []
-    given, where = winners.get("ANTHROPIC_BASE_URL", ("", ""))
-    if not given:
-        return [NOT_POINTED]
-    if given.rstrip("/") not in {url, f"http://localhost:{port}"}:
-        wrong = f"ANTHROPIC_BASE_URL leads to {urlsplit(given).hostname}, not to {url}"
-        problems.append(problem(wrong, "ANTHROPIC_BASE_URL", where, "python3 point_claude.py"))
-    given, where = winners.get("ANTHROPIC_AUTH_TOKEN", ("", ""))
-    if given != key:
-        wrong = "ANTHROPIC_AUTH_TOKEN is not the proxy's key"
-        problems.append(problem(wrong, "ANTHROPIC_AUTH_TOKEN", where, "python3 point_claude.py"))
+    def ours(name: str, wrong: str, elsewhere: str) -> Problem:
+        where = winners.get(name, ("", "no setting"))[1]
+        renewable = where in {"no setting", EXPORTED, str(config_folder(environ) / "settings.json")}
+        return problem(wrong, where, "python3 point_claude.py" if renewable else f"{elsewhere} {where}")
+
+    others = []
     for name in RIVALS:
         value, where = winners.get(name, ("", ""))
-        if value not in {"", "0", "false"}:
+        if value if name.endswith("KEY") else value.lower() in {"1", "true", "yes", "on"}:
             mend = f"unset {name}" if where == EXPORTED else f"Take {name} out of {where}"
-            problems.append(problem(f"{name} must not be set, and is", name, where, mend))
+            others.append(problem(f"{name} must not be set, and is", where, mend))
     for where, tree in found:
         if "apiKeyHelper" in tree:
             mend = f"Take apiKeyHelper out of {where}"
-            problems.append(problem("apiKeyHelper adds a key that is not the proxy's", "apiKeyHelper", where, mend))
-    missing = around_proxy({name: value for name, (value, _) in winners.items()})
-    if any(value != winners.get(name, [""])[0] for name, value in missing.items()):
-        mend = 'export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"'
-        problems.append(Problem("requests to 127.0.0.1 go through the company proxy", mend))
-    return problems
+            others.append(problem("apiKeyHelper adds a key that is not the proxy's", where, mend))
+    around = around_proxy(values)
+    for name, value in around.items():
+        if value != values.get(name, ""):
+            wrong = f"requests to 127.0.0.1 go through the company proxy, {name} does not except it"
+            others.append(ours(name, wrong, f"Add 127.0.0.1 to {name} in"))
+
+    url, given = f"http://127.0.0.1:{port}", values.get("ANTHROPIC_BASE_URL", "")
+    if not given:
+        return [NOT_POINTED, *(one for one in others if one.final)]
+    problems = []
+    if given.rstrip("/") not in {url, "" if around else f"http://localhost:{port}"}:
+        host = "what is no URL"
+        with suppress(ValueError):  # a broken IPv6 address; the whole is not shown, it may hold a password
+            host = urlsplit(given).hostname or host
+        wrong = f"ANTHROPIC_BASE_URL leads to {host}, not to {url}"
+        problems.append(ours("ANTHROPIC_BASE_URL", wrong, "Take ANTHROPIC_BASE_URL out of"))
+    if values.get("ANTHROPIC_AUTH_TOKEN", "") != key:
+        wrong = "ANTHROPIC_AUTH_TOKEN is not the proxy's key"
+        problems.append(ours("ANTHROPIC_AUTH_TOKEN", wrong, "Take ANTHROPIC_AUTH_TOKEN out of"))
+    return [*problems, *others]
 
 
 # ------------------------------------------------------------------------------------------------------- command line

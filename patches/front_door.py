@@ -38,6 +38,7 @@ LITELLM_ROUTES = {("GET", "/health/liveliness"), ("POST", "/v1/messages")}
 OWN_ROUTES = {("HEAD", "/"), ("GET", "/v1/models"), ("POST", "/v1/messages/count_tokens")}
 WITHOUT_KEY = {("GET", "/health/liveliness"), ("HEAD", "/")}  # they tell nothing and cost nothing
 REFUSALS_A_MINUTE = 20  # in the log: a web page that tries again and again must not push out everything else
+CLIENT_LEFT = 499  # LiteLLM's word for somebody who pressed Esc: nobody reads the answer, and nothing is wrong
 KEPT_HEADERS = {b"content-type", b"content-length", b"cache-control", b"retry-after"}
 
 # A request of Claude Code's WebSearch: its only tool is one that Anthropic's servers would run.
@@ -258,7 +259,8 @@ class FrontDoor:
                 collected += message.get("body", b"")
                 if not message.get("more_body"):
                     refused = self._explained(call, failed, collected)
-                    say(f"error {refused.status} to Claude Code: {printable(refused.message)}")
+                    if failed != CLIENT_LEFT:
+                        say(f"error {refused.status} to Claude Code: {printable(refused.message)}")
                     await _send_error(send, refused)
 
         # On loopback, compression costs time and saves nothing.

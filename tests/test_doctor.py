@@ -127,7 +127,7 @@ def pm2_row(name: str, script: str, **facts: Any) -> dict[str, Any]:
         "pm_uptime": (time.time() - 7300) * 1000,
         "pm_exec_path": str(BUNDLE / script),
         "exec_interpreter": doctor.interpreter(),
-        "env": {"SNOWFLAKE_PRIVATE_KEY_PATH": SECRET, "token-refresher": "{}", "PATH": "/bin"},
+        "env": dict.fromkeys(["SNOWFLAKE_PRIVATE_KEY_PATH", "A_TOKEN_FILE", "MAX_TOKENS", "token-refresher"], SECRET),
     }
     return {"name": name, "monit": {"memory": 40 * 2**20}, "pm2_env": {**usual, **facts}}
 
@@ -516,6 +516,11 @@ def test_pm2_s_list_is_read_behind_whatever_it_says_first(
         ({"pm_exec_path": "/old/claude_proxy.py"}, "fail", "another copy: /old/claude_proxy.py"),
         ({"exec_interpreter": "/old/bin/python"}, "warn", "/old/bin/python"),
         ({"env": {"AWS_SECRET_ACCESS_KEY": SECRET, "A": "1"}}, "warn", "PM2 has AWS_SECRET_ACCESS_KEY of a shell"),
+        (
+            {"env": {"SNOWFLAKE_PRIVATE_KEY_RAW": SECRET, "GITHUB_PAT": "1"}},
+            "warn",
+            "GITHUB_PAT, SNOWFLAKE_PRIVATE_KEY",
+        ),
     ],
 )
 def test_a_process_that_is_not_well_is_named(set_up: SetUp, facts: dict[str, Any], state: str, words: str) -> None:

@@ -448,6 +448,21 @@ def test_a_body_cannot_send_the_token_to_another_server(running: SetUp, more: di
 
 
 @pytest.mark.real
+@pytest.mark.parametrize("stream", [True, False])
+def test_esc_before_the_first_word_is_no_error(running: SetUp, stream: bool) -> None:
+    log, before = len(running.log("claude_proxy.py")), len(running.stub.requests)
+    running.stub.fault("slow_start", times=1, seconds=2)
+    asked = {"model": "claude-sonnet-4-5", "max_tokens": 9, "stream": stream}
+    asked["messages"] = [{"role": "user", "content": "hello"}]
+    headers = {"Authorization": f"Bearer {running.master_key}"}
+    with httpx.Client(trust_env=False, timeout=1) as client, pytest.raises(httpx.ReadTimeout):
+        client.post(f"{running.url}/v1/messages", json=asked, headers=headers)
+    running.stub.wait_for(lambda record: record["number"] >= before and record.get("done"), 10)
+    assert running.ask("are you well?").status_code == 200
+    assert running.log("claude_proxy.py")[log:] == ""
+
+
+@pytest.mark.real
 def test_no_token_and_no_key_is_in_a_log_at_any_log_level(loud: SetUp) -> None:
     said = loud.log("claude_proxy.py") + loud.log("auto_refresh.py")
     assert len(said) > 100_000, "the loggers were not loud"

@@ -277,6 +277,11 @@ def test_a_company_proxy_is_told_to_leave_loopback_alone() -> None:
     assert point_claude.around_proxy({"https_proxy": "http://p:1"}) == {"NO_PROXY": "127.0.0.1"}
     with_both = {"HTTP_PROXY": "http://p:1", "no_proxy": "a,b", "NO_PROXY": "c,127.0.0.1"}
     assert point_claude.around_proxy(with_both) == {"no_proxy": "a,b,127.0.0.1", "NO_PROXY": "c,127.0.0.1"}
+    for enough in ("*", " * ", "127.0.0.1", "a, 127.0.0.1", "a,127.0.0.1,"):
+        assert point_claude.around_proxy({"HTTP_PROXY": "http://p:1", "NO_PROXY": enough}) == {"NO_PROXY": enough}
+    for too_little in ("a,*", "a 127.0.0.1", "localhost"):
+        around = point_claude.around_proxy({"HTTP_PROXY": "http://p:1", "NO_PROXY": too_little})
+        assert around == {"NO_PROXY": f"{too_little},127.0.0.1"}
 
 
 # ----------------------------------------------------------------------------------------------------------- the check
@@ -326,17 +331,43 @@ def test_what_who_manages_the_machine_has_set_is_said_to_be_theirs(
     assert "vault" not in problem.found
 
 
-def test_each_problem_comes_with_what_mends_it(tmp_path: Path) -> None:
-    environ = {"HOME": str(tmp_path), "ANTHROPIC_BASE_URL": "https://user:pw@g.example", "ANTHROPIC_API_KEY": "secret"}
-    problems = point_claude.check(8001, "sk-1", {**environ, "https_proxy": "http://p"}, tmp_path)
-    assert [problem.mend.partition("=")[0] for problem in problems] == [
-        "python3 point_claude.py",
-        "python3 point_claude.py",
-        "unset ANTHROPIC_API_KEY",
-        "export NO_PROXY",
-    ]
-    assert "secret" not in str(problems)
-    assert "pw@" not in str(problems)
+@pytest.mark.parametrize("tree", [{"apiKeyHelper": "vault"}, {"env": {"CLAUDE_CODE_USE_BEDROCK": "1"}}])
+def test_what_keeps_even_make_claude_away_is_said_also_where_nothing_points_at_the_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: Any
+) -> None:
+    monkeypatch.setattr(point_claude, "MANAGED", tmp_path)
+    (tmp_path / "managed-settings.json").write_text(json.dumps(tree))
+    not_pointed, problem = point_claude.check(8001, "sk-1", {"HOME": str(tmp_path)}, tmp_path)
+    assert not_pointed == point_claude.NOT_POINTED
+    assert problem.final
+
+
+POINTED = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8001", "ANTHROPIC_AUTH_TOKEN": "sk-1"}
+AGAIN = "python3 point_claude.py"
+
+
+@pytest.mark.parametrize(
+    ("environ", "mends"),
+    [
+        ({}, []),
+        ({"ANTHROPIC_BASE_URL": "http://localhost:8001/"}, []),
+        ({"ANTHROPIC_BASE_URL": "http://localhost:8001", "https_proxy": "http://p", "NO_PROXY": "127.0.0.1"}, [AGAIN]),
+        ({"ANTHROPIC_BASE_URL": "https://user:hidden@g.example"}, [AGAIN]),
+        ({"ANTHROPIC_BASE_URL": "http://[::1"}, [AGAIN]),
+        ({"ANTHROPIC_BASE_URL": "127.0.0.1:8001"}, [AGAIN]),
+        ({"ANTHROPIC_AUTH_TOKEN": "hidden"}, [AGAIN]),
+        ({"ANTHROPIC_API_KEY": "hidden"}, ["unset ANTHROPIC_API_KEY"]),
+        ({"CLAUDE_CODE_USE_VERTEX": "True"}, ["unset CLAUDE_CODE_USE_VERTEX"]),
+        ({"CLAUDE_CODE_USE_VERTEX": "False"}, []),
+        ({"HTTPS_PROXY": "http://p"}, [AGAIN]),
+        ({"HTTPS_PROXY": "http://p", "NO_PROXY": "127.0.0.1", "no_proxy": "corp"}, [AGAIN]),
+        ({"HTTPS_PROXY": "http://p", "NO_PROXY": "*"}, []),
+    ],
+)
+def test_each_problem_comes_with_what_mends_it(tmp_path: Path, environ: dict[str, str], mends: list[str]) -> None:
+    problems = point_claude.check(8001, "sk-1", {"HOME": str(tmp_path), **POINTED, **environ}, tmp_path)
+    assert [problem.mend for problem in problems] == mends
+    assert "hidden" not in str(problems)
     assert not any(problem.final for problem in problems)
 
 
