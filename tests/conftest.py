@@ -32,6 +32,11 @@ CLAUDE = BUNDLE / "node_modules" / ".bin" / "claude"
 ACCOUNT, USER = "MYORG-MYACCT", "JANE"
 
 
+def pytest_configure() -> None:
+    """A run that is told to end (a CI's time limit) ends what its tests have started, as after Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
