@@ -147,6 +147,22 @@ def test_a_stream_passes_with_its_error_and_pings_fill_its_gaps() -> None:
     assert heard(Stream()) == []
 
 
+def test_the_first_piece_leaves_before_the_rest_is_read() -> None:
+    order: list[str] = []
+
+    async def stream() -> AsyncGenerator[str, None]:
+        for word in ("a", "b", "c"):
+            order.append(f"read {word}")
+            yield word
+
+    async def listen() -> None:
+        async for word in lean_litellm.pinged(stream=stream(), ping_interval_seconds=60, ping_chunk="ping"):
+            order.append(f"left {word}")  # noqa: PERF401 - as it comes
+
+    asyncio.run(listen())
+    assert order == ["read a", "left a", "read b", "read c", "left b", "left c"]
+
+
 @pytest.mark.parametrize("words", [[(0, "a"), (60, "b")], [(0, "a"), (0, ValueError("no"))], [(0, "a"), (0, "b")]])
 def test_a_stream_that_nobody_listens_to_is_closed(words: list[tuple[float, str | BaseException]]) -> None:
     stream = Stream(*words)
@@ -165,6 +181,7 @@ def test_the_first_request_is_warm_although_cortex_was_asked_nothing_before_it(s
     # Cold, the first takes a hundred times as long as the second. (The bench measures it; here others use the machine.)
     assert first.elapsed < 20 * second.elapsed
     assert "lean_litellm" not in set_up.log("claude_proxy.py")
+    assert "\033" not in set_up.log("claude_proxy.py")  # LiteLLM's list of models, at each start
 
 
 @pytest.mark.real
