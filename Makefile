@@ -16,6 +16,7 @@ DEMO_CORTEX_PORT ?= 8003
 DEMO_ENV := export CORTEX_HOME='$(CURDIR)/$(DEMO)' PM2_HOME='$(CURDIR)/$(DEMO)/pm2' PROXY_PORT=$(DEMO_PORT) \
 	SNOWFLAKE_ACCOUNT=DEMO-ACCOUNT SNOWFLAKE_USER=DEMO SNOWFLAKE_HOST=http://127.0.0.1:$(DEMO_CORTEX_PORT) \
 	SNOWFLAKE_PRIVATE_KEY_PATH='$(CURDIR)/$(DEMO)/snowflake_key.p8' PRIVATE_KEY_PASSPHRASE= LITELLM_MASTER_KEY= REFRESH_MINUTES= \
+	CLAUDE_ROUTE= \
 	NO_PROXY="127.0.0.1,localhost$${NO_PROXY:+,$$NO_PROXY}" no_proxy="127.0.0.1,localhost$${no_proxy:+,$$no_proxy}"
 
 # The commands below are about the demo while there is nothing else.

@@ -107,6 +107,10 @@ class ConfigError(Exception):
 # ---------------------------------------------------------------------------------------------------------- settings
 
 
+# CLAUDE_ROUTE, and what each word makes of a row of a Claude model: its provider in LiteLLM's terms.
+CLAUDE_ROUTES: Mapping[str, str] = {"chat": "openai", "messages": "snowflake"}
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that can be set, checked. `folder` holds what the bundle writes; `sources` is what was read."""
@@ -121,6 +125,8 @@ class Settings:
     warehouse: str | None = None
     passphrase: str | None = field(default=None, repr=False)
     given_master_key: str | None = field(default=None, repr=False)
+    claude_route: str = "chat"  # how the rows of Claude models go: one of CLAUDE_ROUTES
+    claude_route_from: str = ""  # "the environment" or ".env"; empty: nobody has chosen it
     origin: str = ""  # where account and user came from, for messages
     sources: tuple[Path, ...] = ()
 
@@ -202,6 +208,10 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         warehouse=given.get("SNOWFLAKE_WAREHOUSE") or connection.get("warehouse"),
         proxy_port=_whole_number(given, "PROXY_PORT", default=8001, low=1, high=65535),
         refresh_seconds=60 * _whole_number(given, "REFRESH_MINUTES", default=50, low=1, high=55),
+        claude_route=_claude_route(given),
+        claude_route_from=(
+            "the environment" if environ.get("CLAUDE_ROUTE") else ".env" if "CLAUDE_ROUTE" in given else ""
+        ),
         folder=folder,
         origin=origin,
         sources=tuple(sources),
@@ -278,6 +288,15 @@ def _whole_number(given: Mapping[str, str], name: str, *, default: int, low: int
     if not text.isdecimal() or not low <= int(text) <= high:
         raise ConfigError(f"{name} is {text!r}; it must be a whole number from {low} to {high}.")
     return int(text)
+
+
+def _claude_route(given: Mapping[str, str]) -> str:
+    word = given.get("CLAUDE_ROUTE", "chat")
+    if word not in CLAUDE_ROUTES:
+        raise ConfigError(
+            f"CLAUDE_ROUTE is {word!r}; it must be chat (Cortex's chat completions) or messages (its Messages API)."
+        )
+    return word
 
 
 _DOMAIN = re.compile(r"(?P<private>\.privatelink)?\.snowflakecomputing\.(?P<top>com|cn)$")
@@ -470,11 +489,12 @@ class _PlainDumper(yaml.SafeDumper):
         return True
 
 
-def render(template: str, values: Mapping[str, str]) -> str:
+def render(template: str, values: Mapping[str, str], claude_route: str = "chat") -> str:
     """Replace `${NAME}` in the template's string values and return LiteLLM's configuration as YAML.
 
     `values` holds the placeholders' texts; CORTEX_API_BASE is added per row, from the row's provider prefix and
-    CORTEX_URL. Works on the parsed YAML, so that no value can change the file's structure. Raises ConfigError.
+    CORTEX_URL. With the route "messages", Cortex's rows of Claude models that say `openai/` become `snowflake/`.
+    Works on the parsed YAML, so that no value can change the file's structure. Raises ConfigError.
     """
     try:
         tree = yaml.safe_load(template)
@@ -482,7 +502,7 @@ def render(template: str, values: Mapping[str, str]) -> str:
         raise ConfigError(f"litellm_config.template.yaml is not valid YAML: {' '.join(str(error).split())}") from None
     _check_shape(tree)
     tree = {key: value for key, value in tree.items() if not str(key).startswith("x-")}
-    rows = [_render_row(row, values) for row in tree["model_list"]]
+    rows = [_render_row(_routed(row, claude_route), values) for row in tree["model_list"]]
     filled = {**_fill({**tree, "model_list": []}, values), "model_list": rows}
     text = HEADER + yaml.dump(filled, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=10_000)
     if yaml.safe_load(text) != filled:
@@ -515,6 +535,14 @@ def _check_shape(tree: object) -> None:
         raise ConfigError(
             f"{where} has no general_settings.master_key; without it anybody on this machine could spend."
         )
+
+
+def _routed(row: dict[str, Any], claude_route: str) -> dict[str, Any]:
+    # A row that says snowflake/ itself is meant so, whatever the word for all.
+    provider, _, model = row["litellm_params"]["model"].partition("/")
+    if not (_is_cortex(row["litellm_params"]) and provider == "openai" and model.startswith("claude")):
+        return row
+    return {**row, "litellm_params": {**row["litellm_params"], "model": f"{CLAUDE_ROUTES[claude_route]}/{model}"}}
 
 
 def _render_row(row: dict[str, Any], values: Mapping[str, str]) -> dict[str, Any]:
@@ -561,20 +589,31 @@ def _fill(node: Any, values: Mapping[str, str]) -> Any:
 
 def render_config(settings: Settings, token: Token) -> str:
     """The whole of `litellm_config.yaml` for this token; raises ConfigError."""
+    values = {
+        "SNOWFLAKE_JWT": token.value,
+        "LITELLM_MASTER_KEY": master_key(settings),
+        "CORTEX_URL": settings.base_url,
+    }
+    return render(_read_template(settings), values, settings.claude_route)
+
+
+def _read_template(settings: Settings) -> str:
     try:
-        template = settings.template_path.read_text(encoding="utf-8")
+        return settings.template_path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(
             f"there is no {settings.template_path}.\nBring it back with: git checkout {settings.template_path.name}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {settings.template_path}: {error}.") from None
-    values = {
-        "SNOWFLAKE_JWT": token.value,
-        "LITELLM_MASTER_KEY": master_key(settings),
-        "CORTEX_URL": settings.base_url,
-    }
-    return render(template, values)
+
+
+def template_rows(settings: Settings, claude_route: str) -> list[dict[str, Any]]:
+    """The rows as this word in CLAUDE_ROUTE would have them, without their secrets; raises ConfigError."""
+    values = {"SNOWFLAKE_JWT": "-", "LITELLM_MASTER_KEY": "-", "CORTEX_URL": settings.base_url}
+    rendered = render(_read_template(settings), values, claude_route)
+    rows: list[dict[str, Any]] = yaml.safe_load(rendered)["model_list"]
+    return rows
 
 
 def write_private(path: Path, text: str, *, only_if_absent: bool = False) -> None:

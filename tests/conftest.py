@@ -187,6 +187,7 @@ class SetUp:
                 "LITELLM_MASTER_KEY": self.master_key,
                 "CORTEX_URL": settings.base_url,
             },
+            settings.claude_route,
         )
         refresher, log, followed = self.processes["auto_refresh.py"], "claude_proxy.py", "models: "
         refresher.send_signal(signal.SIGSTOP)

@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 import auto_refresh
-from auto_refresh import ConfigError, Settings, Written, due, parse_account, parse_host, render
-from tests.conftest import drop_root_powers
+from auto_refresh import CLAUDE_ROUTES, ConfigError, Settings, Written, due, parse_account, parse_host, render
+from tests.conftest import SetUp, drop_root_powers, wait_until
 
 BUNDLE = Path(auto_refresh.__file__).parent
 NOW = 1_800_000_000.7
@@ -203,6 +203,27 @@ def test_a_number_out_of_range_is_refused_by_name(environ: dict[str, str], name:
         auto_refresh.load_settings({**environ, name: value})
 
 
+def test_the_route_of_claude_models_is_chat_until_the_user_says_another_word(
+    environ: dict[str, str], home: Path
+) -> None:
+    def found(**more: str) -> tuple[str, str]:
+        settings = auto_refresh.load_settings({**environ, **more})
+        return settings.claude_route, settings.claude_route_from
+
+    assert found() == ("chat", "")
+    put(home / ".env", "CLAUDE_ROUTE=\n")
+    assert found() == ("chat", "")
+    put(home / ".env", "CLAUDE_ROUTE=chat\n")
+    assert found() == ("chat", ".env")
+    assert found(CLAUDE_ROUTE="messages") == ("messages", "the environment")
+
+
+@pytest.mark.parametrize("word", ["Messages", "snowflake", "openai", "chat completions"])
+def test_another_word_for_the_route_is_refused_with_the_two_that_there_are(environ: dict[str, str], word: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^CLAUDE_ROUTE is '{word}'; it must be chat .* or messages "):
+        auto_refresh.load_settings({**environ, "CLAUDE_ROUTE": word})
+
+
 def test_an_env_file_with_a_secret_must_be_private(environ: dict[str, str], home: Path) -> None:
     put(home / ".env", "PRIVATE_KEY_PASSPHRASE=x\n", 0o640)
     with pytest.raises(ConfigError, match="chmod 600"):
@@ -320,6 +341,56 @@ def test_the_prefix_alone_decides_the_route() -> None:
     document = rendered(ROW % ("a", "openai/x"), ROW % ("b", "snowflake/x"))
     bases = [row["litellm_params"]["api_base"] for row in document["model_list"]]
     assert bases == ["https://h/api/v2/cortex/v1", "https://h/api/v2"]
+
+
+def test_one_word_changes_the_route_of_all_claude_models_and_of_nothing_else() -> None:
+    other = "- {model_name: o, litellm_params: {model: openai/claude-x, api_key: own, api_base: 'https://elsewhere'}}"
+    models = ("openai/claude-x", "snowflake/claude-y", "openai/openai-gpt-5", "openai/gemini-claude")
+    text = "model_list:\n" + "\n".join([*(ROW % (model, model) for model in models), other]) + "\n" + GENERAL
+
+    def rows(word: str) -> list[tuple[str, str]]:
+        params = [row["litellm_params"] for row in yaml.safe_load(render(text, VALUES, word))["model_list"]]
+        return [(param["model"], param["api_base"].removeprefix("https://h/api/v2")) for param in params]
+
+    chat = [
+        ("openai/claude-x", "/cortex/v1"),
+        ("snowflake/claude-y", ""),
+        ("openai/openai-gpt-5", "/cortex/v1"),
+        ("openai/gemini-claude", "/cortex/v1"),
+        ("openai/claude-x", "https://elsewhere"),
+    ]
+    assert rows("chat") == chat
+    assert render(text, VALUES) == render(text, VALUES, "chat")
+    assert rows("messages") == [("snowflake/claude-x", ""), *chat[1:]]
+    # The proxy follows rows by their ids.
+    ids = [yaml.safe_load(render(text, VALUES, word))["model_list"][0]["model_info"]["id"] for word in CLAUDE_ROUTES]
+    assert ids[0] != ids[1]
+
+
+def test_the_shipped_rows_of_claude_models_follow_the_word(settings: Settings) -> None:
+    for word, provider in CLAUDE_ROUTES.items():
+        rendered = auto_refresh.render_config(replace(settings, claude_route=word), auto_refresh.sign(settings, NOW))
+        models = {row["litellm_params"]["model"] for row in yaml.safe_load(rendered)["model_list"]}
+        assert {model.partition("/")[0] for model in models} == {provider}
+        assert models == {row["litellm_params"]["model"] for row in auto_refresh.template_rows(settings, word)}
+
+
+@pytest.mark.real
+def test_a_route_that_is_written_into_env_is_that_of_the_next_request_without_a_restart(running: SetUp) -> None:
+    env_file, paths = running.folder / ".env", {"chat": "/chat/completions", "messages": "/messages"}
+
+    def asked() -> str:
+        before = len(running.stub.requests)
+        assert running.ask("hello").status_code == 200
+        return str(running.stub.requests[before]["path"])
+
+    assert asked().endswith(paths["chat"])
+    try:
+        for word in ("messages", "chat"):
+            put(env_file, f"CLAUDE_ROUTE={word}\n")
+            wait_until(lambda: asked().endswith(paths[word]), 15)  # noqa: B023 - called at once
+    finally:
+        env_file.unlink()
 
 
 def test_a_value_cannot_change_the_structure() -> None:
