@@ -73,7 +73,12 @@ BLOCK = (
 )
 
 MADE_FOR = "1.106.2"  # the release that requirements.in pins
-MALICIOUS = {"1.82.7", "1.82.8"}  # PYSEC-2026-2
+# Releases that somebody else put on the index, and where that is said. They were removed there; a mirror may have them.
+MALICIOUS = {
+    "1.82.7": "PYSEC-2026-2",
+    "1.82.8": "PYSEC-2026-2",
+    "1.107.0": "compromised release of 2026-10-21",
+}
 FLOOR = (1, 84, 0)  # CVE-2026-49468
 
 # What the bundle's scripts import that Python does not have.
@@ -476,7 +481,7 @@ def _detail(verdict: Verdict, version: str | None) -> str:
         ),
         State.MISSING: (f"LiteLLM is not installed for this interpreter.\nInstall it: {install} -r {requirements}"),
         State.MALICIOUS: (
-            f"{release} steals credentials (PYSEC-2026-2). Do not start it; it is not patched.\n"
+            f"{release} steals credentials ({MALICIOUS.get(version or '')}). Do not start it; it is not patched.\n"
             f"Replace it: {install} -r {requirements}\n"
             "Then replace every key and password that this machine could read since it was installed."
         ),

@@ -370,7 +370,7 @@ def test_a_missing_litellm_is_said_with_the_command_that_installs_it(tmp_path: P
         assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("version", ["1.82.7", "1.82.8"])
+@pytest.mark.parametrize("version", ["1.82.7", "1.82.8", "1.107.0"])
 def test_a_release_that_steals_credentials_is_refused(tmp_path: Path, shipped: bytes, version: str) -> None:
     bundle = empty_bundle(tmp_path)
     bundle.ship(shipped, version)
