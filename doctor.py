@@ -5,12 +5,13 @@ A request passes Claude Code, the proxy, a patched LiteLLM, perhaps a company's 
 model lists; what is wrong in one of them shows in another. So each is looked at by itself, all side by side.
 
     python doctor.py            look at everything; costs nothing
-    python doctor.py --live     also ask every model for one word, through the proxy
+    python doctor.py --live     also ask every model for one word, through the proxy, in the way Claude Code asks
     python doctor.py --json     for scripts
     python doctor.py --status   one screen: token, processes, last error
     python doctor.py --wait     after a start: until a model has answered through the proxy, else what is wrong
 
-Nothing is changed or started, and no token or key is shown. Exit status: 0 nothing fails (warnings may), 1 otherwise.
+Nothing is changed or started, and no token or key is shown; only `--wait` asks, in a terminal, whether to write
+CLAUDE_ROUTE into `.env` when a route refuses Claude Code. Exit status: 0 nothing fails (warnings may), 1 otherwise.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import termios
 import textwrap
 import time
 from collections import Counter
@@ -47,17 +49,18 @@ import httpx
 import yaml
 
 import auto_refresh
+import claude_check
+import configure
 import point_claude
-from auto_refresh import BUNDLE, ConfigError, Settings
+from auto_refresh import BUNDLE, CLAUDE_ROUTES, ConfigError, Settings
 from claude_proxy import port_owner
 from patches.cortex_errors import explain
 from patches.live_config import is_cortex, token_times
 
 CLOCK_SECONDS = 30.0  # Snowflake refuses tokens from the future; how far it lets a clock be ahead is not documented
-MODEL_SECONDS = 90.0
 START_SECONDS = 150.0  # a slow machine needs half a minute
 FREE_BYTES = 50 * 2**20
-CHAT_PATH = "/api/v2/cortex/v1/chat/completions"
+SWITCH_SECONDS = 30.0  # an edit of .env is live within four
 NAMES = {"token-refresher": "auto_refresh.py", "claude-proxy": "claude_proxy.py"}
 SECRET_NAME = re.compile(r"(?i)(KEY|TOKEN|SECRET|PASSWORD|PASSPHRASE|_PASS|_PAT)(?!_(FILE|PATH|FILE_PATH)$)(_|$)")
 SECRET_FILES = (".master_key", "litellm_config.yaml", ".refresher.json", "claude.json")
@@ -152,8 +155,8 @@ def programs(setup: Setup) -> Found:
 def litellm_release(version: str) -> Finding:
     mend = f"{sys.executable} -m pip install --require-hashes -r {BUNDLE / 'requirements.txt'}"
     if version in apply_patch.MALICIOUS:
-        why = "steals credentials (PYSEC-2026-2). Replace it, then every key that this machine could read"
-        return Finding("LiteLLM", "fail", f"{version} {why}", mend)
+        found = f"{version} steals credentials ({apply_patch.MALICIOUS[version]})"
+        return Finding("LiteLLM", "fail", f"{found}. Replace it, then every key that this machine could read", mend)
     if tuple(map(int, re.findall(r"\d+", version)[:3])) < apply_patch.FLOOR:
         return Finding("LiteLLM", "fail", f"{version} lets a host header go around its keys (CVE-2026-49468)", mend)
     found = f"{version}, made for {apply_patch.MADE_FOR}"
@@ -197,9 +200,7 @@ def account(setup: Setup) -> Found:
 
 
 def template(setup: Setup) -> Found:
-    text = setup.settings.template_path.read_text(encoding="utf-8")
-    stand_ins = {"SNOWFLAKE_JWT": "-", "LITELLM_MASTER_KEY": "-", "CORTEX_URL": setup.settings.base_url}
-    names = [row["model_name"] for row in yaml.safe_load(auto_refresh.render(text, stand_ins))["model_list"]]
+    names = [row["model_name"] for row in auto_refresh.template_rows(setup.settings, setup.settings.claude_route)]
     twice = sorted({name for name in names if names.count(name) > 1})
     found = f"rows of the same name, LiteLLM takes turns: {', '.join(twice)}" if twice else f"{len(names)} rows"
     yield judged("Models", not twice, found, "Remove all but one from litellm_config.template.yaml", "warn")
@@ -361,7 +362,7 @@ def probe(settings: Settings, token_value: str) -> Probe:
     # A stand-in on this machine is never behind a company's proxy.
     https = settings.base_url.startswith("https:")
     with httpx.Client(timeout=httpx.Timeout(10, connect=5), trust_env=https) as client:
-        answer = client.post(settings.base_url + CHAT_PATH, headers=headers, json={})
+        answer = client.post(settings.base_url + claude_check.CHAT.path, headers=headers, json={})
         date, now = email.utils.parsedate_tz(answer.headers.get("date", "")), time.time()
     return Probe(answer.status_code, answer.text, now - email.utils.mktime_tz(date) if date else None)
 
@@ -414,15 +415,15 @@ def unreachable(host: str, through: str, error: BaseException) -> Finding:
 
 def login(answer: Probe, settings: Settings) -> Finding:
     """What the status of an empty request says of key, user, role and network policy."""
-    who = f"{settings.account}.{settings.user}"
+    who, told = f"{settings.account}.{settings.user}", explain(answer.status, answer.body)
     try:
-        cortex_s = isinstance(json.loads(answer.body), dict) and answer.status not in {200, 404}
+        # Some of Cortex's errors, which pass, come as a 200.
+        cortex_s = isinstance(json.loads(answer.body), dict) and (told.retry or answer.status not in {200, 404})
     except ValueError:
         cortex_s = False
     if not cortex_s:
         found = f"{settings.base_url} is not Cortex: it answers {answer.status} in other words"
         return Finding("Login", "fail", found, "Check account and host in .env, and for a log-in page of your network")
-    told = explain(answer.status, answer.body)
     if answer.status == 401:
         key = auto_refresh.load_key(settings.private_key_path, settings.passphrase)
         failure = re.search(r"\[([0-9a-f-]{36})\]", answer.body)  # a request_id is there too
@@ -451,17 +452,18 @@ def models(setup: Setup) -> Found:
 
 
 def ask_model(setup: Setup, model: str, names: Sequence[str]) -> Finding:
-    name = min(names, key=lambda name: "*" in name).replace("*", "doctor")
+    name = min(names, key=lambda name: "*" in name)
     # What Claude Code asks for by itself ends at a wildcard row; any other matters only to who picks it.
     state = "fail" if any("*" in name for name in names) else "warn"
-    body = {"model": name, "max_tokens": 16, "messages": [{"role": "user", "content": "Say OK."}]}
-    try:
-        answer = ask_proxy(setup, "POST", "/v1/messages", body, MODEL_SECONDS)
-        if answer.status_code == 200:
-            return Finding(model, "ok", f"answers, for {', '.join(names)}")
-        return said(model, answer.json()["error"]["message"], state)
-    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-        return Finding(model, state, f"no answer through the proxy ({type(error).__name__})", "See why: make logs")
+    report = check_model(setup, model, name)
+    if report.answers == "whole":
+        return Finding(model, "ok", f"{report.found}, for {', '.join(names)}")
+    return Finding(model, "warn" if report.answers == "in part" else state, report.found, report.remedy)
+
+
+def check_model(setup: Setup, model: str, name: str) -> claude_check.Report:
+    ours = any(is_cortex(row) and row["litellm_params"]["model"] == model for row in setup.rows)
+    return claude_check.check(setup.settings, setup.master_key, model, name, has_routes=ours)
 
 
 # --------------------------------------------------------------------------------------------------- asking and saying
@@ -610,6 +612,9 @@ def status(setup: Setup) -> tuple[str, bool]:
 
 def wait(setup: Setup) -> bool:
     """Wait until a model has answered through the proxy; else show what fails. PM2 calls an early death a success."""
+    if setup.trouble:
+        print(setup.trouble)
+        return False
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         with suppress(httpx.HTTPError):
@@ -622,16 +627,88 @@ def wait(setup: Setup) -> bool:
     # The cheapest first. That the region lacks one is no reason to fail, that it lacks all is.
     rows = [row for row in setup.rows if "*" in row["model_name"]] or setup.rows
     for row in sorted(rows, key=lambda row: "haiku" not in row["model_name"]):
-        model = row["litellm_params"]["model"]
-        if ask_model(setup, model, [row["model_name"]]).state == "ok":
-            for finding in processes(setup):
-                if finding.state == "warn":
-                    print(f"Warning: {finding.name}: {finding.found}\n{finding.mend}")
-            print(f"{model.partition('/')[2]} on Snowflake Cortex answers.")
+        model, name = row["litellm_params"]["model"], row["model_name"]
+        report = check_model(setup, model, name)
+        if report.better and not setup.settings.claude_route_from:
+            return offer(setup, model, name, report, report.better)
+        if report.answers != "no":
+            greet(setup, model, report)
             return True
     wrong = [finding for finding in examine(setup, live=True) if finding.state in {"fail", "warn"}]
     print(page(wrong, shutil.get_terminal_size().columns, colour=False))
     return False
+
+
+def greet(setup: Setup, model: str, report: claude_check.Report) -> None:
+    """Say that a model answers, and what there is to know all the same."""
+    warnings = [finding for finding in processes(setup) if finding.state == "warn"]
+    bare = model.partition("/")[2]
+    if report.answers == "in part":
+        warnings.append(Finding(bare, "warn", report.found, report.remedy))
+    for finding in warnings:
+        print(f"Warning: {finding.name}: {finding.found}\n{finding.mend}".rstrip())
+    print(f"{bare} on Snowflake Cortex answers.")
+
+
+def offer(setup: Setup, model: str, name: str, report: claude_check.Report, better: claude_check.Route) -> bool:
+    """Say that the other route is the better one, and change to it if somebody is there who says yes; or keep this one
+    and ask no more. Whether Claude Code then works."""
+    print(f"{model.partition('/')[2]}: {report.found}.")
+    yes = agrees("Switch to it? [Y/n] ")
+    if yes is None:
+        print(report.remedy)
+        return False
+    route = better if yes else claude_check.other_route(better)
+    try:
+        configure.save(setup.folder / ".env", "CLAUDE_ROUTE", route.word)
+    except ConfigError as error:
+        print(error)
+        return False
+    print(f"CLAUDE_ROUTE={route.word} is in {setup.folder / '.env'} now.", flush=True)
+    setup = look(setup.environ, time.time())
+    if yes:
+        return switched(setup, f"{CLAUDE_ROUTES[route.word]}/{model.partition('/')[2]}", name)
+    if report.answers == "no":
+        print(f"So Claude Code gets no answer.\n{report.remedy}")
+        return False
+    greet(setup, model, report)
+    return True
+
+
+def agrees(question: str) -> bool | None:
+    """Whether somebody says yes (Enter will do); None when nobody is there, or nobody wants to say."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return None
+    with suppress(termios.error):  # an Enter too many from before is not meant
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
+    try:
+        while (answer := input(question).strip().lower()) not in {"", "y", "yes", "n", "no"}:
+            pass
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return None
+    return answer in {"", "y", "yes"}
+
+
+def switched(setup: Setup, model: str, name: str) -> bool:
+    """Wait until refresher and proxy have taken up the new route; whether the row's model then answers."""
+    deadline = time.monotonic() + SWITCH_SECONDS
+    while not any(row["model_name"] == name and row["litellm_params"]["model"] == model for row in setup.rows):
+        if time.monotonic() > deadline:
+            # Its own environment, from the shell in which it was started, beats .env.
+            print("token-refresher does not take it up. See why: make logs; or let it start anew: make stop start")
+            return False
+        time.sleep(0.25)
+    while True:
+        time.sleep(1.5)  # the proxy looks at the rows once a second
+        report = check_model(setup, model, name)
+        if report.answers == "whole" or time.monotonic() > deadline:
+            break
+    if report.answers == "no":
+        print(f"{model.partition('/')[2]}: {report.found}\n{report.remedy}".rstrip())
+        return False
+    greet(setup, model, report)
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -50,6 +50,7 @@ def hook_costs(environ: Mapping[str, str], config: JSON) -> dict[str, float]:
     from litellm.integrations.custom_logger import CustomLogger  # noqa: PLC0415
 
     from patches.cortex_hooks import CortexHooks, to_chat  # noqa: PLC0415
+    from patches.cortex_refusals import Refusals  # noqa: PLC0415
     from patches.live_config import LiveConfig  # noqa: PLC0415
 
     hooks = CortexHooks(LiveConfig(auto_refresh.state_folder(environ) / "litellm_config.yaml"))
@@ -83,7 +84,10 @@ def hook_costs(environ: Mapping[str, str], config: JSON) -> dict[str, float]:
         calls = await arguments_for(small_body())
         taken = [await one_request(calls) for _ in range(1000)]
         large, _ = (await arguments_for(session_body()))[-1]
-        return {"hooks": statistics.median(taken) * 1000, "dialect_large": median_ms(lambda: to_chat(large), 50)}
+        return {
+            "hooks": statistics.median(taken) * 1000,
+            "dialect_large": median_ms(lambda: to_chat(large, Refusals()), 50),
+        }
 
     async def with_client() -> dict[str, float]:
         litellm.aclient_session = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: answer))

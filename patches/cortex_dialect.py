@@ -2,7 +2,7 @@
 
 The problem: LiteLLM translates Claude Code's Anthropic requests to OpenAI's Chat Completions. Cortex speaks nearly
 that, and each difference ends a session: a refused history is sent again with every later turn. The mechanism: small
-functions on plain dicts, each for one line of the contract with Cortex (quoted in its docstring), put together in
+functions on plain dicts, each for one line of the contract (docs/cortex.md, named in its docstring), put together in
 `to_cortex`. Standard library only, no I/O, no clock.
 
 Promises that hold for every request:
@@ -17,13 +17,16 @@ Promises that hold for every request:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any, Literal
+
+from patches.cortex_errors import MAX_OUTPUT_TOKENS
 
 JSON = dict[str, Any]
 Family = Literal["claude", "openai", "other"]
@@ -38,10 +41,10 @@ WIRE_FIELDS = frozenset(
 # Read here and turned into `reasoning` or `reasoning_effort`, so that dropping them is no news.
 _EFFORT_FIELDS = frozenset({"thinking", "output_config", "reasoning", "reasoning_effort"})
 
-MAX_OUTPUT_TOKENS = 131_072
 MAX_MARKS = 4
 MAX_IMAGES = 20
 MAX_STOPS = 4
+MAX_ID = 40  # OpenAI's limit for a call's id; Bedrock, where Claude runs, takes 64
 # Cortex takes bodies of 20 MiB; what is left is room for text.
 MAX_IMAGE_BYTES = 16 * 1024 * 1024
 MARK: JSON = {"type": "ephemeral"}
@@ -81,14 +84,34 @@ def family_of(model: str) -> Family:
     return "claude" if name.startswith("claude") else "openai" if name.startswith("openai-") else "other"
 
 
+def version_of(model: str) -> tuple[int, ...]:
+    """`claude-opus-4-7` as (4, 7), `claude-4-sonnet` as (4,); a name without a version counts as the newest."""
+    steps = re.split(r"\W|_", model.rsplit("/", 1)[-1])
+    numbers = [int(step) for step in steps if step.isdigit() and len(step) <= 2]  # longer ones are dates
+    return tuple(numbers[:2]) or (99,)
+
+
+def is_adaptive(model: str) -> bool:
+    """Whether a Claude model is 4.6 or newer: these think adaptively, and take no assistant message at the end
+    (docs/cortex.md#models-adaptive, docs/cortex.md#chat-prefill)."""
+    return version_of(model) >= (4, 6)
+
+
 def to_cortex(
-    body: Mapping[str, Any], *, family: Family, limits: Limits, keep: Container[str] = frozenset()
-) -> tuple[JSON, list[str]]:
+    body: Mapping[str, Any],
+    *,
+    family: Family,
+    limits: Limits,
+    refused: Collection[str] = (),
+    keep: Container[str] = frozenset(),
+) -> tuple[JSON, list[str], list[str]]:
     """Rewrite a Chat Completions request so that Cortex takes it.
 
-    `keep` names top-level keys that are not for the wire and stay untouched: in a LiteLLM callback these are
-    `litellm.types.utils.all_litellm_params` and `extra_headers`, `timeout`, `base_url`, `deployment_id`; everything
-    else would leak into the body. Returns the new request and a short phrase for each thing dropped or changed.
+    `refused` names what this model has refused before (`cortex_refusals.py`): fields of the body, and `cache_control
+    ROLE` for marks. `keep` names top-level keys that are not for the wire and stay untouched: in a LiteLLM callback
+    these are `litellm.types.utils.all_litellm_params` and `extra_headers`, `timeout`, `base_url`, `deployment_id`;
+    everything else would leak into the body. Returns the new request, a short phrase for each thing dropped or changed,
+    and which of `refused` it would have had.
     """
     notes: list[str] = []
     note = notes.append
@@ -110,7 +133,11 @@ def to_cortex(
         messages = marks_after_results(messages)
     messages = limit_images(messages, note)
     messages = cache_marks(messages) if family == "claude" else without_marks(messages)
-    out["messages"] = ends_with_user(messages, note) if tools else messages
+    unmarked = without_marks(messages, {name.partition(" ")[2] for name in refused})
+    left_out = [name for name in refused if " " in name and unmarked != messages]
+    messages = unmarked
+    no_prefill = tools or (family == "claude" and is_adaptive(str(body.get("model", ""))))
+    out["messages"] = ends_with_user(messages, note) if no_prefill else messages
 
     out.pop("tools", None)
     choice = out.pop("tool_choice", None)
@@ -124,21 +151,22 @@ def to_cortex(
     out.update(max_tokens(body, limits, note))
     out.update(stop_sequences(body, note))
     # Asked of the messages and tools as they will leave: what was taken out above does not count.
-    out.update(effort({**out, **{key: body[key] for key in _EFFORT_FIELDS if key in body}}, family=family))
-    if "reasoning" in out:
-        # Documented: reasoning wants temperature 1. Left out, it is 1.
-        out.pop("temperature", None)
-        out.pop("top_p", None)
+    wanted = effort({**out, **{key: body[key] for key in _EFFORT_FIELDS if key in body}}, family=family)
+    left_out += [key for key in refused if key in out or key in wanted]
+    out.update((key, value) for key, value in wanted.items() if key not in refused)
+    if family == "claude":
+        out = sampling(out, note)
+    out = {key: value for key, value in out.items() if key not in refused}
     if family == "claude" and (out.get("response_format") or {}).get("type") == "json_object":
         # "json object response format is not supported" on Claude (live).
         del out["response_format"]
         note("response_format json_object dropped")
-    if out.get("stream"):
+    if out.get("stream") and "stream_options" not in refused:
         # Cortex sends no finish_reason; only the usage tells an answer that hit its limit.
         out["stream_options"] = {"include_usage": True}
     else:
         out.pop("stream_options", None)
-    return out, notes
+    return out, notes, sorted(left_out)
 
 
 # --- Calls and results ----------------------------------------------------------------------------------------------
@@ -149,7 +177,7 @@ def _quiet(_: str) -> None:
 
 
 def results_follow_calls(messages: Sequence[JSON], note: Note = _quiet) -> list[JSON]:
-    """Contract: "a `tool` message without its call, a call without its result" is a 400.
+    """docs/cortex.md#chat-pairing: a result without its call, or a call without its result, is a 400.
 
     After each assistant message come exactly the results of its calls, in their order. A missing result is filled in,
     a result without its call (or a second one) becomes user text, ids are made unique and arguments a JSON object.
@@ -202,14 +230,27 @@ def _answers(message: JSON, call: JSON) -> bool:
 
 def _plain_call(call: JSON, seen: set[str]) -> JSON:
     function = call.get("function") or {}
-    wanted = identity = str(call.get("id") or "call")
-    number = 1
-    while identity in seen:
-        number += 1
-        identity = f"{wanted}_{number}"
-    seen.add(identity)
+    identity = plain_id(call.get("id"), seen)
     plain = {"name": function.get("name") or "unknown", "arguments": _plain_arguments(function.get("arguments"))}
     return {"id": identity, "type": "function", "function": plain, **_mark(call)}
+
+
+def plain_id(given: object, seen: set[str]) -> str:
+    """A call's id of letters, digits, `_` and `-` that no call before it has; `seen` gets it.
+
+    docs/cortex.md#chat-tool-ids, docs/cortex.md#messages-tool-ids. The same id comes out on every turn, because it
+    follows from the calls before it alone.
+    """
+    text = str(given or "call")
+    wanted = re.sub(r"[^a-zA-Z0-9_-]", "_", text)
+    if len(wanted) > MAX_ID:
+        wanted = f"{wanted[: MAX_ID - 13]}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    identity, number = wanted, 1
+    while identity in seen:
+        number += 1
+        identity = f"{wanted[: MAX_ID - 6]}_{number}"
+    seen.add(identity)
+    return identity
 
 
 def _plain_arguments(arguments: object) -> str:
@@ -229,7 +270,7 @@ def _as_user(message: JSON, heading: str) -> JSON:
 
 
 def one_call_per_turn(messages: Sequence[JSON], note: Note = _quiet) -> list[JSON]:
-    """Contract: "two or more tool calls in one Claude assistant turn" are a 400, call by call they are accepted.
+    """docs/cortex.md#chat-parallel-calls: two calls in one assistant turn of Claude are a 400, call by call is taken.
 
     `assistant[A, B], tool(A), tool(B)` becomes `assistant[A], tool(A), assistant[B], tool(B)`. Text stays with A.
     """
@@ -247,7 +288,7 @@ def one_call_per_turn(messages: Sequence[JSON], note: Note = _quiet) -> list[JSO
 
 
 def tools_in_words(messages: Sequence[JSON]) -> list[JSON]:
-    """Contract: "tools on models other than OpenAI's and Claude" are a 400, so their history is told in text.
+    """docs/cortex.md#chat-tools-by-model: only OpenAI's models and Claude have tools; for others, text tells of them.
 
     A system block tells the model that it has no tools, so that it can tell its user.
     """
@@ -269,7 +310,8 @@ def tools_in_words(messages: Sequence[JSON]) -> list[JSON]:
 
 
 def ends_with_user(messages: Sequence[JSON], note: Note = _quiet) -> list[JSON]:
-    """Contract: "a last message of role `assistant` when `tools` are given" is a 400.
+    """docs/cortex.md#chat-final-assistant, docs/cortex.md#chat-prefill: an assistant message at the end is a 400 where
+    tools are given, and with Claude 4.6 and newer always.
 
     Claude Code asks that way to have an unfinished answer carried on, so that is what the added message says.
     """
@@ -283,8 +325,8 @@ def ends_with_user(messages: Sequence[JSON], note: Note = _quiet) -> list[JSON]:
 
 
 def plain_contents(messages: Sequence[JSON], note: Note = _quiet) -> list[JSON]:
-    """Contract: "an empty text block or empty content list" is a 400, and a `file` part, and any image that is not a
-    base64 data URL. Thinking in the history (`thinking_blocks`, `reasoning_content`) is not part of this API.
+    """docs/cortex.md#chat-empty-text, #chat-file, #chat-images: an empty text or content list is a 400, and a `file`
+    part, and an image that is not a base64 data URL. LiteLLM's own fields for thinking are no part of this API.
 
     Users and the system get lists of blocks, assistants a string or None beside calls. What is left empty is dropped.
     """
@@ -381,7 +423,8 @@ def text_only_results(messages: Sequence[JSON]) -> list[JSON]:
 
 
 def limit_images(messages: Sequence[JSON], note: Note = _quiet) -> list[JSON]:
-    """Contract: "more than 20 images" and "a body over 20 MiB" are a 400. The oldest images are replaced by words.
+    """docs/cortex.md#chat-images, docs/cortex.md#chat-size: more than 20 images, or 20 MiB, are a 400. The oldest
+    images are replaced by words.
 
     Ten at a time: every image taken out changes the prefix that Cortex has cached, so that should happen rarely.
     """
@@ -414,8 +457,8 @@ def _with_block(message: JSON, number: int, block: JSON) -> JSON:
 
 
 def marks_after_results(messages: Sequence[JSON]) -> list[JSON]:
-    """Contract: a mark "on role `tool` is silently ignored". After each run of results comes a user message that takes
-    it: their images, or a constant block. Marked or not, so that it is the same on every turn."""
+    """docs/cortex.md#chat-marks: a mark on a tool's result is ignored. After each run of results comes a user message
+    that takes it: their images, or a constant block. Marked or not, so that it is the same on every turn."""
     out: list[JSON] = []
     marked = False
     for message, following in zip(messages, (*messages[1:], {}), strict=True):
@@ -438,11 +481,11 @@ def _ends_results(message: JSON) -> bool:
 
 
 def cache_marks(messages: Sequence[JSON]) -> list[JSON]:
-    """Contract: "more than 4 `cache_control` marks" are a 400, and a mark works "in system and user content only".
+    """docs/cortex.md#chat-marks: more than 4 marks are a 400, and a mark on a message, a call or a result is ignored.
 
-    A mark that Cortex would ignore (on an assistant, a call, a result) moves back to the nearest block before it where
-    it counts. Of too many, these stay: the last of the system's, which every request shares, and the newest of the
-    users', of which the newest but one is what the turn before has written to the cache.
+    Such a mark moves back to the nearest block of the system or a user before it. Of too many, these stay: the last of
+    the system's, which every request shares, and the newest of the users', of which the newest but one is what the turn
+    before has written to the cache.
     """
     system: list[tuple[int, int]] = []
     users: list[tuple[int, int]] = []
@@ -466,10 +509,13 @@ def cache_marks(messages: Sequence[JSON]) -> list[JSON]:
     return out
 
 
-def without_marks(messages: Sequence[JSON]) -> list[JSON]:
-    """The same messages with no mark on any of them, their blocks and their calls."""
+def without_marks(messages: Sequence[JSON], roles: Container[str] | None = None) -> list[JSON]:
+    """The same messages with no mark on those of these roles (None: all), their blocks and their calls."""
     out = []
     for message in messages:
+        if roles is not None and message["role"] not in roles:
+            out.append(message)
+            continue
         plain = _unmarked(message)
         for key in ("content", "tool_calls"):
             if isinstance(message.get(key), list):
@@ -489,8 +535,8 @@ _PROPERTY = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 
 
 def cortex_tools(tools: Iterable[JSON], note: Note = _quiet, *, strict_arrays: bool = False) -> list[JSON]:
-    """Contract: "tools of a type other than `function`" are a 400. So is, where Claude runs, a schema that is not an
-    object at its top, and the same name twice. Only `name`, `description` and `parameters` stay.
+    """docs/cortex.md#chat-tool-types: a tool that is no `function` is a 400. So is, where Claude runs, a schema that is
+    not an object at its top, and the same name twice. Only `name`, `description` and `parameters` stay.
 
     `strict_arrays` is OpenAI's rule that a schema of an array says what its items are.
     """
@@ -553,8 +599,8 @@ def _chosen(tool_choice: Any) -> str | None:
 
 
 def max_tokens(body: Mapping[str, Any], limits: Limits, note: Note = _quiet) -> JSON:
-    """Contract: "`max_completion_tokens` over the model's limit: `max tokens of <count> exceeded`; never above 131072.
-    Not sent: 4096". Returns the one field to send: `max_tokens`, or the newer name where the request has it."""
+    """docs/cortex.md#chat-output-limit: more than the model's limit is a 400, more than 131072 always, and 4096 is what
+    a request gets that does not say. Returns the one field to send, by the name that the request has it under."""
     limit = min(limits.max_output_tokens or MAX_OUTPUT_TOKENS, MAX_OUTPUT_TOKENS)
     name = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
     asked = body.get(name)
@@ -575,18 +621,22 @@ def stop_sequences(body: Mapping[str, Any], note: Note = _quiet) -> JSON:
     return {"stop": stops[:MAX_STOPS]} if stops else {}
 
 
+MIN_BUDGET = 1_024  # the fewest tokens that Claude takes for its thinking
 EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
-_GPT_THAT_REASONS = re.compile(r"gpt-5|(?:^|[-/])o[1-9]")
-_GPT_WITHOUT_EFFORT_BESIDE_TOOLS = re.compile(r"gpt-5\.6-")
+_GPT_THAT_REASONS = re.compile(r"gpt-[5-9](?!-chat)|(?:^|[-/])o[1-9]")
+_GPT_WITHOUT_EFFORT_BESIDE_TOOLS = re.compile(r"gpt-5[.-]6-")
+NEWEST_SAMPLING = (4, 7)  # from here on Claude takes no temperature but 1
 
 
 def effort(body: Mapping[str, Any], *, family: Family) -> JSON:
-    """Contract: Claude honours `reasoning: {"effort": "low|medium|high"}`, GPT `reasoning_effort`, which `gpt-5.6-*`
-    refuses together with tools. Returns the field to send, or nothing.
+    """docs/cortex.md#chat-reasoning, docs/cortex.md#chat-gpt-effort: Claude honours `reasoning` with an effort (or a
+    number of tokens, never both), GPT `reasoning_effort`, which `gpt-5.6-…` refuses beside tools. Returns the field, or
+    nothing.
 
     Claude is asked to think at the start of a turn only: its signed thinking cannot travel back on this route, and
-    Claude refuses to think on when the calls it made in this turn come without it. A forced tool rules it out too, and
-    an answer that was begun for it.
+    Claude refuses to think on when the calls it made in this turn come without it
+    (docs/cortex.md#chat-reasoning-midturn). A forced tool rules it out too, an answer that was begun for it, and an
+    answer too short for the smallest budget.
     """
     wanted = _wanted_effort(body)
     model = str(body.get("model", ""))
@@ -597,9 +647,25 @@ def effort(body: Mapping[str, Any], *, family: Family) -> JSON:
         last: JSON = next((message for message in reversed(messages) if message["role"] == "assistant"), {})
         begun = last.get("tool_calls") or messages[-1]["role"] == "assistant"
         forced = choice == "required" or _chosen(choice)
-        return {} if begun or forced else {"reasoning": {"effort": wanted}}
+        room = body.get("max_completion_tokens") or body.get("max_tokens")
+        short = room is not None and room <= MIN_BUDGET
+        return {} if begun or forced or short else {"reasoning": {"effort": wanted}}
     refused = body.get("tools") and _GPT_WITHOUT_EFFORT_BESIDE_TOOLS.search(model)
     return {"reasoning_effort": wanted} if _GPT_THAT_REASONS.search(model) and not refused else {}
+
+
+def sampling(body: JSON, note: Note = _quiet) -> JSON:
+    """docs/cortex.md#chat-temperature: Claude thinks at temperature 1 only, and the service's own default is another,
+    so it is said. Claude 4.7 and newer take no other temperature at all. Returns the body with what to send."""
+    out = {key: value for key, value in body.items() if key not in {"temperature", "top_p", "top_k"}}
+    if "reasoning" in body:
+        return {**out, "temperature": 1}
+    if version_of(str(body.get("model", ""))) < NEWEST_SAMPLING or body.get("temperature") == 1:
+        return body
+    for key in body:
+        if key not in out:
+            note(f"{key} dropped: this model takes none")
+    return out
 
 
 def _wanted_effort(body: Mapping[str, Any]) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ class Explained:
 
 
 class _Case(NamedTuple):
-    status: int  # what Cortex answers
+    status: int  # what Cortex answers; 0 for any
     words: str  # a pattern for its words; the first case that fits counts
     remedy: str
     retry: bool = False
@@ -49,6 +50,15 @@ If it is registered, this says why (as ACCOUNTADMIN): SELECT SYSTEM$GET_LOGIN_FA
 394300 is the login name, 394302 or 394303 this machine's clock, 394304 the key, 394307 the account."""
 
 CASES = (
+    # As an error, or as the body of a 200 (docs/cortex.md#status-goaway, docs/cortex.md#status-session-token).
+    _Case(0, r"^392606 |GOAWAY", "This server of Snowflake is closing; trying another.", retry=True, becomes=503),
+    _Case(
+        0,
+        r"^390112 ",
+        "Snowflake has ended the session behind this token; trying again. If it lasts: make doctor",
+        retry=True,
+        becomes=503,
+    ),
     _Case(400, r"throttled by remote service", "Cortex is busy; trying again.", retry=True, becomes=429),
     _Case(
         400,
@@ -58,7 +68,7 @@ CASES = (
     _Case(
         400,
         r"max tokens of \d+ exceeded",
-        "Put that number as max_output_tokens into the model's row of litellm_config.template.yaml.",
+        "Put that number, or a lower one, as max_output_tokens into the model's row of litellm_config.template.yaml.",
     ),
     _Case(
         400,
@@ -117,6 +127,38 @@ _NEVER = _Case(0, r"", "")
 _UUID = re.compile(r"\[([0-9a-f-]{36})\]")
 
 
+MAX_OUTPUT_TOKENS = 131_072  # docs/cortex.md#chat-output-limit
+MAX_WORDS = 2_000  # of a text that comes from outside, as far as a pattern sees it
+# How services say that a context is full (docs/cortex.md#status-context-full): Cortex, Anthropic, Bedrock, OpenAI.
+_WINDOW = re.compile(r"max tokens of (?P<window>\d{1,9}) exceeded")
+_CONTEXT_FULL = (
+    re.compile(r"(?i)prompt is too long(?:: (?P<prompt>\d{1,9}) tokens > (?P<window>\d{1,9}))?"),
+    re.compile(r"(?i)exceed context limit: (?P<prompt>\d{1,9}) \+ \d{1,9} > (?P<window>\d{1,9})"),
+    re.compile(r"(?i)maximum context length is (?P<window>\d{1,9}) tokens"),
+    re.compile(r"(?i)configured limit of (?P<window>\d{1,9}) tokens"),
+    re.compile(r"(?i)input is too long|context_length_exceeded|exceeds? the (?:model's )?(?:maximum )?context"),
+    re.compile(r"(?i)too many (?:input|prompt) tokens|input (?:token count|tokens) exceeds?"),
+)
+
+
+def context_full(words: str, asked: int | None = None) -> tuple[int, int] | None:
+    """(tokens of the prompt, tokens of the window) where an answer's words say that the context is full; 0 for a number
+    that they do not tell.
+
+    `asked` is the most output tokens that were asked for: Cortex refuses too many of those in the same words, and a
+    number that is not above it is a limit of the output, unless no output may be that long.
+    """
+    words = words[:MAX_WORDS]
+    if found := _WINDOW.search(words):
+        window = int(found["window"])
+        return (0, window) if asked is None or window > min(asked, MAX_OUTPUT_TOKENS) else None
+    for pattern in _CONTEXT_FULL:
+        if found := pattern.search(words):
+            told = {"prompt": "0", "window": "0", **{key: value or "0" for key, value in found.groupdict().items()}}
+            return int(told["prompt"]), int(told["window"])
+    return None
+
+
 def words_of(body: str) -> tuple[str, str]:
     """(code, message) of Snowflake's envelope; another body is its own message, a web page is named as one."""
     try:
@@ -129,12 +171,21 @@ def words_of(body: str) -> tuple[str, str]:
     return "", " ".join(body.split())[:500] or "no words"
 
 
-def explain(status: int, body: str) -> Explained:
-    """Explain an answer of Cortex by its HTTP status and body."""
+def explain(status: int, body: str, *, asked: int | None = None, count: Callable[[], int] = int) -> Explained:
+    """Explain an answer of Cortex by its HTTP status and body.
+
+    `asked` is the most output tokens that were asked for, `count` estimates the tokens of the prompt: where the context
+    is full, Claude Code compacts by itself if it is told so in Anthropic's words, with both numbers.
+    """
     code, words = words_of(body)
-    text = f"{code} {words}"
+    if full := context_full(words, asked):
+        prompt, window = full
+        prompt = prompt or max(count(), window + 1)
+        message = f"prompt is too long: {prompt} tokens > {window or prompt - 1} maximum"
+        return _explained(400, message, retry=False)
+    text = f"{code} {words}"[:MAX_WORDS]
     default = _LATER if status >= 500 else _NEVER
-    case = next((case for case in CASES if case.status == status and re.search(case.words, text)), default)
+    case = next((case for case in CASES if case.status in (0, status) and re.search(case.words, text)), default)
     shown = case.becomes or status
     failure = _UUID.search(words)
     remedy = case.remedy.replace("{uuid}", failure[1] if failure else "UUID")

@@ -4,7 +4,7 @@ LiteLLM reads its credential once, at start, and has no way to reload it; restar
 refuses requests. This callback runs after LiteLLM has chosen a deployment and before it calls it, on every request:
 it puts in the token that is live now, and hands the request to `cortex_dialect` (a row with `openai/`, chat
 completions) or to `cortex_messages` (a row with `snowflake/`, the Messages API). A response hook on the HTTP client of
-each route sees Cortex's answers before anybody else has read them.
+each route sees Cortex's answers before anybody else has read them, and learns from what they refuse.
 
 Security invariants
 - The token goes from `litellm_config.yaml` (or a signature made here, in memory) into the request's credential, and
@@ -31,7 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # LiteLLM loads
 
 from auto_refresh import ConfigError, say
 from patches import cortex_dialect, cortex_messages
-from patches.cortex_answers import IncompleteAnswerError, RequestFacts, StreamFix, fix_answer
+from patches.cortex_answers import EventLines, IncompleteAnswerError, RequestFacts, StreamFix, fix_answer
+from patches.cortex_errors import context_full, words_of
+from patches.cortex_refusals import Refusals, without
 from patches.live_config import Call, LiveConfig, current_call, is_cortex, live
 
 # ----------------------------------------------------------------------------------------------------------- requests
@@ -45,29 +47,41 @@ _NOT_FOR_THE_WIRE = frozenset(
 _DROPPED = frozenset({"user", "prompt_cache_key", "additional_drop_params"})
 
 
-def limits_of(info: dict[str, Any]) -> cortex_dialect.Limits:
-    """A row's `model_info` as the dialect takes it."""
+def limits_of(info: dict[str, Any], learned: int | None = None) -> cortex_dialect.Limits:
+    """A row's `model_info` as the dialect takes it; `learned` is a limit of the output that Cortex itself has named."""
+    known = [limit for limit in (info.get("max_output_tokens"), learned) if limit]
     return cortex_dialect.Limits(
-        max_output_tokens=info.get("max_output_tokens"), cache_tool_results=bool(info.get("cache_tool_results"))
+        max_output_tokens=min(known, default=None), cache_tool_results=bool(info.get("cache_tool_results"))
     )
 
 
-def to_chat(kwargs: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """LiteLLM's arguments for one chat completion, with the body in Cortex's dialect, and what was changed."""
-    family = cortex_dialect.family_of(kwargs["model"])
+def bare(model: str) -> str:
+    """A model's name as Cortex knows it, without the provider prefix of its row."""
+    return model.partition("/")[2] or model
+
+
+def to_chat(kwargs: dict[str, Any], refusals: Refusals) -> tuple[dict[str, Any], list[str], list[str]]:
+    """LiteLLM's arguments for one chat completion, with the body in Cortex's dialect, what was changed, and what was
+    left out because Cortex has refused it before."""
+    model = bare(kwargs["model"])
     kwargs = {key: value for key, value in kwargs.items() if key not in _DROPPED}
-    out, notes = cortex_dialect.to_cortex(
-        kwargs, family=family, limits=limits_of(kwargs["model_info"]), keep=_NOT_FOR_THE_WIRE
+    out, notes, left_out = cortex_dialect.to_cortex(
+        kwargs,
+        family=cortex_dialect.family_of(model),
+        limits=limits_of(kwargs["model_info"], refusals.limits.get(model)),
+        refused=refusals.chat.get(model, ()),
+        keep=_NOT_FOR_THE_WIRE,
     )
     if "reasoning" in out:  # not a parameter of OpenAI's API: LiteLLM takes it as an extra only
         out["extra_body"] = {**(out.get("extra_body") or {}), "reasoning": out.pop("reasoning")}
-    return out, notes
+    return out, notes, left_out
 
 
 def to_messages(
-    kwargs: dict[str, Any], refusals: cortex_messages.Refusals, client: AsyncHTTPHandler
-) -> tuple[dict[str, Any], list[str]]:
-    """LiteLLM's arguments for one request to the Messages API, with a body that Cortex takes, and what was changed.
+    kwargs: dict[str, Any], refusals: Refusals, client: AsyncHTTPHandler
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """LiteLLM's arguments for one request to the Messages API, with a body that Cortex takes, what was changed, and
+    what was left out because Cortex has refused it before.
 
     Left alone, LiteLLM's `snowflake/` provider turns Anthropic's request into OpenAI's and that into Anthropic's again.
     `supported_endpoints` makes it pass the body on instead, to `{api_base}/v1/messages`, and the answer back.
@@ -75,20 +89,24 @@ def to_messages(
     kwargs = {key: value for key, value in kwargs.items() if key not in _DROPPED}
     out, betas, notes = cortex_messages.to_cortex(
         kwargs,
-        limits=limits_of(kwargs["model_info"]),
+        limits=limits_of(kwargs["model_info"], refusals.limits.get(bare(kwargs["model"]))),
         betas=_betas_of(kwargs),
         refusals=refusals,
         # Here it is the client's own field (LiteLLM's is `litellm_metadata`), and names the user's device.
         keep=_NOT_FOR_THE_WIRE - {"metadata"},
     )
     headers = {**(out.get("extra_headers") or {}), **({"anthropic-beta": ",".join(betas)} if betas else {})}
-    return {
-        **out,
-        "api_base": f"{out['api_base'].rstrip('/')}/cortex",
-        "extra_headers": headers,
-        "model_info": {**out["model_info"], "supported_endpoints": ["/v1/messages"]},
-        "client": client,
-    }, notes
+    return (
+        {
+            **out,
+            "api_base": f"{out['api_base'].rstrip('/')}/cortex",
+            "extra_headers": headers,
+            "model_info": {**out["model_info"], "supported_endpoints": ["/v1/messages"]},
+            "client": client,
+        },
+        notes,
+        sorted(path[0] for path in refusals.fields if len(path) == 1 and without(kwargs, path) != kwargs),
+    )
 
 
 def _betas_of(kwargs: dict[str, Any]) -> list[str]:
@@ -102,7 +120,7 @@ class CortexHooks(CustomLogger):
     def __init__(self, live: LiveConfig) -> None:
         super().__init__()
         self.live = live
-        self.refusals = cortex_messages.Refusals()
+        self.refusals = Refusals()
         self._said: set[str] = set()
         self._client: AsyncHTTPHandler | None = None
 
@@ -133,9 +151,10 @@ class CortexHooks(CustomLogger):
                     model=kwargs["model"],
                     llm_provider="snowflake",
                 )
-            out, notes = to_messages(out, self.refusals, self._messages_client())
+            out, notes, call.left_out = to_messages(out, self.refusals, self._messages_client())
+            call.facts, call.betas = RequestFacts.of(out), out["extra_headers"].get("anthropic-beta", "")
         elif call_type == CallTypes.acompletion:
-            out, notes = to_chat(out)
+            out, notes, call.left_out = to_chat(out, self.refusals)
             call.facts = RequestFacts.of(out)
             self._listen_to_chat()
         else:
@@ -166,10 +185,17 @@ class CortexHooks(CustomLogger):
 
     # -------------------------------------------------------------------------------------------------------- answers
 
-    async def on_request(self, _: httpx.Request) -> None:
-        """Forget the answer to a try before this one: what this one meets counts, also when that is no answer."""
-        if (call := current_call.get()) is not None:
-            call.answer = None
+    async def on_request(self, request: httpx.Request) -> None:
+        """Forget the answer to a try before this one: what this one meets counts, also when that is no answer.
+
+        LiteLLM adds betas of its own to some fields, and Cortex refuses those that it does not know: ours alone leave.
+        """
+        if (call := current_call.get()) is None:
+            return
+        call.answer = None
+        request.headers.pop("anthropic-beta", None)
+        if call.betas:
+            request.headers["anthropic-beta"] = call.betas
 
     async def on_answer(self, response: httpx.Response) -> None:
         """Look at one answer of Cortex before anybody has read it, and repair it in place; others pass as they are."""
@@ -177,9 +203,11 @@ class CortexHooks(CustomLogger):
         path = response.request.url.path
         if call is None:
             return
+        if call.facts is None:
+            return
         if path.endswith("/cortex/v1/messages"):
             route: Route = cortex_messages.WholeAnswer()
-        elif path.endswith("/cortex/v1/chat/completions") and call.facts is not None:
+        elif path.endswith("/cortex/v1/chat/completions"):
             route = ChatAnswer(call.facts)
         else:
             return
@@ -187,18 +215,31 @@ class CortexHooks(CustomLogger):
             await repair(response, call, route)
             return
         await response.aread()
-        call.answer = (response.status_code, response.text)
-        if response.status_code == 401:
+        # On chat completions LiteLLM asks again by itself after a 422 and after some words: here one call is one
+        # answer. On Messages it does so for thinking that was signed for another account, without it, and that is
+        # welcome.
+        status = 400 if response.status_code == 422 else response.status_code
+        call.answer = (status, response.text)
+        if status == 401:
             call.token_was_new = self.live.refuse(call.token, response.headers.get("date", ""))
-        elif response.status_code == 400 and path.endswith("/messages"):
+        elif status == 400:
             self._learn(response, call)
+        response.status_code = status
+        if not path.endswith("/messages"):
+            response._content = b'{"error": {"message": "see the answer of Cortex"}}'
 
     def _learn(self, response: httpx.Response, call: Call) -> None:
         request = response.request
-        betas = request.headers.get("anthropic-beta", "").split(",")
-        if learned := self.refusals.learn(response.text, json.loads(request.content), betas):
-            for what in learned:
-                self._say_once(f"Cortex refused {what}: left out from now on")
+        words, sent = words_of(response.text)[1], json.loads(request.content)
+        if context_full(words, call.facts.limit if call.facts else None):
+            return
+        if request.url.path.endswith("/messages"):
+            learned = self.refusals.learn_messages(words, sent, request.headers.get("anthropic-beta", "").split(","))
+        else:
+            learned = self.refusals.learn_chat(words, sent)
+        for what in learned:
+            self._say_once(f"Cortex refused {what}: left out from now on. Its words: {words[:200]}")
+        if learned:
             # Worth another try, which Claude Code makes by itself on this status.
             call.answer = (503, json.dumps({"message": f"refused {', '.join(learned)}; left out from now on."}))
 
@@ -235,36 +276,40 @@ class ChatAnswer:
 async def repair(response: httpx.Response, call: Call, route: Route) -> None:
     """Rewrite one answer of Cortex in place."""
     if response.headers.get("content-type", "").startswith("text/event-stream"):
-        response.stream = RepairedStream(response, route)
+        response.stream = RepairedStream(response, call, route)
         response.headers.pop("content-encoding", None)
         return
     raw = await response.aread()
     try:
         response._content = json.dumps(route.answer(json.loads(raw))).encode()
-    except (ValueError, IncompleteAnswerError):
-        call.answer = (502, response.text)
+    except (ValueError, IncompleteAnswerError) as error:
+        told = error.body if isinstance(error, IncompleteAnswerError) else response.text
+        call.answer = (502, told or json.dumps({"message": f"{error}."}))
         response.status_code = 502
 
 
 class RepairedStream(httpx.AsyncByteStream):
     """The events of Cortex's stream, repaired. What ends too early is an error, never a short answer."""
 
-    def __init__(self, response: httpx.Response, route: Route) -> None:
+    def __init__(self, response: httpx.Response, call: Call, route: Route) -> None:
         # A response of its own on the same connection: it undoes the compression of a company's proxy.
         self._source = httpx.Response(200, headers=response.headers, stream=response.stream)
-        self._route = route
+        self._call, self._route = call, route
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        rest = b""
+        lines = EventLines()
         try:
             async for piece in self._source.aiter_bytes():
-                *lines, rest = (rest + piece).split(b"\n")
-                datas = [line[5:].strip() for line in lines if line.startswith(b"data:")]
-                if events := [event for data in datas for event in self._route.feed(data)]:
+                if events := [event for data in lines.feed(piece) for event in self._route.feed(data)]:
                     yield b"".join(events)
+            for data in lines.end():
+                for event in self._route.feed(data):
+                    yield event
             for event in self._route.end():
                 yield event
         except IncompleteAnswerError as error:
+            if error.body:  # the service's own words, for the front door
+                self._call.answer = (502, error.body)
             raise httpx.RemoteProtocolError(f"the answer of Snowflake Cortex is not whole: {error}") from None
 
     async def aclose(self) -> None:

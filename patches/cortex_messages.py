@@ -2,24 +2,23 @@
 
 The problem: Claude Code speaks Anthropic's API of the day of its release. Cortex serves the same API, but strictly: one
 field, block or beta that it does not know is a 400, and a refused history is sent again with every later turn. The
-mechanism: allow-lists, and small functions on plain dicts, each for one line of the contract with Cortex (quoted in its
-docstring), put together in `to_cortex`; `Refusals` adds what Cortex itself has named, and `WholeAnswer` watches what it
-answers. Standard library only, no I/O, no clock. The promises are those of `cortex_dialect`.
+mechanism: allow-lists, and small functions on plain dicts, each for one line of the contract (docs/cortex.md, named in
+its docstring), put together in `to_cortex`; `WholeAnswer` watches what Cortex answers. Standard library only, no I/O,
+no clock. The promises are those of `cortex_dialect`.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 from patches import cortex_dialect
 from patches.cortex_answers import IncompleteAnswerError
-from patches.cortex_dialect import JSON, Limits, Note
+from patches.cortex_dialect import JSON, MIN_BUDGET, Limits, Note, is_adaptive
 from patches.cortex_errors import words_of
+from patches.cortex_refusals import Refusals, without
 
 # Everything that may leave for Cortex, level by level. What is marked for the cache is marked anew.
 WIRE_FIELDS = frozenset(
@@ -49,11 +48,7 @@ IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 EFFORT_BETA = "effort-2025-11-24"
 THINKING_BETA = "interleaved-thinking-2025-05-14"
 
-MIN_BUDGET = 1_024
 BUDGETS = {"low": 4_096, "medium": 16_384, "high": 31_999}  # for an effort, where a model takes only a budget
-
-# Without one of these a request is none, so no answer of Cortex takes them out.
-_NEEDED = frozenset({"model", "messages", "max_tokens", "role", "content", "type"})
 
 
 def to_cortex(
@@ -74,7 +69,7 @@ def to_cortex(
     refusals = refusals or Refusals()
     out = {key: value for key, value in body.items() if key in WIRE_FIELDS}
     for key in body:
-        if key not in WIRE_FIELDS and key not in keep and key != "cache_control":
+        if key not in WIRE_FIELDS and key not in keep and key not in {"cache_control", "output_format"}:
             note(f"field {key} dropped")
 
     tools = plain_tools(body.get("tools") or (), note)
@@ -89,14 +84,16 @@ def to_cortex(
     out["thinking"] = thinking(
         {**out, "output_config": body.get("output_config")}, asked=body.get("thinking"), note=note
     )
-    out["output_config"] = effort(body)
+    wanted = effort(body)
     if (out["thinking"] or {}).get("type") in {"adaptive", "enabled"}:
         # Anthropic's: a thinking model samples its own way, and 1 is what a temperature that is left out means.
         for key in ("temperature", "top_k", "top_p"):
             out.pop(key, None)
-    sent = [beta for beta in useful_betas(out, betas, note) if beta not in refusals.betas]
-    if EFFORT_BETA not in sent:
-        out["output_config"] = None
+    else:
+        out = cortex_dialect.sampling(out, note)
+    sent = [beta for beta in useful_betas(out, betas, note, effort=wanted) if beta not in refusals.betas]
+    taken = wanted if wanted and EFFORT_BETA in sent else {}
+    out["output_config"] = {**taken, **output_format(body, note)} or None
     out = {key: value for key, value in out.items() if value not in (None, [])}
     for path in refusals.fields:
         out = without(out, path)
@@ -107,7 +104,7 @@ def to_cortex(
 
 
 def plain_messages(messages: Sequence[JSON], note: Note) -> list[JSON]:
-    """Contract: an unknown block or field is a 400, and so is an empty text. Roles alternate, as the API reads them.
+    """docs/cortex.md#messages-strict: an unknown block or field is a 400, and so is an empty text. Roles alternate.
 
     Claude Code's newer `role: "system"` inside `messages` becomes what its older releases wrote: a user's reminder.
     """
@@ -216,32 +213,38 @@ def _mark(part: JSON, note: Note) -> JSON:
 
 
 def results_after_calls(messages: Sequence[JSON], note: Note) -> list[JSON]:
-    """Contract: "each `tool_result` must be in the very next user turn", where it comes before everything else.
+    """docs/cortex.md#messages-results: each result stands in the very next user turn, before everything else.
 
     A missing result is filled in; a result without its call, or a second one, becomes text. Their order stays the
-    client's, which marks the last one for the cache.
+    client's, which marks the last one for the cache. Calls get ids that are unique and that Cortex takes
+    (docs/cortex.md#messages-tool-ids), and so do their results.
     """
     out: list[JSON] = []
-    waiting: list[str] = []
+    seen: set[str] = set()
+    waiting: dict[str, list[str]] = {}  # by the client's id, the ids that its calls got
     for message in (*messages, {"role": "", "content": []}):
         first: list[JSON] = []
         rest: list[JSON] = []
         for block in message["content"]:
             if block["type"] != "tool_result":
                 rest.append(block)
-            elif block.get("tool_use_id") in waiting:
-                waiting.remove(block["tool_use_id"])
-                first.append(block)
+            elif waiting.get(str(block.get("tool_use_id"))):
+                first.append({**block, "tool_use_id": waiting[str(block["tool_use_id"])].pop(0)})
             else:
                 note("tool result without its call turned into text")
                 rest += [_text(cortex_dialect.LOST_RESULT), *block["content"]]
-        first += [_no_result(call, note) for call in waiting]
+        first += [_no_result(call, note) for call in chain.from_iterable(waiting.values())]
         if first and message["role"] != "user":
             out.append({"role": "user", "content": first})
             first = []
+        waiting = {}
+        for place, block in enumerate(rest):
+            if block["type"] == "tool_use":
+                identity = cortex_dialect.plain_id(block.get("id"), seen)
+                waiting.setdefault(str(block.get("id")), []).append(identity)
+                rest[place] = {**block, "id": identity}
         if first or rest:
             out.append({"role": message["role"], "content": [*first, *rest]})
-        waiting = [str(block.get("id")) for block in message["content"] if block["type"] == "tool_use"]
     return out
 
 
@@ -251,8 +254,8 @@ def _no_result(call: str, note: Note) -> JSON:
 
 
 def limit_images(messages: Sequence[JSON], note: Note) -> None:
-    """Contract: "more than 20 images" and "a body over 20 MiB" are a 400. The chat route's rule, in place: these blocks
-    are ours by now."""
+    """docs/cortex.md#chat-images, docs/cortex.md#chat-size: the chat route's rule, in place, as these blocks are ours
+    by now."""
     images = [block for message in messages for block in _with_inner(message) if block["type"] == "image"]
     urls = [{"type": "image_url", "image_url": {"url": image["source"]["data"]}} for image in images]
     (kept,) = cortex_dialect.limit_images([{"role": "user", "content": urls}], note)
@@ -271,8 +274,9 @@ def _with_inner(message: JSON) -> Iterator[JSON]:
 
 
 def cache_marks(tools: list[JSON], system: list[JSON], messages: list[JSON], *, whole_prompt: bool) -> None:
-    """Contract: more than 4 `cache_control` marks are a 400, and so is one on the request itself, which asks for a mark
-    on the last block (`whole_prompt`). In place; of too many stay the last of what all requests share, and the newest.
+    """docs/cortex.md#messages-cache: more than 4 marks are a 400, and so is one on the request itself, which asks for a
+    mark on the last block (`whole_prompt`). In place; of too many stay the last of what all requests share, and the
+    newest.
     """
     blocks = list(chain.from_iterable(message["content"] for message in messages))
     if whole_prompt and "thinking" not in blocks[-1]["type"]:
@@ -287,8 +291,9 @@ def cache_marks(tools: list[JSON], system: list[JSON], messages: list[JSON], *, 
 
 
 def plain_tools(tools: Iterable[JSON], note: Note) -> list[JSON]:
-    """Contract: `tools.0.custom.eager_input_streaming: Extra inputs are not permitted`. Tools that Anthropic's servers
-    would run (`web_search_…`) go: Cortex has none. So does `$schema`, as in LiteLLM's own provider for Snowflake."""
+    """docs/cortex.md#messages-strict: a tool's unknown field (`eager_input_streaming`) is a 400. Tools that Anthropic's
+    servers would run (`web_search_…`) go: Cortex has none. So does `$schema`, as in LiteLLM's provider for
+    Snowflake."""
     out: dict[str, JSON] = {}
     for tool in tools:
         name = str(tool.get("name") or tool.get("type"))
@@ -311,20 +316,8 @@ def plain_choice(choice: object, tools: Sequence[JSON], note: Note) -> JSON | No
     return _only(choice, CHOICE_FIELDS, note, "tool_choice")
 
 
-def version_of(model: str) -> tuple[int, ...]:
-    """`claude-opus-4-7` as (4, 7), `claude-4-sonnet` as (4,); a name without a version counts as the newest."""
-    steps = re.split(r"\W|_", model.rsplit("/", 1)[-1])
-    numbers = [int(step) for step in steps if step.isdigit() and len(step) <= 2]  # longer ones are dates
-    return tuple(numbers[:2]) or (99,)
-
-
-def is_adaptive(model: str) -> bool:
-    """Contract: `thinking` `{"type":"adaptive"}` (Opus 4.6+, Sonnet 4.6); older ones take a budget."""
-    return version_of(model) >= (4, 6)
-
-
 def thinking(body: Mapping[str, Any], *, asked: object, note: Note) -> JSON | None:
-    """Contract: `{"type":"adaptive"}` or `{"type":"enabled","budget_tokens":…}`, by the model, and nothing beside it.
+    """docs/cortex.md#messages-thinking: `adaptive`, or `enabled` with a budget, by the model, and nothing beside it.
 
     `body` is what else will leave. Anthropic's rules: a budget is at least 1024 and below `max_tokens`; no thinking
     together with a forced tool, nor with a budget in a turn whose calls were made without thinking.
@@ -351,7 +344,8 @@ def thinking(body: Mapping[str, Any], *, asked: object, note: Note) -> JSON | No
 
 
 def effort(body: Mapping[str, Any]) -> JSON | None:
-    """Snowflake documents the beta `effort-2025-11-24`, for models that think adaptively and Opus 4.5.
+    """docs/cortex.md#messages-betas: an effort goes with the beta `effort-2025-11-24`. Anthropic has it for models that
+    think adaptively and for Opus 4.5.
 
     "high" is what a request without an effort gets: left out, as one thing less that could be refused.
     """
@@ -360,12 +354,22 @@ def effort(body: Mapping[str, Any]) -> JSON | None:
     return {"effort": wanted} if takes and wanted in {"low", "medium"} else None
 
 
-def useful_betas(body: JSON, betas: Iterable[str], note: Note) -> list[str]:
-    """Contract: an unknown `anthropic-beta` is 400 `invalid beta flag`. Those that this body makes use of."""
+def output_format(body: Mapping[str, Any], note: Note) -> JSON:
+    """docs/cortex.md#messages-output-format: what an answer must look like, by a JSON schema. (Older clients of
+    Anthropic's API say it beside `output_config`.)"""
+    config = body.get("output_config")
+    wanted = (config.get("format") if isinstance(config, dict) else None) or body.get("output_format")
+    if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
+        return {}
+    return {"format": _only(wanted, ("schema",), note, "output_config.format")}
+
+
+def useful_betas(body: JSON, betas: Iterable[str], note: Note, *, effort: JSON | None) -> list[str]:
+    """docs/cortex.md#messages-betas: an unknown `anthropic-beta` is a 400. Those that this body makes use of."""
     useful = {THINKING_BETA} if (body["thinking"] or {}).get("type") == "enabled" else set()
     for beta in sorted(set(betas) - {THINKING_BETA, EFFORT_BETA}):
         note(f"beta {beta} dropped")
-    return sorted(useful & set(betas)) + ([EFFORT_BETA] if body["output_config"] else [])
+    return sorted(useful & set(betas)) + ([EFFORT_BETA] if effort else [])
 
 
 def _effort(body: Mapping[str, Any]) -> str | None:
@@ -374,73 +378,47 @@ def _effort(body: Mapping[str, Any]) -> str | None:
     return cortex_dialect.EFFORTS.get(named) if isinstance(named, str) else None
 
 
-# --- What Cortex itself names ---------------------------------------------------------------------------------------
-
-_EXTRA = re.compile(r"([\w-]+(?:\.[\w-]+)*): Extra inputs are not permitted")
-
-
-@dataclass
-class Refusals:
-    """Fields and betas that Cortex has refused: no later request has them. Kept as long as the process."""
-
-    fields: set[tuple[str, ...]] = field(default_factory=set)
-    betas: set[str] = field(default_factory=set)
-
-    def learn(self, answer: str, sent: Any, betas: Iterable[str]) -> list[str]:
-        """Remember what a 400 names. Returns what the request had of that, so that another try will be without it.
-
-        "Invalid beta flag" does not say which: all are.
-        """
-        words = words_of(answer)[1]
-        paths = [tuple("*" if step.isdigit() else step for step in name.split(".")) for name in _EXTRA.findall(words)]
-        fields = {path for path in paths if path[-1] not in _NEEDED and without(sent, path) != sent}
-        flags = {beta for beta in betas if beta} if "invalid beta flag" in words else set()
-        self.fields |= fields
-        self.betas |= flags
-        return sorted([*(f"field {'.'.join(path)}" for path in fields), *(f"beta {flag}" for flag in flags)])
-
-
-def without(node: Any, path: Sequence[str]) -> Any:
-    """The body without what is at a path such as `tools.*.custom.strict`. A step that is no key names the kind of the
-    thing that it stands in (`custom`), and is passed over."""
-    step, rest = path[0], path[1:]
-    if isinstance(node, list):
-        if step == "*":
-            return [without(item, rest) if rest else item for item in node]
-    elif not isinstance(node, dict):
-        return node
-    elif step in node and node.get("type") != step:
-        if rest:
-            return {**node, step: without(node[step], rest)}
-        return {key: value for key, value in node.items() if key != step}
-    return without(node, rest) if rest else node
-
-
 # --- Answers --------------------------------------------------------------------------------------------------------
 
 
 class WholeAnswer:
-    """Answers pass as they are; what is no answer, or ends before `message_stop`, raises IncompleteAnswerError."""
+    """Answers pass as they are. What is no answer, ends before `message_stop`, or has neither text nor call though
+    nothing explains it (docs/cortex.md#answer-empty), raises IncompleteAnswerError."""
 
     def __init__(self) -> None:
-        self._ended = False
+        self._ended = self._said = False
+        self._reason: object = None
 
     def answer(self, body: Any) -> Any:
         """One that was not streamed."""
         if not isinstance(body, dict) or not isinstance(body.get("content"), list):
-            raise IncompleteAnswerError("an answer without content")
+            raise IncompleteAnswerError("an answer without content", json.dumps(body))
+        self._said = any(block.get("type") == "tool_use" or block.get("text") for block in body["content"])
+        self._reason = body.get("stop_reason")
+        self._is_answer()
         return body
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The event of a stream to send on for one line of data."""
         try:
-            kind = json.loads(data)["type"]
+            event = json.loads(data)
+            kind = event["type"]
         except KeyError:
-            raise IncompleteAnswerError(f"an error in the middle: {words_of(data.decode())[1]}") from None
+            text = data.decode("utf-8", "replace")
+            raise IncompleteAnswerError(f"an error in the middle: {words_of(text)[1]}", text) from None
         except (ValueError, TypeError):
             raise IncompleteAnswerError("an event that is not JSON") from None
+        block, delta = event.get("content_block") or {}, event.get("delta") or {}
+        self._said = self._said or block.get("type") == "tool_use" or bool(block.get("text") or delta.get("text"))
+        self._reason = delta.get("stop_reason") or self._reason
+        if kind == "message_stop":
+            self._is_answer()
         self._ended = self._ended or kind in {"message_stop", "error"}
         yield b"event: %b\ndata: %b\n\n" % (str(kind).encode(), data)
+
+    def _is_answer(self) -> None:
+        if not self._said and self._reason in {None, "end_turn", "tool_use"}:
+            raise IncompleteAnswerError("an answer without content")
 
     def end(self) -> Iterator[bytes]:
         """Called when the connection ends; nothing is left to say."""

@@ -39,6 +39,7 @@ OWN_ROUTES = {("HEAD", "/"), ("GET", "/v1/models"), ("POST", "/v1/messages/count
 WITHOUT_KEY = {("GET", "/health/liveliness"), ("HEAD", "/")}  # they tell nothing and cost nothing
 REFUSALS_A_MINUTE = 20  # in the log: a web page that tries again and again must not push out everything else
 CLIENT_LEFT = 499  # LiteLLM's word for somebody who pressed Esc: nobody reads the answer, and nothing is wrong
+LEFT_OUT_HEADER = b"x-cortex-left-out"  # what the answer was asked without, because Cortex refuses it; doctor reads it
 KEPT_HEADERS = {b"content-type", b"content-length", b"cache-control", b"retry-after"}
 
 # A request of Claude Code's WebSearch: its only tool is one that Anthropic's servers would run.
@@ -110,7 +111,8 @@ def estimate_tokens(body: Any) -> int:
     while waiting:
         node = waiting.pop()
         if isinstance(node, dict):
-            if node.get("type") in {"image", "document"} and "source" in node:
+            # (A tuple, not a set: in a tool's schema `type` may be a property, and its value an object.)
+            if node.get("type") in ("image", "document") and "source" in node:
                 images += 1
             else:
                 size += 4 * len(node)
@@ -238,6 +240,12 @@ class FrontDoor:
                 return {"type": "http.request", "body": body, "more_body": False}
             return await receive()
 
+        def count() -> int:
+            try:
+                return estimate_tokens(json.loads(body))
+            except (ValueError, TypeError, AttributeError, KeyError):
+                return 0
+
         failed: int | None = None
         collected = b""
 
@@ -248,17 +256,19 @@ class FrontDoor:
                     failed = message["status"]
                     return
                 kept = [(name, value) for name, value in message["headers"] if name.lower() in KEPT_HEADERS]
+                if call.left_out:
+                    kept.append((LEFT_OUT_HEADER, ", ".join(call.left_out).encode()))
                 await send({**message, "headers": kept})
             elif failed is None:
                 if message.get("body", b"").startswith(b"event: error"):
-                    body, words = _broken_off(message["body"])
+                    error, words = _broken_off(message["body"], call, count)
                     say(f"error in the middle of an answer: {words}")
-                    message = {**message, "body": body}
+                    message = {**message, "body": error}
                 await send(message)
             else:
                 collected += message.get("body", b"")
                 if not message.get("more_body"):
-                    refused = self._explained(call, failed, collected)
+                    refused = self._explained(call, failed, collected, count)
                     if failed != CLIENT_LEFT:
                         say(f"error {refused.status} to Claude Code: {printable(refused.message)}")
                     await _send_error(send, refused)
@@ -267,11 +277,18 @@ class FrontDoor:
         kept_headers = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]
         await self._app({**scope, "headers": kept_headers}, receive_body, send_on)
 
-    def _explained(self, call: Call, status: int, body: bytes) -> Refusal:
+    def _explained(self, call: Call, status: int, body: bytes, count: Callable[[], int]) -> Refusal:
         if call.trouble is not None:
             return Refusal(401, "authentication_error", call.trouble)
-        told = explain(*call.answer) if call.answer is not None else explain_failure(status, _message_of(body))
+        told = _told(call, count) or explain_failure(status, _message_of(body))
         return _refusal_of(told, is_new_token=call.token_was_new)
+
+
+def _told(call: Call, count: Callable[[], int]) -> Explained | None:
+    """What Cortex's own answer means, where it gave one; `count` estimates the tokens of the prompt."""
+    if call.answer is None:
+        return None
+    return explain(*call.answer, asked=call.facts.limit if call.facts else None, count=count)
 
 
 def _refusal_of(told: Explained, *, is_new_token: bool) -> Refusal:
@@ -287,9 +304,9 @@ def _message_of(body: bytes) -> str:
         return body.decode("utf-8", "replace")
 
 
-def _broken_off(event: bytes) -> tuple[bytes, str]:
+def _broken_off(event: bytes, call: Call, count: Callable[[], int]) -> tuple[bytes, str]:
     """LiteLLM's `event: error` in the middle of a stream, said again in our words, and these."""
-    told = explain_failure(502, _message_of(event.partition(b"data: ")[2]))
+    told = _told(call, count) or explain_failure(502, _message_of(event.partition(b"data: ")[2]))
     return _error_event(told.kind, redact(told.message)), printable(told.message)
 
 

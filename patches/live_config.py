@@ -38,6 +38,8 @@ class Call:
     """What the hooks on one request tell each other, and the front door."""
 
     facts: RequestFacts | None = None  # what was asked, as far as it decides how the answer reads
+    betas: str = ""  # the only ones that may leave, as their header has them
+    left_out: list[str] = field(default_factory=list)  # what Cortex has refused before, and this request is without
     token: str = field(default="", repr=False)
     token_was_new: bool = False  # when Cortex refused it: a newer one would be no better
     answer: tuple[int, str] | None = None  # an error of Cortex: status and body, as they came

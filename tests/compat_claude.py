@@ -1,8 +1,9 @@
 """A scripted session with several Claude Code and LiteLLM releases (`make compat`; downloads about 1 GB).
 
-Rows: Claude Code releases. Columns: the pinned LiteLLM, and the newest that installs. Each cell is a session of the
-real parts against the strict stand-in: text, parallel tools, edits, --continue, both thinking modes, /compact, and not
-one request that Cortex would refuse. Prints a Markdown table; the exit status is 0 when every cell is "yes".
+Rows: Claude Code releases. Columns: the pinned LiteLLM, and the newest that installs. Each cell is two sessions of the
+real parts against the strict stand-in, on both routes: text, parallel tools, edits, --continue, both thinking modes,
+/compact and not one request that Cortex would refuse; then one that fills its context and goes on. Prints a Markdown
+table; the exit status is 0 when every cell is "yes".
 
     python tests/compat_claude.py [CLAUDE_CODE_VERSION ...]
 """
@@ -21,9 +22,10 @@ from pathlib import Path
 if not __package__:  # run as a script: the folder above holds the package
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from auto_refresh import CLAUDE_ROUTES
 from patches.apply_patch import MADE_FOR
 from tests.conftest import BUNDLE, SetUp
-from tests.session import FUTURE, OLD, Session, ask, call
+from tests.session import FUTURE, OLD, Session, ask, call, fill_the_context
 
 # The oldest of 2.1, the pinned one (the last that npm installs on Node 20), and the newest.
 RELEASES = ["2.1.0", "2.1.197", "newest"]
@@ -84,9 +86,15 @@ def install_bundle(litellm: str, folder: Path) -> tuple[str, Path]:
 
 def try_out(claude: Path, folder: Path) -> None:
     """One cell, run by the environment that it is about; AssertionError when something is not as it should be."""
+    for route in CLAUDE_ROUTES:
+        (folder / route).mkdir()
+        try_route(claude, folder / route, route)
+
+
+def try_route(claude: Path, folder: Path, route: str) -> None:
     set_up = SetUp(folder)
     try:
-        set_up.start("auto_refresh.py")
+        set_up.start("auto_refresh.py", CLAUDE_ROUTE=route)
         set_up.start_proxy()
         session = Session(set_up, folder / "project", claude)
         echo = [call("Bash", command=f"echo {word} >> log.txt") for word in ("one", "two", "three")]
@@ -99,6 +107,7 @@ def try_out(claude: Path, folder: Path) -> None:
         assert (session.folder / "notes.txt").read_text() == "beta\n"
         refused = [record.get("refusal") for record in session.requests if record["status"] != 200]
         assert not refused, refused
+        fill_the_context(Session(set_up, folder / "full", claude))
     finally:
         set_up.close()
 

@@ -8,7 +8,7 @@ client splits parallel calls into several assistant messages.
 **Charging.** One token is four bytes of UTF-8, rounded up per block; an image is 1500. The prompt is the ordered list
 of blocks (tools, system, messages). A cache mark stores the prefix that ends at its block, if that has at least 1024
 tokens, for five minutes from its last use; a mark looks back over twenty blocks for a stored prefix. On Chat
-Completions only marks on blocks of system and user messages count, on Messages every mark.
+Completions marks on blocks of system, user and assistant messages count, on Messages every mark.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tests.cortex_rules import DEFAULT_OUTPUT, JSON, Options, is_claude, thinking_signature
+from tests.cortex_rules import DEFAULT_OUTPUT, JSON, Options, is_claude, is_openai, thinking_signature
 
 # --- scripts --------------------------------------------------------------------------------------------------------
 
@@ -154,7 +154,10 @@ def prompt_of(messages: Sequence[JSON]) -> str:
 
 
 def is_side_call(body: JSON) -> bool:
-    """Does Claude Code ask for a title or a summary? Such a call has no tools and repeats prompts as material."""
+    """Does Claude Code ask for a title or a summary? Such a call repeats prompts as material, the summary has tools."""
+    last = _said(body["messages"][-1]) if body["messages"] else []
+    if any("summary of the conversation" in text for text in last):
+        return True
     if body.get("tools"):
         return False
     system = body.get("system") or [message for message in body["messages"] if message["role"] == "system"]
@@ -239,7 +242,7 @@ def chat_blocks(body: JSON, options: Options) -> list[Block]:
         content = message.get("content")
         parts: list[JSON] = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
         for part in parts:
-            mark = "cache_control" in part and role in {"system", "developer", "user"}
+            mark = "cache_control" in part and role in {"system", "developer", "user", "assistant"}
             image = part["type"] == "image_url"
             text = part["image_url"]["url"] if image else part["text"]
             blocks.append(Block(f"{role}:{text}", mark, barrier, image))
@@ -256,6 +259,11 @@ def messages_blocks(body: JSON) -> list[Block]:
             text = f"{message['role']}:{block['text'] if block['type'] == 'text' else _plain(block)}"
             blocks.append(Block(text, bool(block.get("cache_control")), image=block["type"] == "image"))
     return blocks
+
+
+def prompt_tokens(blocks: Sequence[Block]) -> int:
+    """How many tokens of the window a prompt takes."""
+    return sum(block.tokens for block in blocks)
 
 
 class PromptCache:
@@ -368,6 +376,18 @@ def _reasoning(text: str, signature: str | None) -> list[JSON]:
     return [{**detail, **({"signature": signature} if signature else {}), "text": text}]
 
 
+# What stands in every recorded answer beside its content: the empty values of the service's own types. A recorded
+# stream has the second group only (docs/cortex.md#answer-empty-fields).
+_EMPTY_MESSAGE: JSON = {
+    "annotations": None,
+    "audio": {"data": "", "expires_at": 0, "id": "", "transcript": ""},
+    "function_call": {"arguments": "", "name": ""},
+}
+_EMPTY_CUSTOM: JSON = {"custom": {"input": "", "name": ""}}
+_EMPTY_CHOICE: JSON = {"logprobs": {"content": None, "refusal": None}}
+_EMPTY_HEAD: JSON = {"service_tier": "", "system_fingerprint": ""}
+
+
 def chat_usage(said: Answer) -> JSON:
     """Cortex's arithmetic for Claude: the prompt without cached tokens, reads and writes as one number."""
     usage, cached = said.usage, said.usage.cache_read + said.usage.cache_write
@@ -375,7 +395,13 @@ def chat_usage(said: Answer) -> JSON:
         "prompt_tokens": usage.input,
         "completion_tokens": usage.output,
         "total_tokens": usage.input + cached + usage.output,
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_tokens_details": {"audio_tokens": 0, "cached_tokens": cached},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": 0,
+            "audio_tokens": 0,
+            "reasoning_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
     }
 
 
@@ -384,25 +410,25 @@ _FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", 
 
 def chat_body(said: Answer, now: float) -> JSON:
     """The answer of Chat Completions, not streamed."""
-    claude = is_claude(said.model)
+    claude, gpt = is_claude(said.model), is_openai(said.model)
     calls = [
-        {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
+        {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}, **_EMPTY_CUSTOM}
         for id_, name, arguments in said.calls
     ]
-    message: JSON = {"role": "assistant", "content": said.text}
-    if claude:
-        message |= {"refusal": "", "tool_calls": calls or None}
-        if said.thinking:
-            message["reasoning_details"] = _reasoning(said.thinking, thinking_signature(said.thinking))
-    elif calls:
-        message |= {"content": said.text or None, "tool_calls": calls}
+    message: JSON = {"role": "assistant", "content": said.text, "refusal": "", "tool_calls": calls or None}
+    message |= _EMPTY_MESSAGE
+    if claude and said.thinking:
+        message["reasoning_details"] = _reasoning(said.thinking, thinking_signature(said.thinking))
+    tier: JSON = {"service_tier": "default", "system_fingerprint": "fp_standin"} if gpt else _EMPTY_HEAD
+    reason = _FINISH[said.stop] if gpt else ""
     return {
-        "id": "" if claude else f"chatcmpl-{secrets.token_hex(12)}",
+        "id": f"chatcmpl-{secrets.token_hex(12)}" if gpt else "",
         "object": "chat.completion",
         "created": int(now),
-        "model": said.model,
-        "choices": [{"index": 0, "message": message, "finish_reason": "" if claude else _FINISH[said.stop]}],
+        "model": "" if gpt else said.model,
+        "choices": [{"index": 0, "message": message, "finish_reason": reason, **_EMPTY_CHOICE}],
         "usage": chat_usage(said),
+        **tier,
     }
 
 
@@ -410,19 +436,22 @@ def _data(value: JSON) -> bytes:
     return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
 
 
-def chat_stream(said: Answer, now: float, *, include_usage: bool, older: bool) -> Iterator[bytes]:
+def chat_stream(said: Answer, now: float, options: Options, *, include_usage: bool) -> Iterator[bytes]:
     """The answer of Chat Completions as server-sent events."""
-    claude = is_claude(said.model)
+    claude, older = is_claude(said.model), options.older_shapes
     head: JSON = {
         "id": "" if claude else f"chatcmpl-{secrets.token_hex(12)}",
         "object": "chat.completion.chunk",
         "created": 0 if claude else int(now),
         "model": said.model,
+        **_EMPTY_HEAD,
     }
-    role = {"role": "" if older else "assistant"} if claude else {}
+    same: JSON = {"role": "" if older else "assistant", "refusal": "", "tool_calls": None} if claude else {}
+    same |= _EMPTY_MESSAGE if options.stream_extras else {}
+    extras = _EMPTY_CUSTOM if options.stream_extras else {}
 
     def chunk(delta: JSON, finish: str | None = None) -> bytes:
-        choice: JSON = {"index": 0, "delta": {**role, **delta}}
+        choice: JSON = {"index": 0, "delta": {**same, **delta}, **_EMPTY_CHOICE}
         if not claude:
             choice["finish_reason"] = finish
         return _data({**head, "choices": [choice]})
@@ -432,17 +461,20 @@ def chat_stream(said: Answer, now: float, *, include_usage: bool, older: bool) -
     if said.thinking:
         for piece in _pieces(said.thinking, 0):
             yield chunk({"content": "", "reasoning_details": _reasoning(piece, None)})
-        yield chunk({"content": "", "reasoning_details": _reasoning("", thinking_signature(said.thinking))})
+        if options.signed_streams:
+            yield chunk({"content": "", "reasoning_details": _reasoning("", thinking_signature(said.thinking))})
+        # The recorded stream has two empty events between its thinking and its text.
+        yield chunk({"content": ""})
     for piece in _pieces(said.text, said.chunks):
         yield chunk({"content": piece})
     empty = {"content": ""} if claude else {}
     for index, (id_, name, arguments) in enumerate(said.calls):
         at = {"index": 0 if claude else index}
         kind = "" if older and claude else "function"
-        first = {**at, "id": id_, "type": kind, "function": {"name": name, "arguments": ""}}
+        first = {**at, "id": id_, "type": kind, "function": {"name": name, "arguments": ""}, **extras}
         yield chunk({**empty, "tool_calls": [first]})
         for piece in _pieces(arguments, 0):
-            yield chunk({**empty, "tool_calls": [{**at, "function": {"arguments": piece}}]})
+            yield chunk({**empty, "tool_calls": [{**at, "function": {"arguments": piece}, **extras}]})
     yield chunk(empty, _FINISH[said.stop])
     if include_usage:
         yield _data({**head, "choices": [], "usage": chat_usage(said)})

@@ -33,7 +33,8 @@ MAX_MARKS = 4
 MAX_OUTPUT = 131_072
 DEFAULT_OUTPUT = 4096
 
-# Output limits are those the makers publish; Cortex documents only that nothing is above 131072.
+# What the REST API serves (docs/cortex.md#models-rest); Gemini, Grok, `llama4-scout` and `openai-gpt-4o` are not among
+# them. Output limits are those that the makers publish; Cortex documents only that nothing is above 131072.
 MODELS: Mapping[str, int] = MappingProxyType(
     {
         "claude-4-sonnet": 64_000,
@@ -52,17 +53,24 @@ MODELS: Mapping[str, int] = MappingProxyType(
         "openai-gpt-5-nano": 128_000,
         "openai-gpt-5.1": 128_000,
         "openai-gpt-5.2": 128_000,
+        "openai-gpt-5-chat": 16_384,
         "openai-gpt-5.4": 128_000,
         "llama4-maverick": 8192,
-        "llama4-scout": 8192,
         "llama3.1-8b": 8192,
         "llama3.1-70b": 8192,
         "llama3.1-405b": 8192,
         "deepseek-r1": 32_768,
         "mistral-large2": 8192,
-        "gemini-3-pro": 65_536,
+        "mistral-large": 8192,
+        "mistral-7b": 8192,
         "snowflake-llama-3.3-70b": 8192,
     }
+)
+
+# Context windows in tokens (docs/cortex.md#models-window).
+WINDOW, LARGE_WINDOW = 200_000, 1_000_000
+LARGE = frozenset(
+    {"claude-opus-4-6", "claude-opus-4-7", "claude-opus-4-8", "claude-opus-5", "claude-sonnet-4-6", "claude-sonnet-5"}
 )
 
 TOOL_PAIRING = (
@@ -71,6 +79,16 @@ TOOL_PAIRING = (
 FINAL_ASSISTANT = (
     "invalid request parameters: Requests cannot contain `assistant` role in the final position when `tools` are used."
 )
+NO_PREFILL = (
+    "invalid request parameters: This model does not support assistant message prefill. "
+    "The conversation must end with a user message."
+)
+THINKING_TEMPERATURE = "invalid request parameters: `temperature` may only be set to 1 when thinking is enabled."
+THINKING_FIRST = (
+    "invalid request parameters: Expected `thinking` or `redacted_thinking`, but found `tool_use`. When `thinking` is "
+    "enabled, a final `assistant` message must start with a thinking block."
+)
+THINKING_FORCED = "invalid request parameters: Thinking may not be enabled when tool_choice forces tool use."
 
 BETAS = frozenset(
     {
@@ -97,7 +115,8 @@ class Refusal:
 class Options:
     """The account's models, and one switch for each thing that is not known of the real service.
 
-    `models` maps a bare model name to its output limit in tokens. Every default is the stricter reading.
+    `models` maps a bare model name to its output limit in tokens, `windows` one to its context window where that is
+    another than the documented one. Every default is the stricter reading.
     """
 
     models: Mapping[str, int] = field(default_factory=lambda: MODELS)
@@ -111,10 +130,25 @@ class Options:
     full_thinking_beta: bool = False  # documented as accepted, seen rejected
     one_hour_ttl: bool = False  # is `ttl: "1h"` accepted on Messages?
     documents: bool = False  # are `document` blocks accepted on Messages?
+    thinking_needs_temperature: bool = True  # must `reasoning` come with `temperature: 1`, or is 1 the default?
+    thinking_mid_turn: bool = False  # is thinking taken after calls of this turn that came without it?
+    signed_streams: bool = False  # does a stream's thinking end with its signature?
+    stream_extras: bool = False  # do a stream's deltas carry the empty keys that whole answers carry?
+    prefill: bool = False  # do Claude 4.6 and newer take an assistant message at the end?
+    newest_temperature: bool = False  # do Claude 4.7 and newer take another temperature than 1?
+    odd_tool_ids: bool = False  # does Claude take a tool id with other characters than letters, digits, `_` and `-`?
+    windows: Mapping[str, int] = field(default_factory=dict)
+    window_counts_output: bool = True  # does the output that is asked for count against the window?
+    refused_fields: Sequence[str] = ()  # top-level fields that Claude refuses here, on either route
+    refused_marks: Sequence[str] = ()  # roles whose cache marks are refused on chat completions
 
     def limit(self, model: str) -> int:
         """The most output tokens that may be asked of a known model."""
         return min(self.models[model], self.output_cap or MAX_OUTPUT, MAX_OUTPUT)
+
+    def window(self, model: str) -> int:
+        """How many tokens of context a known model has."""
+        return self.windows.get(model, LARGE_WINDOW if model in LARGE else WINDOW)
 
 
 DEFAULTS = Options()
@@ -159,6 +193,16 @@ def check_messages(
     except _RefusedError as refused:
         return Refusal(400, str(refused))
     return None
+
+
+def check_window(model: str, prompt: int, asked: int | None, options: Options = DEFAULTS) -> Refusal | None:
+    """Whether a prompt of that many tokens fits the model's window, with the output that is asked for where it counts.
+
+    The words are Cortex's own (docs/cortex.md#status-context-full).
+    """
+    window = options.window(model)
+    used = prompt + (min(asked or DEFAULT_OUTPUT, options.limit(model)) if options.window_counts_output else 0)
+    return Refusal(400, f"max tokens of {window} exceeded") if used > window else None
 
 
 # --- both endpoints -------------------------------------------------------------------------------------------------
@@ -281,6 +325,7 @@ def _chat(body: JSON, options: Options, size: int | None) -> None:
             refuse(f"{name} is not supported")
     if body.get("max_completion_tokens") is not None:
         _tokens(body["max_completion_tokens"], "max_completion_tokens", options.limit(model))
+    _refused(body, model, options, "{} is not supported for this model")
     _chat_settings(body, model, options)
     _chat_tools(body, model)
     messages = _array(body.get("messages"), "messages")
@@ -290,7 +335,12 @@ def _chat(body: JSON, options: Options, size: int | None) -> None:
         _chat_message(_object(message, f"messages.{index}"), f"messages.{index}", options)
     if body.get("tools") and messages[-1]["role"] == "assistant":
         refuse(FINAL_ASSISTANT)
+    _no_prefill(messages, model, options)
     _chat_pairing(messages, one_at_a_time=is_claude(model))
+    if is_claude(model):
+        _chat_ids(messages, options)
+        _chat_thinking(body, messages, options)
+        _chat_marks(messages, options)
     images = sum(part.get("type") == "image_url" for message in messages for part in _parts(message))
     if images > MAX_IMAGES:
         refuse(f"too many images: {images} > {MAX_IMAGES}")
@@ -322,13 +372,74 @@ def _chat_settings(body: JSON, model: str, options: Options) -> None:
         if kind not in {"text", "json_object", "json_schema"}:
             refuse("response_format.type: must be text, json_object or json_schema")
     if (reasoning := body.get("reasoning")) is not None:
-        effort = _object(reasoning, "reasoning").get("effort")
-        if is_claude(model) and effort not in {"low", "medium", "high"}:
+        reasoning = _object(reasoning, "reasoning")
+        if is_claude(model) and len(reasoning.keys() & {"effort", "max_tokens"}) != 1:
+            refuse("reasoning: takes either effort or max_tokens")
+        if is_claude(model) and reasoning.get("effort", "low") not in {"low", "medium", "high"}:
             refuse("reasoning.effort: must be low, medium or high")
-        if is_claude(model) and body.get("temperature", 1) != 1:
-            refuse("temperature must be 1 when reasoning is used")
-    if model.startswith("openai-gpt-5.6-") and body.get("tools") and body.get("reasoning_effort") is not None:
+        if is_claude(model) and body.get("temperature", 0 if options.thinking_needs_temperature else 1) != 1:
+            refuse(THINKING_TEMPERATURE)
+    elif is_claude(model):
+        _newest_temperature(body, model, options)
+    gpt_56 = re.match(r"openai-(1p-)?gpt-5[.-]6-", model)
+    if gpt_56 and body.get("tools") and body.get("reasoning_effort") is not None:
         refuse("reasoning_effort is not supported together with tools")
+
+
+def _refused(body: JSON, model: str, options: Options, words: str) -> None:
+    for name in options.refused_fields if is_claude(model) else ():
+        if body.get(name) is not None:
+            refuse(words.format(name))
+
+
+def _newest_temperature(body: JSON, model: str, options: Options) -> None:
+    if claude_version(model)[1] >= (4, 7) and body.get("temperature", 1) != 1 and not options.newest_temperature:
+        refuse("`temperature` is not supported for this model. Only the default of 1 is accepted.")
+
+
+def _no_prefill(messages: Sequence[JSON], model: str, options: Options) -> None:
+    newer = is_claude(model) and claude_version(model)[1] >= (4, 6)
+    if newer and messages[-1]["role"] == "assistant" and not options.prefill:
+        refuse(NO_PREFILL)
+
+
+def _tool_id(value: object, options: Options) -> None:
+    if not options.odd_tool_ids and not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", str(value)):
+        refuse("invalid request parameters: tool use id: String should match pattern '^[a-zA-Z0-9_-]{1,64}$'")
+
+
+def _chat_ids(messages: Sequence[JSON], options: Options) -> None:
+    seen: set[str] = set()
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            _tool_id(call["id"], options)
+            if call["id"] in seen:
+                refuse("invalid request parameters: `tool_use` ids must be unique")
+            seen.add(call["id"])
+
+
+def _chat_thinking(body: JSON, messages: Sequence[JSON], options: Options) -> None:
+    """Thinking in the history is as it was signed, and a turn that goes on thinking has thought before its calls."""
+    for index, message in enumerate(messages):
+        for detail in message.get("reasoning_details") or ():
+            given = _object(detail, f"messages.{index}.reasoning_details")
+            if given.get("signature") not in (None, thinking_signature(str(given.get("text")))):
+                refuse(f"invalid request parameters: messages.{index}: Invalid `signature` in `thinking` block")
+    if body.get("reasoning") is None:
+        return
+    choice = body.get("tool_choice")
+    if choice == "required" or isinstance(choice, dict):
+        refuse(THINKING_FORCED)
+    last: JSON = next((message for message in reversed(messages) if message["role"] == "assistant"), {})
+    signed = any(detail.get("signature") for detail in last.get("reasoning_details") or ())
+    if last.get("tool_calls") and not signed and not options.thinking_mid_turn:
+        refuse(THINKING_FIRST)
+
+
+def _chat_marks(messages: Sequence[JSON], options: Options) -> None:
+    for index, message in enumerate(messages):
+        if message["role"] in options.refused_marks and _marks(message):
+            refuse(f"messages.{index}.content.0.cache_control: Extra inputs are not permitted")
 
 
 def _chat_tools(body: JSON, model: str) -> None:
@@ -452,7 +563,7 @@ def _chat_pairing(messages: Sequence[JSON], *, one_at_a_time: bool) -> None:
 
 _TOP = frozenset(
     {"model", "messages", "max_tokens", "system", "metadata", "stop_sequences", "stream", "temperature"}
-) | {*("top_k", "top_p", "tools", "tool_choice", "thinking")}
+) | {*("top_k", "top_p", "tools", "tool_choice", "thinking", "output_config")}
 _BLOCKS: Mapping[str, frozenset[str]] = {
     "text": frozenset({"text", "cache_control"}),
     "image": frozenset({"source", "cache_control"}),
@@ -493,8 +604,11 @@ def _messages(body: JSON, headers: Mapping[str, str], options: Options, size: in
     known = BETAS | ({"claude-code-20250219"} if options.claude_code_beta else set())
     if sent - (known | ({"dev-full-thinking-2025-05-14"} if options.full_thinking_beta else set())):
         refuse("invalid beta flag")
-    extra = {"context-management-2025-06-27": "context_management", "effort-2025-11-24": "output_config"}
-    _only(body, _TOP | {name for beta, name in extra.items() if beta in sent}, "")
+    extra = {"context_management"} if "context-management-2025-06-27" in sent else set()
+    _only(body, _TOP | extra, "")
+    if "output_config" in body:
+        config = {"format", "effort"} if "effort-2025-11-24" in sent else {"format"}
+        _only(_object(body["output_config"], "output_config"), frozenset(config), "output_config.")
     for name in ("model", "max_tokens", "messages"):
         if name not in body:
             refuse(f"{name}: Field required")
@@ -502,8 +616,10 @@ def _messages(body: JSON, headers: Mapping[str, str], options: Options, size: in
     if not is_claude(model):
         refuse(f"model {model} is not supported on this endpoint")
     _tokens(body["max_tokens"], "max_tokens", options.limit(model))
+    _refused(body, model, options, "{}: Extra inputs are not permitted")
     _thinking(body, model)
     _settings(body)
+    _newest_temperature(body, model, options)
     names = _tools(body, sent, options)
     if (choice := body.get("tool_choice")) is not None:
         kind = _object(choice, "tool_choice").get("type")
@@ -523,7 +639,13 @@ def _messages(body: JSON, headers: Mapping[str, str], options: Options, size: in
         _content(message.get("content"), message["role"], f"messages.{index}.content", options)
     if messages[0]["role"] != "user":
         refuse("messages: first message must use the user role")
+    _no_prefill(messages, model, options)
     _pairing(messages)
+    ids = [block["id"] for block in _all_blocks(messages) if block["type"] == "tool_use"]
+    for id_ in ids:
+        _tool_id(id_, options)
+    if len(ids) != len(set(ids)):
+        refuse("messages: `tool_use` ids must be unique")
     if sum(block["type"] == "image" for block in _all_blocks(messages)) > MAX_IMAGES:
         refuse(f"too many images: more than {MAX_IMAGES}")
     _mark_limit(body)

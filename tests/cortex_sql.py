@@ -49,6 +49,8 @@ class World:
     failures: Mapping[str, str]
     requests: Sequence[JSON]
     rows: tuple[Sequence[str], Sequence[Sequence[str | None]]] | None = None
+    models: Sequence[str] = ()  # what the account lists
+    cross_region: str = "DISABLED"
 
 
 def run_statement(statement: str, world: World) -> tuple[int, JSON]:
@@ -68,6 +70,12 @@ def run_statement(statement: str, world: World) -> tuple[int, JSON]:
         names = ("NAME", "RSA_PUBLIC_KEY_FP", "RSA_PUBLIC_KEY_2_FP")
         rows = list(zip(names, (world.user, *world.fingerprints), strict=True))
         return _table([("property", "text"), ("value", "text")], rows)
+    if re.match(r"SHOW CORTEX BASE MODELS\b", text, re.IGNORECASE):
+        return base_models(text, world)
+    if re.match(r"SHOW PARAMETERS LIKE 'CORTEX_ENABLED_CROSS_REGION' IN ACCOUNT$", text, re.IGNORECASE):
+        columns = [(name, "text") for name in ("key", "value", "default", "level", "description", "type")]
+        row = ["CORTEX_ENABLED_CROSS_REGION", world.cross_region, "DISABLED", "ACCOUNT", "", "STRING"]
+        return _table(columns, [row])
     facts: dict[str, str | None] = {
         "CURRENT_ACCOUNT": world.account,
         "CURRENT_USER": world.user,
@@ -82,6 +90,23 @@ def run_statement(statement: str, world: World) -> tuple[int, JSON]:
         values = [match.group(2) or facts[match.group(1).upper()] for match in wanted if match]
         return _table([(column_name(item), "text") for item in items], [values])
     return SQL_FAULTS["sql_failed"]
+
+
+def base_models(statement: str, world: World) -> tuple[int, JSON]:
+    """What the user's role may use (docs/cortex.md#sql-models); without its schema the list is empty."""
+    names = (
+        *("created_on", "name", "lifecycle_status", "in_region_availability"),
+        *("cross_region_availability", "legacy_date", "eol_date"),
+    )
+    pattern = re.search(r"\bLIKE '([^']*)'", statement, re.IGNORECASE)
+    like = re.escape(pattern.group(1)).replace("%", ".*") if pattern else ".*"
+    listed = world.models if re.search(r"\bIN SCHEMA SNOWFLAKE\.MODELS$", statement, re.IGNORECASE) else ()
+    rows = [
+        ["2026-07-23 00:00:00.000 -0700", name.upper(), "GA", '["AWS_US_WEST_2"]', '["ANY_REGION"]', None, None]
+        for name in listed
+        if re.fullmatch(like, name, re.IGNORECASE)
+    ]
+    return _table([(name, "text") for name in names], rows)
 
 
 def _table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | None]]) -> tuple[int, JSON]:

@@ -50,6 +50,7 @@ if not __package__:  # run as a script: the folder above holds the package
 
 from tests.cortex_model import (
     Answer,
+    Block,
     PromptCache,
     Script,
     Turn,
@@ -63,9 +64,10 @@ from tests.cortex_model import (
     messages_stream,
     next_turn,
     prompt_of,
+    prompt_tokens,
     read_script,
 )
-from tests.cortex_rules import DEFAULTS, JSON, MAX_BODY, Options, Refusal, check_chat, check_messages
+from tests.cortex_rules import DEFAULTS, JSON, MAX_BODY, Options, Refusal, check_chat, check_messages, check_window
 from tests.cortex_sql import SQL_FAULTS, World, run_statement
 
 CHAT = "/api/v2/cortex/v1/chat/completions"
@@ -103,6 +105,11 @@ FAULTS: Mapping[str, tuple[int, JSON]] = {
     ),
     "model_not_allowed": (403, {"message": "Model {model} not allowed"}),
     "too_many": (429, {"message": "too many requests"}),
+    "goaway": (503, {"code": "392606", "message": "HTTP2 GOAWAY received from the server."}),
+    "goaway_200": (200, {"code": "392606", "message": "HTTP2 GOAWAY received from the server."}),
+    "session_token": (200, {"code": "390112", "message": "Your session has expired. Please login again."}),
+    "unprocessable": (422, {"message": "invalid request parameters"}),
+    "too_long": (400, {"message": "max tokens of 200000 exceeded"}),
     "internal": (500, {"message": "internal error"}),
     "inference_timeout": (503, {"message": "inference timed out"}),
 }
@@ -115,6 +122,8 @@ WIRE_FAULTS = frozenset(
         "html",  # 200 with a web page
         "broken_json",  # 200 with half a JSON document, well ended
         "broken_sse",  # a line that is no JSON after `after` chunks, then the end
+        "done_only",  # a stream of `data: [DONE]` and nothing else; not streamed, an answer without content
+        "odd_sse",  # a stream with comments, empty data, a ping between its events, and no newline at its end
     }
 )
 
@@ -197,8 +206,9 @@ class CortexStub:
 
     Attributes to set: `options`, `script` (tuple of `Script`), `skew` (seconds that the service's clock is ahead),
     `underscores`, `issued_ahead` (seconds an `iat` may lie in the future), `missing_models` (not in the region),
-    `warehouse` (the user's default or None), `sql_rows` (columns and rows in place of the own log), `sql_page` (rows a
-    partition). To read: `url`, `requests`, `login_failures` (reason by uuid).
+    `warehouse` (the user's default or None), `cross_region` (CORTEX_ENABLED_CROSS_REGION), `sql_rows` (columns and rows
+    in place of the own log), `sql_page` (rows a partition), `replay` (answers to give as they are, one a request: an
+    object, or the text of a stream). To read: `url`, `requests`, `login_failures` (reason by uuid).
     """
 
     def __init__(
@@ -222,8 +232,10 @@ class CortexStub:
         self.issued_ahead = 30.0
         self.missing_models: frozenset[str] = frozenset()
         self.warehouse: str | None = "COMPUTE_WH"
+        self.cross_region = "DISABLED"
         self.sql_rows: tuple[Sequence[str], Sequence[Sequence[str | None]]] | None = None
         self.sql_page = 1000
+        self.replay: list[JSON | str] = []
         self.requests: list[JSON] = []
         self.login_failures: dict[str, str] = {}
         self.port = 0
@@ -422,6 +434,13 @@ class CortexStub:
             return self._error(record, refusal.status, {"message": refusal.message})
         if model in self.missing_models:
             return self._error(record, *FAULTS["not_in_region"], model=model)
+        if self.replay:
+            return self._replayed(self.replay.pop(0))
+        blocks = self._blocks(route, body)
+        asked = body.get("max_completion_tokens") or body.get("max_tokens")
+        if not self._bench and (refusal := check_window(model, prompt_tokens(blocks), asked, self.options)) is not None:
+            record["overflow"] = refusal.message
+            return self._error(record, refusal.status, {"message": refusal.message})
         record |= {"model": model, "stream": bool(body.get("stream"))}
         turn, number, prompt = next_turn(body, self.script) if body["messages"] else (None, 0, "")
         if turn and turn.error and (again := self._shoot(turn.error, prompt, number)):
@@ -429,10 +448,18 @@ class CortexStub:
             if early := await self._early(fault, request, record) or self._broken(fault, record, model):
                 return early
         record["turn"] = number if turn else None
-        said = self._answer(route, body, turn, number, size)
+        charged = Usage(size // 4) if self._bench else self._cache.charge(model, blocks, self.now())
+        said = self._answer(route, body, turn, number, charged)
+        if fault and fault.name == "done_only":
+            said = dataclasses.replace(said, text="", calls=(), thinking="", stop="end_turn")
         record["usage"] = dataclasses.asdict(said.usage)
         if body.get("stream"):
-            return await self._stream(request, self._events(route, body, said), turn or Turn(), fault, record)
+            events = self._events(route, body, said)
+            if fault and fault.name == "done_only" and route == "chat":
+                events = iter([b"data: [DONE]\n\n"])
+            elif fault and fault.name == "odd_sse":
+                events = odd_events(events)
+            return await self._stream(request, events, turn or Turn(), fault, record)
         if turn and turn.hold is not None:
             await self._held(record)
         whole = chat_body(said, self.now()) if route == "chat" else messages_body(said)
@@ -472,12 +499,12 @@ class CortexStub:
         headers = {name.lower(): value for name, value in request.headers.items()}
         return check_messages(body, headers, self.options, size)
 
-    def _answer(self, route: str, body: JSON, turn: Turn | None, number: int, size: int) -> Answer:
+    def _blocks(self, route: str, body: JSON) -> list[Block]:
         if self._bench:
-            charged = Usage(size // 4)
-        else:
-            blocks = chat_blocks(body, self.options) if route == "chat" else messages_blocks(body)
-            charged = self._cache.charge(body["model"], blocks, self.now())
+            return []
+        return chat_blocks(body, self.options) if route == "chat" else messages_blocks(body)
+
+    def _answer(self, route: str, body: JSON, turn: Turn | None, number: int, charged: Usage) -> Answer:
         if turn is None or not (turn.text or turn.tools or turn.chunks):
             heard = re.sub(r"\s+|\[\[|\]\]", " ", prompt_of(body["messages"])).strip()
             turn = Turn(f"You said: {heard[:200]}", thinking=turn.thinking if turn else "")
@@ -552,7 +579,12 @@ class CortexStub:
         if route == "messages":
             return messages_stream(said)
         wanted = bool((body.get("stream_options") or {}).get("include_usage"))
-        return chat_stream(said, self.now(), include_usage=wanted, older=self.options.older_shapes)
+        return chat_stream(said, self.now(), self.options, include_usage=wanted)
+
+    def _replayed(self, recorded: JSON | str) -> web.Response:
+        if isinstance(recorded, dict):
+            return self._json(recorded)
+        return web.Response(text=recorded, content_type="text/event-stream", headers=self._headers())
 
     async def _stream(
         self, request: web.Request, events: Iterable[bytes], turn: Turn, fault: Fault | None, record: JSON
@@ -653,6 +685,8 @@ class CortexStub:
             failures=self.login_failures,
             requests=self.requests,
             rows=self.sql_rows,
+            models=tuple(self.options.models),
+            cross_region=self.cross_region,
         )
         return run_statement(statement, world)
 
@@ -695,7 +729,7 @@ class CortexStub:
         for name, value in values.items():
             if name == "missing_models":
                 self.missing_models = frozenset(value)
-            elif name in {"skew", "underscores", "issued_ahead", "warehouse", "sql_rows", "sql_page"}:
+            elif name in {"skew", "underscores", "issued_ahead", "warehouse", "cross_region", "sql_rows", "sql_page"}:
                 setattr(self, name, value)
             else:
                 raise ValueError(f"no attribute {name!r} to set")
@@ -708,6 +742,14 @@ class CortexStub:
             await self._listen()
 
         self._pause = asyncio.get_running_loop().create_task(pause())
+
+
+def odd_events(events: Iterable[bytes]) -> Iterator[bytes]:
+    """The same events with what else a stream may hold (docs/cortex.md#answer-stream-lines)."""
+    *others, last = events
+    for event in others:
+        yield b": keep-alive\n\nevent: ping\n\ndata:\n\n" + event
+    yield last.rstrip(b"\n")
 
 
 def _parse(raw: bytes, *, lean: bool) -> Any:

@@ -27,6 +27,7 @@ class Session:
     folder: Path
     claude: Path = CLAUDE
     route: str = ""  # the path of Cortex's that its requests should take
+    environ: dict[str, str] = field(default_factory=dict)  # more of it for Claude Code
     runs: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -37,7 +38,7 @@ class Session:
         before, more = len(self.set_up.stub.requests), ["--continue"] if self.runs else []
         done = subprocess.run(
             [str(self.claude), "-p", prompt, "--model", model, *SETTINGS, *more],
-            env={**self.set_up.environ, **self.set_up.claude_env()},
+            env={**self.set_up.environ, **self.set_up.claude_env(), **self.environ},
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -102,7 +103,15 @@ def work_all_day(session: Session) -> None:
     assert said == "edited"
     errand = ask([call("Bash", command="echo errand > errand.txt"), call("Bash", command="true")], "errand done")
     said = session.say(
-        ask([call("Agent", description="run", prompt=errand, subagent_type="general-purpose"), bash[0]], "back")
+        ask(
+            [
+                call(
+                    "Agent", description="run", prompt=errand, subagent_type="general-purpose", run_in_background=False
+                ),
+                bash[0],
+            ],
+            "back",
+        )
     )
     assert said == "back"
     assert session.say(ask([bash[1]], [bash[2], bash[3]], "thought"), model=FUTURE) == "thought"
@@ -117,3 +126,21 @@ def work_all_day(session: Session) -> None:
 
 def plan_of(session: Session) -> tuple[str, ...]:
     return tuple((session.folder / name).read_text() for name in ("plan.txt", "notes.txt", "errand.txt"))
+
+
+def fill_the_context(session: Session) -> None:
+    """Prompts of 8,000 tokens each into a window of 60,000; then /compact in a window that is full already."""
+    stub, words = session.set_up.stub, "lorem ipsum dolor sit amet " * 1200
+    session.environ |= {"CLAUDE_CODE_MAX_OUTPUT_TOKENS": "8000"}
+    stub.set_options(windows={"claude-sonnet-4-6": 60_000}, window_counts_output=False)
+    for number in range(6):
+        prompt = f"{words} part {number} {ask([call('Bash', command=f'echo {number} >> log.txt')], f'done {number}')}"
+        assert session.say(prompt) == f"done {number}"
+    assert (session.folder / "log.txt").read_text().split() == [str(number) for number in range(6)]
+    full = [record for record in session.requests if record.get("overflow")]
+    assert full, "the window was never full"
+    used = sum(session.requests[-1]["usage"][kind] for kind in ("input", "cache_read", "cache_write"))
+    stub.set_options(windows={"claude-sonnet-4-6": used - 1000})
+    session.say("/compact")
+    assert session.say(ask([call("Bash", command="echo last >> log.txt")], "on")) == "on"
+    assert {record["status"] for record in session.requests if not record.get("overflow")} == {200}

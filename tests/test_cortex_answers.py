@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from patches.cortex_answers import IncompleteAnswerError, RequestFacts, StreamFix, fix_answer, openai_usage
+from patches.cortex_answers import EventLines, IncompleteAnswerError, RequestFacts, StreamFix, fix_answer, openai_usage
 
 JSON = dict[str, Any]
 CALL = {"id": "toolu_bdrk_01a", "type": "function", "function": {"name": "Bash", "arguments": '{"command":"ls"}'}}
@@ -134,11 +134,95 @@ def test_a_stream_gets_its_reason_before_its_numbers(fields: JSON, completion: i
     assert events[-1] == b"[DONE]"
 
 
-def test_plain_text_passes_byte_for_byte() -> None:
-    fix = StreamFix(RequestFacts())
-    list(fix.feed(delta(content="a")))
-    text = delta(content='"tool_calls" and "usage" and ünïcode')
-    assert list(fix.feed(text)) == [text]
+def test_only_what_openai_s_schema_has_and_somebody_reads_is_passed_on() -> None:
+    odd = {"novelty": {"a": [1]}, "logprobs": {"content": None}, "annotations": None, "audio": {"data": ""}}
+    call = {**CALL, "custom": {"input": "", "name": ""}, "novelty": 1}
+    answer = whole({"content": "a", "tool_calls": [call], "function_call": {"arguments": "", "name": ""}, **odd})
+    answer["choices"][0] |= odd
+    fixed_answer = fix_answer({**answer, **odd, "service_tier": "", "usage": usage_of(7, 5)}, RequestFacts())
+    assert fixed_answer == {
+        "id": "",
+        "model": "claude",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "a", "tool_calls": [CALL]},
+                "finish_reason": "tool_calls",
+            }
+        ],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12},
+    }
+    event = json.loads(delta(tool_calls=[{"index": 0, **call}], content="", refusal="", **odd))
+    event["choices"][0] |= odd
+    (first, *_) = fixed([json.dumps({**event, **odd}).encode(), b"[DONE]"])
+    choice = {"role": "assistant", "tool_calls": [{"index": 0, **CALL}]}
+    assert first == {**HEAD, "choices": [{"index": 0, "delta": choice, "finish_reason": None}]}
+
+
+def test_an_answer_without_a_model_s_name_gets_the_one_that_was_asked() -> None:
+    answer = fix_answer({**whole({"content": "a"}), "model": ""}, RequestFacts(model="openai-gpt-5"))
+    assert answer["model"] == "openai-gpt-5"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("completion", "limit", "stops", "empty"),
+    [(0, 100, False, True), (5, 100, False, True), (100, 100, False, False), (0, 100, True, False)],
+)
+def test_an_answer_with_neither_text_nor_call_is_none(
+    stream: bool, completion: int, limit: int, stops: bool, empty: bool
+) -> None:
+    facts = RequestFacts(limit, stops)
+    thought = [{**THOUGHT, "text": "hm"}]
+
+    def read() -> object:
+        if not stream:
+            return fix_answer(whole({"reasoning_details": thought}, usage_of(7, completion)), facts)
+        fix = StreamFix(facts)
+        events = [delta(content="", reasoning_details=thought), delta(content=""), counted(usage_of(7, completion))]
+        return [out for event in [*events, b"[DONE]"] for out in fix.feed(event)]
+
+    if empty:
+        with pytest.raises(IncompleteAnswerError, match="without content"):
+            read()
+    else:
+        assert read()
+
+
+def test_a_stream_of_its_end_only_is_no_answer() -> None:
+    with pytest.raises(IncompleteAnswerError, match="without content"):
+        fixed([b"[DONE]"])
+
+
+def test_a_refusal_in_pieces_arrives_whole_and_says_what_it_is() -> None:
+    events = fixed([delta(refusal="I can"), delta(refusal="not do"), delta(refusal=" that."), b"[DONE]"])
+    deltas = [event["choices"][0]["delta"] for event in events[:-1]]
+    assert "".join(one.get("content", "") for one in deltas) == "I cannot do that."
+    assert reasons(events) == ["content_filter"]
+    message = only(fix_answer(whole({"refusal": "I cannot."}, reason="stop"), RequestFacts()))["message"]
+    assert message == {"role": "assistant", "content": None, "refusal": "I cannot."}
+
+
+def test_a_service_s_own_error_in_a_stream_is_kept_for_who_explains_it() -> None:
+    with pytest.raises(IncompleteAnswerError) as error:
+        fixed([b'{"message": "GOAWAY received", "code": "392606"}'])
+    assert json.loads(error.value.body) == {"code": "392606", "message": "GOAWAY received"}
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_a_stream_s_lines_are_read_however_they_are_cut_and_ended(size: int) -> None:
+    said = [
+        b": hello",
+        b"data:",
+        b"event: ping\ndata: {}",
+        b"data: a\r\n\r",
+        b"event: message\ndata:b",
+        b"id: 3\ndata: c",
+    ]
+    text, lines = b"\n\n".join(said), EventLines()
+    found = [data for at in range(0, len(text), size) for data in lines.feed(text[at : at + size])]
+    assert [*found, *lines.end()] == [b"a", b"b", b"c"]
+    assert lines.end() == []
 
 
 def test_text_that_talks_about_usage_is_still_text() -> None:
@@ -194,3 +278,4 @@ def test_a_stream_that_breaks_off_is_never_a_short_answer(events: list[bytes], w
 def test_the_limit_is_read_under_both_names() -> None:
     assert RequestFacts.of({"max_tokens": 5}) == RequestFacts.of({"max_completion_tokens": 5}) == RequestFacts(5)
     assert RequestFacts.of({}) == RequestFacts(None)
+    assert RequestFacts.of({"model": "openai/a-b", "stop": ["x"]}) == RequestFacts(None, True, "a-b")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import copy
 import functools
+import hashlib
 import importlib
 import itertools
 import json
@@ -662,8 +663,8 @@ def test_the_answers_length_is_within_the_models_limit(asked: JSON, limit: int |
 def test_the_effort_arrives_in_the_models_own_field(asked: JSON, expected: str | None) -> None:
     claude = cortex(user("x"), temperature=1, top_p=0.9, **asked)
     assert claude.get("reasoning") == (expected and {"effort": expected})
-    # Reasoning wants temperature 1, which is what it is when it is not sent.
-    assert ("temperature" in claude) == ("top_p" in claude) == (expected is None)
+    assert claude["temperature"] == 1
+    assert ("top_p" in claude) == (expected is None)
     gpt = cortex(user("x"), model=GPT, temperature=1, **asked)
     assert gpt.get("reasoning_effort") == expected
     assert gpt["temperature"] == 1
@@ -677,6 +678,10 @@ def test_only_a_gpt_that_reasons_is_told_an_effort() -> None:
         ("openai-gpt-4.1", None, None),
         ("openai-gpt-5.2", "low", "low"),
         ("openai-gpt-5.6-terra", None, "low"),
+        ("openai-gpt-5-6-luna", None, "low"),
+        ("openai-1p-gpt-5.6-luna", None, "low"),
+        ("openai-gpt-6-astra", "low", "low"),
+        ("openai-gpt-5-chat", None, None),
         ("openai-o4-mini", "low", "low"),
     ]:
         assert cortex(user("x"), model=model, reasoning_effort="low").get("reasoning_effort") == without
@@ -705,11 +710,114 @@ def test_claude_is_asked_to_think_only_where_it_may(messages: list[JSON], more: 
     assert ("reasoning" in cortex(*messages, **more)) == thinks
 
 
+@pytest.mark.parametrize("asked", [None, 0.2, 1])
+def test_thinking_goes_out_with_the_one_temperature_that_it_takes(asked: float | None) -> None:
+    for model in (CLAUDE, "openai/claude-opus-4-7"):
+        more: JSON = {} if asked is None else {"temperature": asked}
+        out = cortex(user("x"), model=model, thinking={"type": "adaptive"}, max_tokens=4000, top_p=0.5, **more)
+        assert out["reasoning"] == {"effort": "medium"}
+        assert out["temperature"] == 1
+        assert "top_p" not in out
+
+
+@pytest.mark.parametrize("room", [1, 1024])
+def test_an_answer_too_short_for_any_thinking_is_not_asked_to_think(room: int) -> None:
+    assert "reasoning" not in cortex(user("x"), thinking={"type": "adaptive"}, max_tokens=room)
+    assert "reasoning" in cortex(user("x"), thinking={"type": "adaptive"}, max_completion_tokens=1025)
+
+
+@pytest.mark.parametrize(
+    ("model", "stays"),
+    [("claude-opus-4-6", True), ("claude-opus-4-7", False), ("claude-sonnet-5", False), ("openai-gpt-5", True)],
+)
+def test_a_temperature_leaves_only_where_the_model_takes_one(model: str, stays: bool) -> None:
+    out = cortex(user("x"), model=f"openai/{model}", temperature=0.2, top_p=0.9)
+    assert ("temperature" in out) == ("top_p" in out) == stays
+    assert cortex(user("x"), model=f"openai/{model}", temperature=1)["temperature"] == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "added"), [("claude-sonnet-4-5", False), ("claude-sonnet-4-6", True), ("claude-opus-5", True)]
+)
+def test_an_answer_that_was_begun_is_asked_for_by_the_user_where_claude_takes_no_prefill(
+    model: str, added: bool
+) -> None:
+    out = sent(user("x"), assistant("{"), model=f"openai/{model}")
+    assert shape(out) == ["user", "assistant", *(["user"] if added else [])]
+    assert sent(user("x"), assistant("{"), model=GPT)[-1]["role"] == "assistant"
+
+
+REFUSED_FIELDS: dict[str, JSON] = {
+    "reasoning": {"thinking": {"type": "adaptive"}},
+    "temperature": {"temperature": 0.5},
+    "top_p": {"top_p": 0.5},
+    "stop": {"stop": ["x"]},
+    "response_format": {"response_format": {"type": "json_schema", "json_schema": {}}},
+    "tool_choice": {"tools": [tool()], "tool_choice": "auto"},
+    "stream_options": {"stream": True},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_FIELDS)
+def test_what_a_model_has_refused_leaves_no_more_and_is_told(name: str) -> None:
+    body = {"model": CLAUDE, "messages": [user("x")], **REFUSED_FIELDS[name]}
+    assert name in to_cortex(body, family="claude", limits=Limits())[0]
+    out, _, left_out = to_cortex(body, family="claude", limits=Limits(), refused={name, "logit_bias"})
+    assert name not in out
+    assert left_out == ([] if name == "stream_options" else [name])
+
+
+def test_a_refused_temperature_leaves_the_thinking_and_refused_thinking_leaves_the_temperature() -> None:
+    body = {"model": CLAUDE, "messages": [user("x")], "thinking": {"type": "adaptive"}, "temperature": 0.3}
+    out, _, _ = to_cortex(body, family="claude", limits=Limits(), refused={"temperature"})
+    assert (out.get("reasoning"), out.get("temperature")) == ({"effort": "medium"}, None)
+    out, _, _ = to_cortex(body, family="claude", limits=Limits(), refused={"reasoning"})
+    assert (out.get("reasoning"), out.get("temperature")) == (None, 0.3)
+
+
+def test_marks_that_a_model_has_refused_on_a_role_leave_no_more() -> None:
+    messages = [system(text("s", **MARK)), user(text("u", **MARK))]
+    body = {"model": CLAUDE, "messages": messages}
+    out, _, left_out = to_cortex(body, family="claude", limits=Limits(), refused={"cache_control user"})
+    assert marked(out["messages"]) == [(0, 0)]
+    assert left_out == ["cache_control user"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["call|1:abc.x"], ["call_1_abc_x"]),
+        (["a|b", "a:b"], ["a_b", "a_b_2"]),
+        (["ünï", ""], ["_n_", "call"]),
+        (["x" * 200], ["x" * 27 + "_" + hashlib.sha256(b"x" * 200).hexdigest()[:12]]),
+        (["toolu_bdrk_01AbcDefGhiJklMnoPqrStu1"], ["toolu_bdrk_01AbcDefGhiJklMnoPqrStu1"]),
+    ],
+)
+def test_ids_of_another_provider_become_ones_that_cortex_takes(given: list[str], expected: list[str]) -> None:
+    seen: set[str] = set()
+    assert [dialect.plain_id(identity, seen) for identity in given] == expected
+    assert all(len(identity) <= 40 for identity in seen)
+    messages = [user("x")]
+    for identity in given:
+        messages += [assistant(None, identity), result(identity)]
+    out = sent(*messages)
+    assert [m["tool_calls"][0]["id"] for m in out if "tool_calls" in m] == expected
+    assert [m["tool_call_id"] for m in out if m["role"] == "tool"] == expected
+    assert sent(*messages, user("more"))[: len(out)] == out, "the same on every turn"
+
+
+def test_ids_that_are_long_stay_apart() -> None:
+    seen: set[str] = set()
+    made = [dialect.plain_id("y" * 40, seen) for _ in range(12)]
+    assert len(set(made)) == 12
+    assert all(len(identity) <= 40 for identity in made)
+
+
 def test_only_known_fields_leave_and_what_is_dropped_is_said() -> None:
     taken = {"max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "stop": ["."], "custom_llm_provider": "openai"}
     dropped = {"service_tier": "auto", "store": False, "user": "me", "parallel_tool_calls": False, "top_k": 3}
     body = {"model": CLAUDE, "messages": [user("x")], "thinking": None, **taken, **dropped, "web_search_options": {}}
-    out, notes = to_cortex(body, family="claude", limits=Limits(), keep=KEEP)
+    out, notes, _ = to_cortex(body, family="claude", limits=Limits(), keep=KEEP)
     assert out == {"model": CLAUDE, "messages": [user("x")], **taken}
     assert notes == [f"field {name} dropped" for name in (*dropped, "web_search_options")]
 
@@ -999,7 +1107,7 @@ class Deployment:
 
     def dialect(self, body: JSON) -> tuple[JSON, list[str]]:
         limits = Limits(MODELS[self.model.removeprefix("openai/")], self.cache_tool_results)
-        return to_cortex(body, family=dialect.family_of(self.model), limits=limits, keep=KEEP)
+        return to_cortex(body, family=dialect.family_of(self.model), limits=limits, keep=KEEP)[:2]
 
 
 def wire(body: JSON) -> JSON:

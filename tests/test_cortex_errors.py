@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from patches.cortex_errors import explain, explain_failure
+from patches.cortex_errors import context_full, explain, explain_failure
 from tests.cortex_rules import FINAL_ASSISTANT, TOOL_PAIRING
 from tests.cortex_stub import FAULTS
 
@@ -27,11 +27,15 @@ EXPECTED: dict[str, tuple[int, bool, str]] = {
     "too_many": (429, True, "limits"),
     "internal": (500, True, "/compact"),
     "inference_timeout": (503, True, "too long"),
+    "goaway": (503, True, "trying another"),
+    "goaway_200": (503, True, "trying another"),
+    "session_token": (503, True, "make doctor"),
+    "unprocessable": (422, False, ""),
 }
 
 
 def test_every_error_that_the_stand_in_knows_is_expected_here() -> None:
-    assert EXPECTED.keys() == FAULTS.keys()
+    assert EXPECTED.keys() == FAULTS.keys() - {"too_long"}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -49,7 +53,6 @@ def test_an_error_keeps_cortex_s_words_and_gets_status_and_remedy(name: str) -> 
     ("words", "remedy"),
     [
         ("max_tokens is deprecated in favor of max_completion_tokens", "python3 patches/apply_patch.py"),
-        ("max tokens of 64000 exceeded", "max_output_tokens"),
         ("unknown model claude-x", "make doctor"),
         (TOOL_PAIRING, "/compact"),
         (FINAL_ASSISTANT, "/compact"),
@@ -59,6 +62,52 @@ def test_a_refused_request_says_what_mends_it(words: str, remedy: str) -> None:
     told = explain(400, json.dumps({"message": words}))
     assert (told.status, told.kind, told.retry) == (400, "invalid_request_error", False)
     assert remedy in told.message
+
+
+FULL = {
+    "max tokens of 200000 exceeded": (0, 200_000),
+    "max tokens of 1000000 exceeded": (0, 1_000_000),
+    "prompt is too long: 205668 tokens > 200000 maximum": (205_668, 200_000),
+    "messages: prompt is too long": (0, 0),
+    "input length and `max_tokens` exceed context limit: 188240 + 21333 > 200000, decrease input": (188_240, 200_000),
+    "This model's maximum context length is 128000 tokens. However, your messages resulted in 150000": (0, 128_000),
+    "Input tokens exceed the configured limit of 272000 tokens. Your messages resulted in 300000": (0, 272_000),
+    "invalid request parameters: Input is too long for requested model.": (0, 0),
+    '{"code": "context_length_exceeded"}': (0, 0),
+    "too many input tokens": (0, 0),
+}
+
+
+@pytest.mark.parametrize("words", FULL)
+def test_a_full_context_is_said_in_the_words_that_claude_code_compacts_on(words: str) -> None:
+    assert context_full(words, 64_000) == FULL[words]
+    told = explain(400, json.dumps({"message": words}), asked=64_000, count=lambda: 210_000)
+    prompt, window = FULL[words]
+    assert (told.status, told.kind, told.retry) == (400, "invalid_request_error", False)
+    expected = prompt or max(210_000, window + 1)
+    assert told.message == f"prompt is too long: {expected} tokens > {window or expected - 1} maximum"
+
+
+@pytest.mark.parametrize(
+    ("number", "asked", "full"),
+    [
+        (64_000, 64_000, False),
+        (16_384, 64_000, False),
+        (200_000, 64_000, True),
+        (200_000, 500_000, True),
+        (9, None, True),
+    ],
+)
+def test_a_limit_of_the_output_is_no_full_context(number: int, asked: int | None, full: bool) -> None:
+    words = f"max tokens of {number} exceeded"
+    assert (context_full(words, asked) is not None) == full
+    told = explain(400, json.dumps({"message": words}), asked=asked)
+    assert ("max_output_tokens" in told.message) == (not full)
+
+
+@pytest.mark.parametrize("words", ["all requests were throttled by remote service", "the text is long", "max tokens"])
+def test_other_words_are_no_full_context(words: str) -> None:
+    assert context_full(words, 64_000) is None
 
 
 @pytest.mark.parametrize(

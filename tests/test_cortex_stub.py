@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests import cortex_rules as rules
+from tests import recorded
 from tests.cortex_model import Block, PromptCache, Script, Turn, Usage, directives, next_turn, read_script
 from tests.cortex_rules import JSON, Options, Refusal, check_chat, check_messages, thinking_signature
 from tests.cortex_stub import CHAT, DEMO_NOTE, FAULTS, MESSAGES, STATEMENTS, CortexStub, load_public_key
@@ -105,6 +106,15 @@ def image(url: str = f"data:image/png;base64,{PIXEL}") -> JSON:
 
 MARKED: JSON = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}
 
+LOW = {"effort": "low"}
+
+
+def thought(text: str, **detail: str) -> JSON:
+    """An assistant's turn with its thinking, as it stands in an answer of chat completions."""
+    details = [{"type": "reasoning.text", "format": "anthropic-claude-v1", "text": text, **detail}]
+    return {"role": "assistant", "content": "so", "reasoning_details": details}
+
+
 # --- Chat Completions: what is refused ------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[JSON, str]] = {
@@ -172,8 +182,33 @@ REFUSED: dict[str, tuple[JSON, str]] = {
         chat(model="openai-gpt-5.6-sol", tools=[tool()], reasoning_effort="low"),
         "not supported together with tools",
     ),
-    "reasoning with a temperature": (chat(reasoning={"effort": "low"}, temperature=0.5), "must be 1"),
-    "reasoning of an unknown effort": (chat(reasoning={"effort": "max"}), "low, medium or high"),
+    "reasoning with a temperature": (chat(reasoning=LOW, temperature=0.5), rules.THINKING_TEMPERATURE),
+    "reasoning without a temperature": (chat(reasoning=LOW), rules.THINKING_TEMPERATURE),
+    "reasoning of an unknown effort": (chat(reasoning={"effort": "max"}, temperature=1), "low, medium or high"),
+    "reasoning by effort and by tokens": (chat(reasoning={**LOW, "max_tokens": 2000}, temperature=1), "either"),
+    "reasoning with a forced tool": (
+        chat(reasoning=LOW, temperature=1, tools=[tool()], tool_choice="required"),
+        rules.THINKING_FORCED,
+    ),
+    "reasoning after calls without it": (
+        said(USER, calls("a"), result("a"), reasoning=LOW, temperature=1),
+        rules.THINKING_FIRST,
+    ),
+    "thinking that was changed": (
+        said(USER, thought("hm", signature=thinking_signature("ah")), USER),
+        "Invalid `signature`",
+    ),
+    "a temperature on Opus 4.7": (chat(model="claude-opus-4-7", temperature=0.2), "`temperature` is not supported"),
+    "a last assistant on Sonnet 4.6": (
+        said(USER, {"role": "assistant", "content": "{"}, model="claude-sonnet-4-6"),
+        rules.NO_PREFILL,
+    ),
+    "a tool id of another provider": (said(USER, calls("call|1:a.x"), result("call|1:a.x")), "should match pattern"),
+    "a tool id twice": (said(USER, calls("a"), result("a"), calls("a"), result("a")), "must be unique"),
+    "gpt-5-6 in its other spelling": (
+        chat(model="openai-1p-gpt-5.6-sol", tools=[tool()], reasoning_effort="low"),
+        "not supported together with tools",
+    ),
     "no model": (said(USER, model=""), "model"),
     "no messages": (said(), "messages: must not be empty"),
     "an unknown role": (said({"role": "robot", "content": "x"}), "unknown role"),
@@ -186,7 +221,7 @@ REFUSED: dict[str, tuple[JSON, str]] = {
         "JSON object in a string",
     ),
 }  # fmt: skip
-WITH_56 = Options(models={**rules.MODELS, "openai-gpt-5.6-sol": 128_000})
+WITH_56 = Options(models={**rules.MODELS, "openai-gpt-5.6-sol": 128_000, "openai-1p-gpt-5.6-sol": 128_000})
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -229,7 +264,17 @@ ACCEPTED: dict[str, JSON] = {
     ),
     "stop": chat(stop=["END"]),
     "json_object on GPT": chat(model=GPT, response_format={"type": "json_object"}),
-    "reasoning": chat(reasoning={"effort": "low"}, temperature=1),
+    "reasoning": chat(reasoning=LOW, temperature=1),
+    "reasoning by tokens": chat(reasoning={"max_tokens": 2000}, temperature=1),
+    "reasoning on, after a signed thought and its call": said(
+        USER,
+        {**calls("a"), **thought("hm", signature=thinking_signature("hm"))},
+        result("a"),
+        reasoning=LOW,
+        temperature=1,
+    ),
+    "a mark on an assistant's text": said(USER, {"role": "assistant", "content": [MARKED]}, USER),
+    "a temperature of 1 on Opus 4.7": chat(model="claude-opus-4-7", temperature=1),
     "four marks": parts(*[MARKED] * 4),
     "ignored marks": said(
         SYSTEM, USER, {**calls("a"), "cache_control": {"type": "ephemeral"}}, {**result("a"), "cache_control": {}}
@@ -271,6 +316,13 @@ def test_chat_accepts(name: str) -> None:
         (Options(whitespace_is_empty=True), chat(" \n"), "non-empty"),
         (Options(empty_tool_result=True), said(USER, calls("a"), result("a", "")), None),
         (Options(models={"claude-nobody-9": 10}), chat(model="claude-nobody-9"), None),
+        (Options(thinking_needs_temperature=False), REFUSED["reasoning without a temperature"][0], None),
+        (Options(thinking_mid_turn=True), REFUSED["reasoning after calls without it"][0], None),
+        (Options(newest_temperature=True), REFUSED["a temperature on Opus 4.7"][0], None),
+        (Options(prefill=True), REFUSED["a last assistant on Sonnet 4.6"][0], None),
+        (Options(odd_tool_ids=True), REFUSED["a tool id of another provider"][0], None),
+        (Options(refused_fields=["reasoning"]), ACCEPTED["reasoning"], "reasoning is not supported"),
+        (Options(refused_marks=["assistant"]), ACCEPTED["a mark on an assistant's text"], "cache_control: Extra"),
     ],
 )
 def test_each_unsure_line_of_chat_is_a_switch(options: Options, body: JSON, words: str | None) -> None:
@@ -308,7 +360,25 @@ NATIVE_REFUSED: dict[str, tuple[JSON, str]] = {
     ),
     "a mark on top": (native(cache_control={"type": "ephemeral"}), "cache_control: Extra inputs are not permitted"),
     "context_management without its beta": (native(context_management={}), "context_management: Extra inputs"),
-    "output_config without its beta": (native(output_config={"effort": "low"}), "output_config: Extra inputs"),
+    "an effort without its beta": (native(output_config={"effort": "low"}), "output_config.effort: Extra inputs"),
+    "two calls of one id": (
+        turns(
+            ("user", "x"),
+            ("assistant", [use("a")]),
+            ("user", [got("a")]),
+            ("assistant", [use("a")]),
+            ("user", [got("a")]),
+        ),
+        "must be unique",
+    ),
+    "a tool id of another provider": (
+        turns(("user", "x"), ("assistant", [use("call|1")]), ("user", [got("call|1")])),
+        "should match pattern",
+    ),
+    "a last assistant on Sonnet 4.6": (
+        turns(("user", "x"), ("assistant", "{"), model="claude-sonnet-4-6"),
+        rules.NO_PREFILL,
+    ),
     "service_tier": (native(service_tier="auto"), "service_tier: Extra inputs"),
     "max_completion_tokens": (native(max_completion_tokens=5), "max_completion_tokens: Extra inputs"),
     "a field of a message": (native(messages=[{**USER, "name": "x"}]), "messages.0.name: Extra inputs"),
@@ -447,6 +517,8 @@ def test_each_unsure_line_of_messages_is_a_switch() -> None:
     assert check_messages(NATIVE_REFUSED["an hour's cache"][0], V, Options(one_hour_ttl=True)) is None
     assert check_messages(NATIVE_REFUSED["a document"][0], V, Options(documents=True)) is None
     assert "max tokens of 1000" in str(check_messages(native(), V, Options(output_cap=1000)))
+    refused = Options(refused_fields=["thinking"])
+    assert "thinking: Extra inputs" in str(check_messages(native(thinking=BUDGET), V, refused))
 
 
 # --- the token ------------------------------------------------------------------------------------------------------
@@ -564,12 +636,52 @@ def test_claude_answers_in_cortex_s_shape(stub: CortexStub) -> None:
     assert body["id"] == ""
     (choice,) = body["choices"]
     assert choice["finish_reason"] == ""
-    assert choice["message"] == {
-        "role": "assistant",
-        "content": "You said: hello there",
-        "refusal": "",
-        "tool_calls": None,
-    }
+    assert choice["message"]["content"] == "You said: hello there"
+
+
+def shape(value: Any) -> Any:
+    """A value with its lists cut to their first item and its texts, numbers and nulls told by kind only."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shape(item) for item in value[:1]]
+    return "text" if isinstance(value, str) else "number" if isinstance(value, int) else value
+
+
+SHAPES: dict[str, tuple[JSON, JSON]] = {
+    "claude": (recorded.CLAUDE_TEXT, chat()),
+    "claude, a call": (recorded.CLAUDE_CALL, chat('[[tools: Bash {"a": 1}]]', tools=[tool()])),
+    "claude, thinking before a call": (
+        recorded.CLAUDE_THINKING_CALL,
+        chat('[[thinking: hm]] [[tools: Bash {"a": 1}]]', tools=[tool()], reasoning=LOW, temperature=1),
+    ),
+    "gpt": (recorded.GPT_TEXT, chat(model=GPT)),
+    "llama": (recorded.LLAMA_TEXT, chat(model=LLAMA)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_an_answer_has_the_shape_that_was_recorded(stub: CortexStub, name: str) -> None:
+    answer, body = SHAPES[name]
+    assert shape(post(stub, CHAT, body).json()) == shape(answer)
+
+
+@pytest.mark.parametrize("name", ["CLAUDE_STREAM", "CLAUDE_THINKING_STREAM"])
+def test_a_stream_has_the_shapes_that_were_recorded(stub: CortexStub, name: str) -> None:
+    body = chat("[[thinking: hm]] [[text: so]]", stream=True, stream_options={"include_usage": True})
+    if "THINKING" in name:
+        body |= {"reasoning": LOW, "temperature": 1}
+    kinds = {json.dumps(shape(event), sort_keys=True) for event in events(post(stub, CHAT, body))}
+    lines = getattr(recorded, name).splitlines()
+    replayed = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert kinds == {json.dumps(shape(event), sort_keys=True) for event in replayed}
+
+
+def test_a_recorded_answer_is_replayed_as_it_is(stub: CortexStub) -> None:
+    stub.replay = [recorded.GPT_TEXT, recorded.CLAUDE_STREAM]
+    assert post(stub, CHAT, chat()).json() == recorded.GPT_TEXT
+    assert post(stub, CHAT, chat()).text == recorded.CLAUDE_STREAM
+    assert post(stub, CHAT, chat()).json()["choices"][0]["message"]["content"] == "You said: hello"
 
 
 def test_claude_streams_in_cortex_s_shape(stub: CortexStub) -> None:
@@ -584,8 +696,8 @@ def test_claude_streams_in_cortex_s_shape(stub: CortexStub) -> None:
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert {delta["role"] for delta in deltas} == {"assistant"}
     assert deltas[-1]["content"] == ""
-    assert "tool_calls" not in deltas[-1]
-    fragments = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
+    assert deltas[-1]["tool_calls"] is None
+    fragments = [delta["tool_calls"][0] for delta in deltas if delta["tool_calls"]]
     assert {fragment["index"] for fragment in fragments} == {0}
     named = [fragment for fragment in fragments if "id" in fragment]
     assert [fragment["function"]["name"] for fragment in named] == ["Bash", "Read"]
@@ -602,7 +714,7 @@ def test_the_older_shape_is_a_switch(stub: CortexStub) -> None:
     stub.set_options(older_shapes=True)
     chunks = events(post(stub, CHAT, chat(TWO_CALLS, tools=[tool(), tool("Read")], stream=True)))
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
-    fragments = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
+    fragments = [delta["tool_calls"][0] for delta in deltas if delta["tool_calls"]]
     assert {delta["role"] for delta in deltas} == {""}
     assert {fragment["type"] for fragment in fragments if "id" in fragment} == {""}
     assert fragments[-1]["function"] == {"name": "Read", "arguments": ""}
@@ -623,7 +735,7 @@ def test_gpt_answers_in_the_ordinary_shape(stub: CortexStub) -> None:
 def test_thinking_comes_when_it_is_asked_for(stub: CortexStub) -> None:
     prompt = "[[thinking: hm]] [[text: so]]"
     assert "reasoning_details" not in post(stub, CHAT, chat(prompt)).text
-    body = chat(prompt, reasoning={"effort": "low"})
+    body = chat(prompt, reasoning=LOW, temperature=1)
     (detail,) = post(stub, CHAT, body).json()["choices"][0]["message"]["reasoning_details"]
     assert detail == {
         "type": "reasoning.text",
@@ -636,7 +748,50 @@ def test_thinking_comes_when_it_is_asked_for(stub: CortexStub) -> None:
     deltas = [chunk["choices"][0]["delta"] for chunk in events(post(stub, CHAT, {**body, "stream": True}))]
     details = [delta["reasoning_details"][0] for delta in deltas if "reasoning_details" in delta]
     assert "".join(part["text"] for part in details) == "hm"
-    assert details[-1]["signature"] == thinking_signature("hm")
+    assert not any("signature" in part for part in details)
+    stub.set_options(signed_streams=True)
+    assert thinking_signature("hm") in post(stub, CHAT, {**body, "stream": True}).text
+
+
+def test_empty_keys_in_a_stream_are_a_switch(stub: CortexStub) -> None:
+    body = chat(TWO_CALLS, tools=[tool(), tool("Read")], stream=True)
+    assert '"custom"' not in post(stub, CHAT, body).text
+    stub.set_options(stream_extras=True)
+    deltas = [chunk["choices"][0]["delta"] for chunk in events(post(stub, CHAT, body))]
+    assert all(call["custom"] == recorded.EMPTY_CUSTOM for delta in deltas for call in delta["tool_calls"] or ())
+    assert all(delta["function_call"] == {"arguments": "", "name": ""} for delta in deltas)
+
+
+@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+def test_a_prompt_over_the_window_is_refused_in_cortex_s_words(stub: CortexStub, path: str) -> None:
+    stub.set_options(windows={CLAUDE: 6000})
+    body = chat("x" * 4 * 3000, max_completion_tokens=2000) if path == CHAT else native("x" * 4 * 3000, max_tokens=2000)
+    assert post(stub, path, body).status_code == 200
+    stub.set_options(windows={CLAUDE: 4000})
+    assert post(stub, path, body).json()["message"] == "max tokens of 4000 exceeded"
+    assert stub.requests[-1]["overflow"]
+    stub.set_options(window_counts_output=False)
+    assert post(stub, path, body).status_code == 200
+    stub.set_options(windows={CLAUDE: 2000})
+    assert post(stub, path, body).status_code == 400
+
+
+def test_windows_are_as_documented() -> None:
+    large = {name for name in rules.MODELS if Options().window(name) == 1_000_000}
+    assert large == set(rules.LARGE)
+    assert Options().window("claude-haiku-4-5") == 200_000
+
+
+def test_an_answer_without_content_and_an_odd_stream_are_faults(stub: CortexStub) -> None:
+    stub.fault("done_only", times=2, route="chat")
+    assert post(stub, CHAT, chat(stream=True)).text == "data: [DONE]\n\n"
+    assert post(stub, CHAT, chat()).json()["choices"][0]["message"]["content"] == ""
+    stub.fault("done_only", times=1, route="messages")
+    assert "content_block_delta" not in post(stub, MESSAGES, native(stream=True)).text
+    stub.fault("odd_sse", times=1)
+    odd = post(stub, CHAT, chat(stream=True)).text
+    assert odd.startswith(": keep-alive\n\nevent: ping\n\ndata:\n\ndata: {")
+    assert odd.endswith("data: [DONE]")
 
 
 @pytest.mark.parametrize(("asked", "given"), [({}, 4096), ({"max_completion_tokens": 7}, 7)])
@@ -751,6 +906,11 @@ STATUSES = {
     "not_in_region": (400, f"model {CLAUDE} is not available"),
     "expired_token": (401, "expired"),
     "wrong_token_type": (401, "OAuth"),
+    "goaway": (503, "GOAWAY"),
+    "goaway_200": (200, "GOAWAY"),
+    "session_token": (200, "expired"),
+    "unprocessable": (422, "invalid request parameters"),
+    "too_long": (400, "max tokens of 200000 exceeded"),
 }
 
 
@@ -974,6 +1134,25 @@ def test_the_usage_view_wants_a_warehouse(stub: CortexStub) -> None:
     assert query(stub).status_code == 422
     assert query(stub, warehouse="WH").status_code == 200
     assert query(stub, "SELECT CURRENT_USER() AS ME, CURRENT_ACCOUNT(), 1").json()["data"] == [["ME", "ORG-ACC", "1"]]
+
+
+def test_the_account_lists_its_models_in_upper_case(stub: CortexStub) -> None:
+    stub.set_options(models={"claude-opus-5": 1, "openai-gpt-5": 1})
+    answer = query(stub, "SHOW CORTEX BASE MODELS IN SCHEMA SNOWFLAKE.MODELS").json()
+    names = [column["name"] for column in answer["resultSetMetaData"]["rowType"]]
+    rows = [dict(zip(names, row, strict=True)) for row in answer["data"]]
+    assert [row["name"] for row in rows] == ["CLAUDE-OPUS-5", "OPENAI-GPT-5"]
+    assert json.loads(rows[0]["cross_region_availability"]) == ["ANY_REGION"]
+    assert rows[0]["lifecycle_status"] == "GA"
+    liked = query(stub, "SHOW CORTEX BASE MODELS LIKE 'claude%' IN SCHEMA SNOWFLAKE.MODELS").json()["data"]
+    assert [row[1] for row in liked] == ["CLAUDE-OPUS-5"]
+    assert query(stub, "SHOW CORTEX BASE MODELS").json()["data"] == [], "as seen on the service"
+
+
+def test_the_account_tells_its_cross_region_setting(stub: CortexStub) -> None:
+    stub.cross_region = "ANY_REGION"
+    (row,) = query(stub, "SHOW PARAMETERS LIKE 'CORTEX_ENABLED_CROSS_REGION' IN ACCOUNT").json()["data"]
+    assert row[:2] == ["CORTEX_ENABLED_CROSS_REGION", "ANY_REGION"]
 
 
 def test_desc_user_shows_the_fingerprints(stub: CortexStub) -> None:

@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import ssl
+import stat
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 import auto_refresh
+import claude_check
 import doctor
 import point_claude
 from doctor import Finding, Probe, examine, look
@@ -33,6 +35,7 @@ from patches import apply_patch
 from patches.cortex_errors import explain
 from tests.conftest import ACCOUNT, BUNDLE, TOKEN, USER, SetUp, free_port, wait_until
 from tests.cortex_stub import FAULTS
+from tests.terminal import Terminal
 
 Check = Callable[[doctor.Setup], Iterator[Finding]]
 SECRET = "sk-a-key-that-nobody-may-see-0123456789"
@@ -54,13 +57,15 @@ def findings(set_up: SetUp, check: Check, **environ: str) -> dict[str, Finding]:
 
 
 class FakeProxy(http.server.ThreadingHTTPServer):
-    """Answers as the proxy does, as far as the doctor asks; `models` are what answers, else what the error says."""
+    """Answers as the proxy does, as far as the doctor asks; by model, `refused` is what an error says, `said` a text
+    in place of "OK"."""
 
     daemon_threads = True
 
     def __init__(self, port: int, key: str, *, address: str = "127.0.0.1") -> None:
         self.key, self.asked = key, list[Any]()
         self.refused: dict[str, str] = {}
+        self.said: dict[str, str] = {}
         super().__init__((address, port), FakeAnswers)
 
 
@@ -86,8 +91,14 @@ class FakeAnswers(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(asked)
-        refused = self.server.refused.get(asked["model"])
-        self._say(403 if refused else 200, {"error": {"message": refused}})
+        if refused := self.server.refused.get(asked["model"]):
+            self._say(403, {"error": {"message": refused}})
+            return
+        text = {"type": "text_delta", "text": self.server.said.get(asked["model"], "OK")}
+        events = ({"type": "content_block_delta", "delta": text}, {"type": "message_stop"})
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events))
 
 
 class Stranger(http.server.BaseHTTPRequestHandler):
@@ -246,7 +257,7 @@ def test_a_clock_that_differs_from_snowflake_s_is_named(set_up: SetUp, skew: flo
     assert ("ntp" in clock.mend) == (state != "ok")
 
 
-@pytest.mark.parametrize("fault", sorted(FAULTS.keys() - {"not_in_region"}))
+@pytest.mark.parametrize("fault", sorted(FAULTS.keys() - {"not_in_region", "too_long"}))
 def test_each_error_of_snowflake_is_named_with_its_remedy(set_up: SetUp, fault: str) -> None:
     status, body = FAULTS[fault]
     set_up.stub.fault(fault)
@@ -352,7 +363,8 @@ def test_each_distinct_model_is_asked_once_and_a_family_under_a_made_up_name(set
     rows = yaml.safe_load(set_up.config.read_text())["model_list"]
     assert set(found) == {row["litellm_params"]["model"] for row in rows}
     assert len(server.asked) == len(found)
-    assert all(asked["max_tokens"] <= 16 for asked in server.asked)
+    # Each as Claude Code asks: whatever a bare request would pass by has to be in it.
+    assert all({"tools", "thinking", "system", "stream", "metadata"} <= asked.keys() for asked in server.asked)
     assert found["openai/claude-sonnet-4-6"].state == "ok"
     # Claude Code asks for the family's model by itself; the other one is only offered.
     assert found["openai/claude-opus-4-7"].state == "fail"
@@ -369,6 +381,17 @@ def test_a_model_behind_nothing_but_a_wildcard_is_asked_too(set_up: SetUp) -> No
     assert server.asked[0]["model"] == "claude-opus-doctor"
 
 
+def test_an_answer_without_content_is_none(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set_up.run("auto_refresh.py", "--once").returncode == 0
+    monkeypatch.setattr(claude_check, "PAUSES", (0,))
+    server = FakeProxy(set_up.port, set_up.master_key)
+    server.said["claude-haiku-4-5-20251001"] = ""
+    with serving(server):
+        found = findings(set_up, doctor.models)["openai/claude-haiku-4-5"]
+    assert (found.state, found.found) == ("fail", "an answer without text and without a tool call")
+    assert len([asked for asked in server.asked if "haiku" in asked["model"]]) == 2
+
+
 def test_without_a_proxy_no_model_is_blamed(set_up: SetUp) -> None:
     assert set_up.run("auto_refresh.py", "--once").returncode == 0
     assert findings(set_up, doctor.models) == {"Models": Finding("Models", "skip", "the proxy does not answer")}
@@ -378,9 +401,10 @@ def test_without_a_proxy_no_model_is_blamed(set_up: SetUp) -> None:
 
 
 def test_releases_that_steal_or_are_open_are_refused() -> None:
-    assert "every key" in doctor.litellm_release("1.82.8").found
+    for version in ("1.82.8", "1.107.0"):
+        assert "every key" in doctor.litellm_release(version).found
     assert doctor.litellm_release("1.83.9").state == "fail"
-    other, ours = doctor.litellm_release("1.107.0"), doctor.litellm_release(apply_patch.MADE_FOR)
+    other, ours = doctor.litellm_release("1.199.0"), doctor.litellm_release(apply_patch.MADE_FOR)
     assert (other.state, "requirements.txt" in other.mend) == ("warn", True)
     assert ours.state == "ok"
 
@@ -712,6 +736,175 @@ def test_the_status_of_a_set_up_that_does_not_run_points_to_the_doctor(set_up: S
     assert done.returncode == 1
     assert "make doctor" in done.stdout
     assert "none yet" in done.stdout
+
+
+# ------------------------------------------------------------------- a route that refuses, with the real proxy
+
+
+class Refusing(SetUp):
+    """A running set-up whose Cortex refuses a field of Claude Code's on one of the routes, as its `.env` names it."""
+
+    def refuse(self, field: str, env_file: str = "") -> None:
+        """Cortex refuses this field from now on; `.env` holds these lines, and the proxy has taken them up."""
+        self.stub.set_options(refused_fields=(field,))
+        self.env_file.unlink(missing_ok=True)
+        if env_file:
+            self.env_file.write_text(env_file)
+            self.env_file.chmod(0o600)
+        wanted = "messages" if "messages" in env_file else "chat/completions"
+        wait_until(lambda: self.path().endswith(wanted), 20)
+
+    @property
+    def env_file(self) -> Path:
+        return self.folder / ".env"
+
+    def path(self) -> str:
+        """Where a request goes now."""
+        before = len(self.stub.requests)
+        self.ask("hello", "claude-haiku-4-5")
+        return str(self.stub.requests[before]["path"])
+
+    def at_a_terminal(self) -> Terminal:
+        command = [sys.executable, str(BUNDLE / "doctor.py"), "--wait"]
+        return Terminal(command, {**self.environ, "TERM": "dumb"}, cwd=self.folder, columns=200)
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Refusing]:
+    made = Refusing(tmp_path_factory.mktemp("refusing"))
+    made.start("auto_refresh.py")
+    made.start_proxy()
+    yield made
+    made.close()
+
+
+REFUSED_ON_CHAT = "claude-haiku-4-5: Cortex refuses `reasoning` on chat completions and takes it on the Messages API"
+REFUSED_ON_MESSAGES = "claude-haiku-4-5: Cortex refuses `thinking` on the Messages API and takes it on chat completions"
+
+
+@pytest.mark.real
+def test_a_start_is_not_good_when_only_the_other_route_takes_claude_code_and_says_so_in_one_line(
+    refusing: Refusing,
+) -> None:
+    refusing.refuse("reasoning")
+    done = refusing.run("doctor.py", "--wait")
+    line, where, remedy = done.stdout.splitlines()
+    assert (done.returncode, line, remedy) == (1, f"{REFUSED_ON_CHAT}.", "CLAUDE_ROUTE=messages")
+    assert str(refusing.env_file) in where
+    assert not refusing.env_file.exists()
+    # So does the doctor, of each model.
+    found = json.loads(refusing.run("doctor.py", "--live", "--json").stdout)["findings"]
+    asked = {finding["name"]: finding for finding in found if finding["group"] == "Models"}
+    assert {finding["state"] for finding in asked.values()} == {"warn"}
+    assert asked["openai/claude-haiku-4-5"]["found"] == REFUSED_ON_CHAT.partition(": ")[2]
+    assert not TOKEN.search(done.stdout)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("answer", ["", "y"])
+def test_yes_changes_the_route_and_the_start_ends_well(refusing: Refusing, answer: str) -> None:
+    refusing.refuse("reasoning", "# mine\nexport OTHER='a b'\n")
+    with refusing.at_a_terminal() as person:
+        person.read_until("Switch to it? [Y/n] ")
+        person.type(answer)
+        assert person.finish() == 0, person.screen
+    assert person.screen.count(REFUSED_ON_CHAT) == 1
+    assert "Warning" not in person.screen
+    assert person.screen.endswith("claude-haiku-4-5 on Snowflake Cortex answers.\n")
+    assert refusing.env_file.read_text() == "# mine\nexport OTHER='a b'\nCLAUDE_ROUTE=messages\n"
+    assert stat.S_IMODE(refusing.env_file.stat().st_mode) == 0o600
+    assert refusing.path().endswith("/messages")
+
+
+@pytest.mark.real
+def test_no_keeps_the_route_and_is_not_asked_again(refusing: Refusing) -> None:
+    refusing.refuse("reasoning")
+    with refusing.at_a_terminal() as person:
+        person.read_until("Switch to it? [Y/n] ")
+        person.type("n")
+        assert person.finish() == 0, person.screen
+    assert f"Warning: {REFUSED_ON_CHAT}" in person.screen
+    assert person.screen.endswith("claude-haiku-4-5 on Snowflake Cortex answers.\n")
+    assert refusing.env_file.read_text().splitlines()[-1] == "CLAUDE_ROUTE=chat"
+    assert stat.S_IMODE(refusing.env_file.stat().st_mode) == 0o600
+    with refusing.at_a_terminal() as again:
+        assert again.finish() == 0, again.screen
+    assert "Switch" not in again.screen
+    assert f"Warning: {REFUSED_ON_CHAT}" in again.screen
+
+
+@pytest.mark.real
+def test_a_route_that_the_user_has_chosen_is_kept_with_a_warning_the_other_way_round_too(refusing: Refusing) -> None:
+    refusing.refuse("thinking", "CLAUDE_ROUTE=messages\n")
+    done = refusing.run("doctor.py", "--wait")
+    assert done.returncode == 0, done.stdout
+    assert f"Warning: {REFUSED_ON_MESSAGES}\n" in done.stdout
+    assert "\nCLAUDE_ROUTE=chat\n" in done.stdout
+    assert refusing.env_file.read_text() == "CLAUDE_ROUTE=messages\n"
+    in_the_shell = refusing.run("doctor.py", "--wait", CLAUDE_ROUTE="messages")
+    assert "\nexport CLAUDE_ROUTE=chat\nmake stop start\n" in in_the_shell.stdout
+
+
+@pytest.mark.real
+def test_a_route_that_answers_nothing_at_all_is_no_good_start_also_where_it_is_kept(refusing: Refusing) -> None:
+    refusing.refuse("max_completion_tokens")  # a field of chat completions that nothing can be sent without
+    said = "on chat completions and takes that on the Messages API."
+    with refusing.at_a_terminal() as person:
+        person.read_until("Switch to it? [Y/n] ")
+        person.type("maybe")
+        person.read_until("[Y/n] maybe\nSwitch to it? [Y/n] ")
+        person.type("\x04")
+        assert person.finish() == 1
+    assert said in person.screen
+    assert person.screen.endswith("\nCLAUDE_ROUTE=messages\n")
+    assert not refusing.env_file.exists()
+    with refusing.at_a_terminal() as person:
+        person.read_until("Switch to it? [Y/n] ")
+        person.type("n")
+        assert person.finish() == 1
+    assert "So Claude Code gets no answer." in person.screen
+    done = refusing.run("doctor.py", "--wait")  # asked once, and chosen: now it is one of the things that are wrong
+    assert (done.returncode, "answers." in done.stdout) == (1, False)
+    assert said.rstrip(".") in " ".join(done.stdout.split())
+
+
+@pytest.mark.real
+def test_a_start_is_not_good_when_both_routes_refuse_claude_code(refusing: Refusing) -> None:
+    refusing.refuse("max_tokens", "CLAUDE_ROUTE=messages\n")  # a field that no request can do without
+    refusing.stub.set_options(refused_fields=("max_tokens", "max_completion_tokens"))
+    done = refusing.run("doctor.py", "--wait")
+    assert done.returncode == 1
+    said = " ".join(done.stdout.split())
+    assert "on the Messages API, and on chat completions: max_completion_tokens is not supported" in said
+    assert "answers." not in said
+
+
+def test_a_start_with_a_word_that_is_no_route_says_which_there_are(set_up: SetUp) -> None:
+    done = set_up.run("doctor.py", "--wait", CLAUDE_ROUTE="snowflake")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith("CLAUDE_ROUTE is 'snowflake'; it must be chat ")
+
+
+def test_a_refresher_that_does_not_take_up_the_new_route_is_named(
+    set_up: SetUp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert set_up.run("auto_refresh.py", "--once").returncode == 0
+    monkeypatch.setattr(doctor, "SWITCH_SECONDS", 0)
+    setup = look(set_up.environ, time.time())
+    assert not doctor.switched(setup, "snowflake/claude-haiku-4-5", "claude-haiku-*")
+    assert "make stop start" in capsys.readouterr().out
+
+
+def test_an_answer_that_still_came_by_the_old_route_is_not_the_last_word(
+    set_up: SetUp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert set_up.run("auto_refresh.py", "--once").returncode == 0
+    coming = iter([claude_check.Report("in part", "the old one"), claude_check.Report("whole", "answers")])
+    monkeypatch.setattr(doctor, "check_model", lambda *_: next(coming))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    setup = look(set_up.environ, time.time())
+    assert doctor.switched(setup, "openai/claude-haiku-4-5", "claude-haiku-*")
+    assert capsys.readouterr().out == "claude-haiku-4-5 on Snowflake Cortex answers.\n"
 
 
 # -------------------------------------------------------------------------------------------------- with the real PM2

@@ -20,8 +20,9 @@ import pytest
 import auto_refresh
 from patches import cortex_dialect
 from patches.cortex_answers import IncompleteAnswerError
-from patches.cortex_dialect import Limits
-from patches.cortex_messages import Refusals, WholeAnswer, to_cortex, version_of
+from patches.cortex_dialect import Limits, version_of
+from patches.cortex_messages import WholeAnswer, to_cortex
+from patches.cortex_refusals import Refusals
 from tests import cortex_rules
 from tests.conftest import SetUp, events
 from tests.cortex_rules import JSON, MODELS, Options, check_messages, is_claude, thinking_signature
@@ -311,7 +312,7 @@ def test_every_model_gets_thinking_in_the_form_that_it_takes(model: str, asked: 
     )
     if asked in {None, "disabled"}:
         assert out.get("thinking") == (thinking and {"type": "disabled"})
-        assert out["temperature"] == 0.2
+        assert out.get("temperature") == (0.2 if version_of(model) < (4, 7) else None)
     else:
         adaptive = version_of(model) >= (4, 6)
         assert out["thinking"]["type"] == ("adaptive" if adaptive else "enabled")
@@ -404,10 +405,6 @@ def test_a_schema_with_alternatives_at_its_top_becomes_one_object() -> None:
 # ------------------------------------------------------------------------------------------- what Cortex itself names
 
 
-def refusal(words: str) -> str:
-    return json.dumps({"message": words, "request_id": "1"})
-
-
 def test_a_field_that_cortex_names_is_left_out_from_then_on() -> None:
     asked = body(
         user(text("go")),
@@ -418,11 +415,12 @@ def test_a_field_that_cortex_names_is_left_out_from_then_on() -> None:
     )
     refusals = Refusals()
     for path in ("top_k", "messages.2.content.0.tool_result.is_error", "tools.0.custom.description"):
-        words = refusal(f"{path}: Extra inputs are not permitted")
+        words = f"{path}: Extra inputs are not permitted"
         sent = adapted(asked, refusals=refusals)
-        assert refusals.learn(words, sent, []) != []
-        assert refusals.learn(words, sent, []) != []  # of a request that was under way
-        assert refusals.learn(words, adapted(asked, refusals=refusals), []) == []  # another try would be of no use
+        assert refusals.learn_messages(words, sent, []) != []
+        assert refusals.learn_messages(words, sent, []) != []  # of a request that was under way
+        again = adapted(asked, refusals=refusals)
+        assert refusals.learn_messages(words, again, []) == []  # another try would be of no use
     out = adapted(asked, refusals=refusals)
     assert "top_k" not in out
     assert "is_error" not in said(out)
@@ -435,7 +433,7 @@ def test_a_step_that_names_a_kind_is_passed_over_where_the_block_has_a_field_of_
     asked = {**body(user(text("hi", cache_control=MARK))), "thinking": {"type": "enabled", "budget_tokens": 1024}}
     asked["max_tokens"] = 3000
     for path in ("messages.0.content.0.text.cache_control", "thinking.enabled.budget_tokens"):
-        assert refusals.learn(refusal(f"{path}: Extra inputs are not permitted"), asked, []) != []
+        assert refusals.learn_messages(f"{path}: Extra inputs are not permitted", asked, []) != []
     out, _, _ = to_cortex(asked, limits=Limits(), refusals=refusals)
     assert out["messages"] == [user(text("hi"))]
     assert out["thinking"] == {"type": "enabled"}
@@ -446,7 +444,7 @@ def test_betas_that_were_refused_stay_away_with_what_needs_them() -> None:
     refusals = Refusals()
     out, betas, _ = to_cortex(asked, limits=Limits())
     assert "output_config" in out
-    assert refusals.learn(refusal("invalid beta flag"), out, betas) == ["beta effort-2025-11-24"]
+    assert refusals.learn_messages("invalid beta flag", out, betas) == ["beta effort-2025-11-24"]
     out, betas, _ = to_cortex(asked, limits=Limits(), refusals=refusals)
     assert betas == []
     assert "output_config" not in out
@@ -456,7 +454,7 @@ def test_betas_that_were_refused_stay_away_with_what_needs_them() -> None:
     "words", ["messages.0.role: Extra inputs are not permitted", "model: Extra inputs are not permitted", "no", ""]
 )
 def test_no_answer_of_cortex_takes_out_what_every_request_needs(words: str) -> None:
-    assert Refusals().learn(refusal(words), body(user(text("hi"))), ["a-beta"]) == []
+    assert Refusals().learn_messages(words, body(user(text("hi"))), ["a-beta"]) == []
 
 
 # ----------------------------------------------------------------------------------------------------------- answers
@@ -469,6 +467,45 @@ def test_an_answer_is_whole_with_its_last_event_only() -> None:
     with pytest.raises(IncompleteAnswerError, match="in the middle"):
         list(stream.end())
     assert list(stream.feed(b'{"type":"message_stop"}'))
+    assert list(stream.end()) == []
+
+
+SAID = b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}'
+THOUGHT = b'{"type":"content_block_delta","index":0,"delta":{"type":"thinking_delta","thinking":"a"}}'
+CALLED = b'{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"a","name":"T","input":{}}}'
+
+
+def stopped(reason: str | None) -> bytes:
+    return json.dumps({"type": "message_delta", "delta": {"stop_reason": reason}, "usage": {}}).encode()
+
+
+@pytest.mark.parametrize("reason", ["end_turn", "tool_use", None])
+@pytest.mark.parametrize("events", [[], [THOUGHT], [b'{"type":"content_block_start","content_block":{"type":"text"}}']])
+def test_an_answer_with_neither_text_nor_call_is_none(events: list[bytes], reason: str | None) -> None:
+    stream = WholeAnswer()
+    for event in [*events, stopped(reason)]:
+        list(stream.feed(event))
+    with pytest.raises(IncompleteAnswerError, match="without content"):
+        list(stream.feed(b'{"type":"message_stop"}'))
+    blocks = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": ""}]
+    with pytest.raises(IncompleteAnswerError, match="without content"):
+        WholeAnswer().answer({"content": blocks, "stop_reason": reason})
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        (SAID, "end_turn"),
+        (CALLED, "tool_use"),
+        (THOUGHT, "max_tokens"),
+        (THOUGHT, "stop_sequence"),
+        (THOUGHT, "refusal"),
+    ],
+)
+def test_an_answer_that_something_explains_passes(event: bytes, reason: str) -> None:
+    stream = WholeAnswer()
+    for data in (event, stopped(reason), b'{"type":"message_stop"}'):
+        assert list(stream.feed(data))
     assert list(stream.end()) == []
 
 

@@ -1,7 +1,12 @@
-"""Whole sessions: the real Claude Code, the real LiteLLM and the strict stand-in, which refuses what Cortex refuses."""
+"""Whole sessions: the real Claude Code, the real LiteLLM and the stand-in, in the shape that was recorded.
+
+What nobody knows of the service is a switch of the stand-in (`Options`). A session runs on the strict position of all
+of them and on the other one; what the proxy learns from refusals is in test_odd_answers.py.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SetUp, events
-from tests.cortex_rules import JSON
+from tests.cortex_rules import JSON, Options
 from tests.cortex_stub import CHAT, FAULTS, MESSAGES
 from tests.session import FUTURE, OLD, Session, ask, call, work_all_day
 
@@ -25,11 +30,48 @@ def with_messages_route(template: str) -> str:
     return template.replace("model: openai/claude", "model: snowflake/claude")
 
 
-@pytest.fixture(scope="module", params=PATHS)
+# The other position of each switch that could break a session; `refused_…` and `output_cap` are learnt.
+OTHERWISE = {
+    "claude_stop": "refused",
+    "older_shapes": True,
+    "mark_covers_tool_results": True,
+    "whitespace_is_empty": True,
+    "empty_tool_result": True,
+    "claude_code_beta": True,
+    "full_thinking_beta": True,
+    "one_hour_ttl": True,
+    "documents": True,
+    "thinking_needs_temperature": False,
+    "thinking_mid_turn": True,
+    "signed_streams": True,
+    "stream_extras": True,
+    "prefill": True,
+    "newest_temperature": True,
+    "odd_tool_ids": True,
+    "window_counts_output": False,
+}
+ELSEWHERE = {"models", "windows", "output_cap", "refused_fields", "refused_marks"}
+
+
+def test_every_switch_is_tried_in_both_positions() -> None:
+    strict = Options()
+    assert OTHERWISE.keys() | ELSEWHERE == {field.name for field in dataclasses.fields(Options)}
+    assert not [name for name, value in OTHERWISE.items() if getattr(strict, name) == value]
+
+
+@pytest.fixture(
+    scope="module", params=[(route, way) for route in PATHS for way in ("strict", "otherwise")], ids="-".join
+)
 def session(request: pytest.FixtureRequest, running: SetUp, tmp_path_factory: pytest.TempPathFactory) -> Session:
-    made = Session(running, tmp_path_factory.mktemp("home") / "project", route=PATHS[request.param])
-    with running.template(with_messages_route) if request.param == "messages" else nullcontext():
-        work_all_day(made)
+    route, way = request.param
+    made = Session(running, tmp_path_factory.mktemp("home") / "project", route=PATHS[route])
+    before = running.stub.options
+    running.stub.set_options(**(OTHERWISE if way == "otherwise" else {}))
+    try:
+        with running.template(with_messages_route) if route == "messages" else nullcontext():
+            work_all_day(made)
+    finally:
+        running.stub.options = before
     return made
 
 
@@ -99,16 +141,22 @@ def test_thinking_is_asked_for_at_the_start_of_a_turn_and_shown(running: SetUp) 
     before = len(running.stub.requests)
     for model in (OLD, FUTURE):
         assert running.claude(ask([call("Bash", command="true")], "done"), "--model", model)["result"] == "done"
+    first = [record for record in running.stub.requests[before:] if record["turn"] == 0]
     asked = [record["body"].get("reasoning") for record in running.stub.requests[before:]]
     assert [bool(effort) for effort in asked] == [True, False, True, False]
-    answer = running.ask(
-        "[[thinking: hm]] [[text: so]]",
-        stream=True,
-        max_tokens=3000,
-        thinking={"type": "enabled", "budget_tokens": 1500},
-    )
+    assert {record["body"].get("temperature") for record in first} == {1}
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_thinking_is_shown_with_the_signature_that_came(running: SetUp, signed: bool) -> None:
+    thinking = {"type": "enabled", "budget_tokens": 1500}
+    running.stub.set_options(signed_streams=signed)
+    try:
+        answer = running.ask("[[thinking: hm]] [[text: so]]", stream=True, max_tokens=3000, thinking=thinking)
+    finally:
+        running.stub.set_options(signed_streams=False)
     kinds = [event["delta"]["type"] for event in events(answer) if event["type"] == "content_block_delta"]
-    assert kinds == ["thinking_delta", "signature_delta", "text_delta"]
+    assert kinds == ["thinking_delta", *(["signature_delta"] if signed else []), "text_delta"]
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -233,13 +281,15 @@ def test_what_passes_by_itself_costs_the_user_a_moment(running: SetUp, fault: st
 # -------------------------------------------------------------------------------------------------- counting, listing
 
 
-def test_count_tokens_is_answered_here_and_is_not_too_small(session: Session) -> None:
-    set_up = session.set_up
+def test_count_tokens_is_answered_here_and_is_not_too_small(running: SetUp) -> None:
+    set_up = running
+    # A parameter may be called `type`, as in a tool of Claude Code's own.
+    schema = {"type": "object", "properties": {"type": {"type": "string"}, "source": {"type": "string"}}}
     body = {
         "model": "claude-sonnet-4-5",
         "system": [{"type": "text", "text": "You are helpful. " * 200}],
         "messages": [{"role": "user", "content": f"{Path(__file__).read_text()} [[text: ok]]"}],
-        "tools": [{"name": "T", "description": "t" * 500, "input_schema": {"type": "object", "properties": {}}}],
+        "tools": [{"name": "T", "description": "t" * 500, "input_schema": schema}],
     }
     before = len(set_up.stub.requests)
     counted = set_up.post(body, "/v1/messages/count_tokens").json()["input_tokens"]

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+import configure
 from tests.conftest import ACCOUNT, BUNDLE, USER, free_port, wait_until
+from tests.cortex_rules import Options
 from tests.cortex_stub import CortexStub
 from tests.terminal import Terminal
 from tests.test_readme import blocks
@@ -161,6 +163,29 @@ def test_a_new_user_comes_to_an_answer_with_two_commands_and_two_questions(clone
         again = clone.good("make start", **host)
         assert "Account" not in again
         clone.good("make stop", **host)
+
+
+def test_make_start_asks_for_the_route_that_takes_claude_code_and_a_word_of_the_shell_beats_the_answer(
+    clone: Clone,
+) -> None:
+    key = clone.home / ".ssh" / "snowflake_key.p8"
+    public = configure.make_key_pair(key).read_text()
+    with CortexStub(ACCOUNT, USER, [public], options=Options(refused_fields=("reasoning",))) as stub:
+        configured = {"SNOWFLAKE_ACCOUNT": ACCOUNT, "SNOWFLAKE_USER": USER, "SNOWFLAKE_HOST": stub.url}
+        with clone.terminal("make start", **configured) as person:
+            person.read_until("Switch to it? [Y/n] ")
+            person.type("")
+            assert person.finish(120) == 0, person.screen
+        assert "on Snowflake Cortex answers.\nRun Claude Code on it" in person.screen
+        assert (clone.folder / ".env").read_text().splitlines()[-1] == "CLAUDE_ROUTE=messages"
+        assert "You said: hi" in clone.good("make claude ARGS='-p hi'", **configured)
+        assert stub.requests[-1]["path"].endswith("/messages")
+        clone.good("make stop", **configured)
+        # PM2 hands it on to both processes.
+        said = clone.good("make start", **configured, CLAUDE_ROUTE="chat")
+        assert "Cortex refuses `reasoning` on chat completions" in said
+        assert "export CLAUDE_ROUTE=messages\nmake stop start" in said
+        clone.good("make stop", **configured)
 
 
 def test_without_a_terminal_and_a_configuration_start_says_what_to_set(clone: Clone) -> None:

@@ -1,0 +1,139 @@
+"""What the proxy learns from a refusal, on chat completions. (On Messages: test_messages_route.py.)"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from patches.cortex_refusals import CHAT_FIELDS, MAX_WORDS, Refusals
+from tests.cortex_rules import FINAL_ASSISTANT, NO_PREFILL, THINKING_FIRST, THINKING_TEMPERATURE, TOOL_PAIRING
+
+JSON = dict[str, Any]
+MODEL = "claude-sonnet-4-6"
+MARKED = [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]
+BODY: JSON = {
+    "model": MODEL,
+    "messages": [
+        {"role": "system", "content": MARKED},
+        {"role": "user", "content": MARKED},
+        {"role": "assistant", "content": "y"},
+    ],
+    "max_completion_tokens": 64_000,
+    "temperature": 1,
+    "top_p": 0.5,
+    "reasoning": {"effort": "low"},
+    "reasoning_effort": "low",
+    "stop": ["x"],
+    "response_format": {"type": "json_schema"},
+    "tools": [{"type": "function", "function": {"name": "temperature"}}],
+    "tool_choice": "auto",
+    "stream": True,
+    "stream_options": {"include_usage": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "learned"),
+    [
+        ("temperature is not supported for this model", "temperature"),
+        ("Unsupported parameter: 'top_p'", "top_p"),
+        ("stop is not supported", "stop"),
+        ("stop_sequences: Extra inputs are not permitted", "stop"),
+        ("json schema response format is not supported", "response_format"),
+        ("`tool_choice` may only be auto", "tool_choice"),
+        ("stream_options is not permitted", "stream_options"),
+        ("reasoning_effort is not supported together with tools", "reasoning_effort"),
+    ],
+)
+def test_a_field_that_an_answer_names_is_left_out_for_that_model(words: str, learned: str) -> None:
+    refusals = Refusals()
+    assert refusals.learn_chat(words, BODY) == [f"{learned} for {MODEL}"]
+    assert refusals.chat == {MODEL: {learned}}
+    assert refusals.learn_chat(words, {**BODY, "model": "claude-opus-5"}) != [], "another model is another matter"
+
+
+@pytest.mark.parametrize("words", ["reasoning is not supported here", "thinking is not available", THINKING_FIRST])
+def test_thinking_is_left_out_by_either_of_its_names(words: str) -> None:
+    refusals = Refusals()
+    sent = {key: value for key, value in BODY.items() if key != "reasoning_effort"}
+    assert refusals.learn_chat(words, sent) == [f"reasoning for {MODEL}"]
+
+
+def test_of_a_combination_first_the_lesser_part_goes_and_then_the_greater() -> None:
+    refusals = Refusals()
+    sent = {key: value for key, value in BODY.items() if key != "reasoning_effort"}
+    assert refusals.learn_chat(THINKING_TEMPERATURE, sent) == [f"temperature for {MODEL}"]
+    del sent["temperature"]
+    assert refusals.learn_chat(THINKING_TEMPERATURE, sent) == [f"reasoning for {MODEL}"]
+    del sent["reasoning"]
+    assert refusals.learn_chat(THINKING_TEMPERATURE, sent) == [], "nothing is left: another try would be of no use"
+
+
+@pytest.mark.parametrize(
+    ("words", "roles"),
+    [
+        ("messages.0.content.0.cache_control: Extra inputs are not permitted", ["system"]),
+        ("messages[1]: cache_control is not supported", ["user"]),
+        ("cache_control is not supported for role user", ["user"]),
+        ("cache points are not supported", ["system", "user"]),
+        ("messages.99: cache_control", ["system", "user"]),
+    ],
+)
+def test_a_refused_mark_is_left_out_on_that_role(words: str, roles: list[str]) -> None:
+    refusals = Refusals()
+    assert refusals.learn_chat(words, BODY) == [f"cache_control on {role} for {MODEL}" for role in roles]
+    assert refusals.chat[MODEL] == {f"cache_control {role}" for role in roles}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        TOOL_PAIRING,
+        FINAL_ASSISTANT,
+        NO_PREFILL,
+        "all requests were throttled by remote service",
+        "unknown model temperature",
+        "max tokens of 200000 exceeded",
+        "max tokens of 64000 exceeded",
+        "tools.0.function.parameters.properties.temperature: invalid",
+        "Invalid schema for function 'temperature': stop",
+        "prompt is too long, thinking included",
+        "something about nothing",
+        "",
+    ],
+)
+def test_what_is_about_something_else_teaches_nothing(words: str) -> None:
+    refusals = Refusals()
+    found = refusals.learn_chat(words, {key: BODY[key] for key in BODY if key != "stop"})
+    assert found == []
+    assert not any(refusals.chat.values())
+    assert refusals.limits == {}
+
+
+@pytest.mark.parametrize("route", ["chat", "messages"])
+@pytest.mark.parametrize("words", ["max tokens of 16384 exceeded", "max_tokens: 64000 > 16384, the most there is"])
+def test_a_lower_limit_of_the_output_is_learnt(route: str, words: str) -> None:
+    refusals = Refusals()
+    sent = BODY if route == "chat" else {"model": MODEL, "messages": [], "max_tokens": 64_000}
+    learned = refusals.learn_chat(words, sent) if route == "chat" else refusals.learn_messages(words, sent, [])
+    assert learned == [f"more than 16384 output tokens for {MODEL}"]
+    assert refusals.limits == {MODEL: 16_384}
+
+
+def test_no_answer_takes_out_what_every_request_needs() -> None:
+    assert not CHAT_FIELDS.keys() & {"model", "messages", "tools", "stream", "max_tokens", "max_completion_tokens"}
+    assert Refusals().learn_chat("messages and model are not supported", {"model": MODEL, "messages": []}) == []
+
+
+def test_a_text_without_end_takes_no_longer() -> None:
+    def seconds(text: str) -> float:
+        start = time.process_time()
+        for _ in range(20):
+            Refusals().learn_chat(text, BODY)
+            Refusals().learn_messages(text, {"model": MODEL, "messages": [], "max_tokens": 5}, [])
+        return time.process_time() - start
+
+    text = "a.b-c." * (MAX_WORDS // 6)
+    assert seconds(text * 100) < 20 * seconds(text) + 0.2

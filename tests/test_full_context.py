@@ -1,0 +1,54 @@
+"""A session that fills its context goes on: Claude Code compacts by itself, on either route."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SetUp
+from tests.session import Session, fill_the_context
+
+pytestmark = pytest.mark.real
+
+MODEL = "claude-sonnet-4-6"
+
+
+@pytest.mark.parametrize("route", ["chat", "messages"])
+def test_a_session_that_fills_its_context_goes_on(running: SetUp, tmp_path: Path, route: str) -> None:
+    on_messages = running.template(lambda text: text.replace("model: openai/claude", "model: snowflake/claude"))
+    with on_messages if route == "messages" else nullcontext():
+        session = Session(running, tmp_path / "project")
+        try:
+            fill_the_context(session)
+        finally:
+            running.stub.set_options(windows={})
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_full_context_is_told_in_anthropic_s_words(running: SetUp, stream: bool) -> None:
+    running.stub.set_options(windows={MODEL: 150_000})
+    try:
+        answer = running.ask("x" * 700_000, MODEL, stream=stream)
+    finally:
+        running.stub.set_options(windows={})
+    assert answer.status_code == 400
+    assert answer.headers["x-should-retry"] == "false"
+    error = answer.json()["error"]
+    assert error == {"type": "invalid_request_error", "message": "prompt is too long: 200004 tokens > 150000 maximum"}
+
+
+def test_so_it_is_where_the_answer_had_begun_as_a_good_one(running: SetUp) -> None:
+    words = "prompt is too long: 210000 tokens > 200000 maximum"
+    running.stub.replay = [{"message": words}, f'data: {{"message": "{words}"}}\n\n']
+    whole = running.ask("hello", MODEL)
+    assert (whole.status_code, whole.json()["error"]["message"]) == (400, words)
+    assert words in running.ask("hello", MODEL, stream=True).text
+
+
+def test_too_much_output_is_no_full_context(running: SetUp) -> None:
+    with running.template(lambda text: text.replace("max_output_tokens: 64000", "max_output_tokens: 100000")):
+        answers = [running.ask("hello", MODEL, max_tokens=90_000) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [503, 200], "64000 is what the model takes: learnt"
+    assert running.stub.requests[-1]["body"]["max_completion_tokens"] == 64_000

@@ -1,0 +1,242 @@
+"""Odd answers of the service, through the real proxy: told once, and asked again where that may help."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import SetUp, events
+from tests.cortex_rules import JSON
+from tests.session import OLD, Session, ask, call, work_all_day
+
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("route")]
+ON_CHAT = pytest.mark.parametrize("route", ["chat"], indirect=True)
+
+MODEL = "claude-sonnet-4-6"
+TOOL: JSON = {"name": "Bash", "description": "runs it", "input_schema": {"type": "object", "properties": {}}}
+THINKING: JSON = {"thinking": {"type": "adaptive"}, "max_tokens": 4000}
+ROUTES = ["chat", "messages"]
+
+
+@pytest.fixture(scope="module", params=ROUTES)
+def route(request: pytest.FixtureRequest, running: SetUp) -> Iterator[str]:
+    """Each test on both routes."""
+    if request.param == "chat":
+        yield "chat"
+        return
+    with running.template(lambda text: text.replace("model: openai/claude", "model: snowflake/claude")):
+        yield "messages"
+
+
+def asked_since(running: SetUp, before: int) -> list[JSON]:
+    return running.stub.requests[before:]
+
+
+# ---------------------------------------------------------------------------------------------------- what is no answer
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_without_content_is_an_error_that_may_be_asked_again(running: SetUp, stream: bool) -> None:
+    running.stub.fault("done_only", times=1)
+    answer = running.ask("hello", MODEL, stream=stream)
+    if stream and answer.status_code == 200:
+        last = events(answer)[-1]
+        assert last["type"] == "error"
+        assert "without content" in last["error"]["message"]
+    else:
+        assert answer.status_code == 502
+        assert "x-should-retry" not in answer.headers
+    assert running.ask("[[text: now]]", MODEL).json()["content"][0]["text"] == "now"
+
+
+def test_the_user_of_claude_code_does_not_notice_an_answer_without_content(running: SetUp) -> None:
+    before = len(running.stub.requests)
+    running.stub.fault("done_only", times=1, main=True)
+    assert running.claude(ask([call("Bash", command="true")], "done"))["result"] == "done"
+    assert len(asked_since(running, before)) <= 4
+
+
+def test_a_stream_may_hold_pings_comments_and_no_newline_at_its_end(running: SetUp) -> None:
+    running.stub.fault("odd_sse", times=2)
+    answer = events(running.ask("[[text: all of it]]", MODEL, stream=True))
+    assert "".join(event.get("delta", {}).get("text", "") for event in answer) == "all of it"
+    assert answer[-1]["type"] == "message_stop"
+    tools = events(running.ask('[[tools: Bash {"a": 1}]]', MODEL, stream=True, tools=[TOOL]))
+    assert tools[-2]["delta"]["stop_reason"] == "tool_use"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("fault", ["goaway", "goaway_200", "session_token"])
+def test_a_server_that_goes_away_is_asked_again(running: SetUp, fault: str, stream: bool) -> None:
+    running.stub.fault(fault, times=1)
+    answer = running.ask("hello", MODEL, stream=stream)
+    assert answer.status_code == 503
+    assert "x-should-retry" not in answer.headers
+    words = {"session_token": "session behind this token"}.get(fault, "GOAWAY")
+    assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("body", [b'data: {"code": "392606", "message": "GOAWAY"}\n\n'])
+def test_a_server_that_goes_away_in_a_stream_is_named(running: SetUp, body: bytes) -> None:
+    running.stub.replay = [body.decode()]
+    answer = running.ask("hello", MODEL, stream=True)
+    error = answer.json()["error"] if answer.status_code != 200 else events(answer)[-1]["error"]
+    assert "GOAWAY" in error["message"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_422_is_one_call_and_told_once(running: SetUp, stream: bool) -> None:
+    before = len(running.stub.requests)
+    running.stub.fault("unprocessable", times=1)
+    answer = running.ask("hello", MODEL, stream=stream)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert "invalid request parameters" in answer.json()["error"]["message"]
+    assert answer.headers["x-should-retry"] == "false"
+    assert len(asked_since(running, before)) == 1
+
+
+@ON_CHAT
+def test_words_on_which_litellm_would_ask_again_are_told_once(running: SetUp) -> None:
+    before = len(running.stub.requests)
+    running.stub.set_options(models={})
+    try:
+        answer = running.ask("hello", "claude-Conversation roles must alternate user/assistant")
+    finally:
+        running.stub.set_options(models=type(running.stub.options)().models)
+    assert answer.status_code == 400
+    assert len(asked_since(running, before)) == 1
+
+
+@ON_CHAT
+def test_a_refusal_of_gpt_in_pieces_arrives_whole(running: SetUp) -> None:
+    pieces = ["I can", "not help", " with that."]
+    chunks = [{"choices": [{"index": 0, "delta": {"refusal": piece}}], "id": "x", "model": ""} for piece in pieces]
+    chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "id": "x", "model": ""})
+    running.stub.replay = ["".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"]
+    answer = events(running.ask("hello", MODEL, stream=True))
+    assert "".join(event.get("delta", {}).get("text", "") for event in answer) == "I cannot help with that."
+    assert answer[-2]["delta"]["stop_reason"] == "refusal"
+
+
+# ------------------------------------------------------------------------------------------------ what must not differ
+
+
+@ON_CHAT
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_call_with_empty_keys_arrives_streamed_or_not(running: SetUp, stream: bool) -> None:
+    running.stub.set_options(stream_extras=True)
+    try:
+        answer = running.ask('[[tools: Bash {"a": 1} ; Bash]]', MODEL, stream=stream, tools=[TOOL])
+    finally:
+        running.stub.set_options(stream_extras=False)
+    blocks = [event.get("content_block") for event in events(answer)] if stream else answer.json()["content"]
+    assert [block["name"] for block in blocks if block] == ["Bash", "Bash"]
+
+
+@ON_CHAT
+def test_claude_code_goes_on_with_a_call_that_it_asked_for_again_not_streamed(running: SetUp) -> None:
+    before = len(running.stub.requests)
+    running.stub.fault("cut", times=1, main=True, after=0)
+    assert (
+        running.claude(ask([call("Bash", command="echo 1"), call("Bash", command="echo 2")], "done"))["result"]
+        == "done"
+    )
+    streamed = [record["body"].get("stream", False) for record in asked_since(running, before)]
+    assert streamed[0]
+    assert len(streamed) <= 4
+
+
+@ON_CHAT
+def test_thinking_is_asked_for_in_the_form_that_was_recorded(running: SetUp) -> None:
+    for stream in (True, False):
+        assert running.ask("hello", MODEL, stream=stream, **THINKING).status_code == 200
+        body = running.stub.requests[-1]["body"]
+        assert (body["reasoning"], body["temperature"]) == ({"effort": "medium"}, 1)
+
+
+@pytest.mark.parametrize("model", ["claude-opus-4-7", "claude-sonnet-4-6"])
+def test_an_answer_that_was_begun_is_taken_where_no_prefill_is(running: SetUp, model: str) -> None:
+    body = {"model": model, "max_tokens": 100, "temperature": 0.2}
+    body["messages"] = [{"role": "user", "content": "[[text: so]]"}, {"role": "assistant", "content": "{"}]
+    assert running.post(body).status_code == 200
+
+
+def test_ids_of_another_provider_are_taken_and_stay_the_same(running: SetUp) -> None:
+    def use(identity: str) -> list[JSON]:
+        asked = {"type": "tool_use", "id": identity, "name": "Bash", "input": {}}
+        told = {"type": "tool_result", "tool_use_id": identity, "content": f"of {identity}"}
+        return [{"role": "assistant", "content": [asked]}, {"role": "user", "content": [told]}]
+
+    history: list[JSON] = [{"role": "user", "content": "go"}, *use("call|1:abc.x"), *use("twice"), *use("twice")]
+    sent = []
+    for _ in range(2):
+        asked: JSON = {"model": MODEL, "max_tokens": 100, "messages": history, "tools": [TOOL]}
+        assert running.post(asked).status_code == 200
+        sent.append(running.stub.requests[-1]["body"]["messages"])
+        more = [{"role": "assistant", "content": "well"}, {"role": "user", "content": "[[text: more]]"}]
+        history = [*history, *more]
+    text = json.dumps(sent[0])
+    assert text.count('"call_1_abc_x"') == 2
+    assert text.count('"twice_2"') == 2
+    assert sent[1][: len(sent[0])] == sent[0]
+
+
+@pytest.mark.parametrize("key", ["output_config", "output_format"])
+def test_structured_output_reaches_cortex_on_either_route(running: SetUp, key: str) -> None:
+    schema: JSON = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    schema["additionalProperties"] = False
+    wanted = {"type": "json_schema", "schema": schema}
+    running.ask("hello", MODEL, **({key: {"format": wanted}} if key == "output_config" else {key: wanted}))
+    record = running.stub.requests[-1]
+    assert record["status"] == 200, record
+    sent = record["body"].get("response_format", record["body"].get("output_config"))
+    assert sent.get("json_schema", sent.get("format"))["schema"] == schema
+
+
+# ------------------------------------------------------------------------------------------------- what Cortex refuses
+
+
+@pytest.fixture(scope="module")
+def choosy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SetUp]:
+    """A set-up of its own: what its proxy has learnt stays."""
+    made = SetUp(tmp_path_factory.mktemp("choosy"))
+    made.start("auto_refresh.py")
+    made.start_proxy()
+    yield made
+    made.close()
+
+
+@ON_CHAT
+def test_no_session_ends_on_what_a_model_refuses_on_chat(choosy: SetUp, tmp_path: Any) -> None:
+    """Thinking, stop sequences, a temperature, long answers and marks: each is refused once, and said."""
+    refused = ["reasoning", "temperature", "stop", "response_format"]
+    choosy.stub.set_options(refused_fields=refused, refused_marks=["user"], output_cap=16_384)
+    session = Session(choosy, tmp_path / "project")
+    work_all_day(session)
+    again = choosy.ask("[[text: so]]", "claude-sonnet-5", stop_sequences=["x"], temperature=0.5)
+    assert again.status_code == 503
+    assert "x-should-retry" not in again.headers
+    log = choosy.log("claude_proxy.py")
+    for what in ("reasoning", "cache_control on user", "more than 16384 output tokens"):
+        assert log.count(f"Cortex refused {what} for claude-sonnet-4-6") == 1
+    answer = choosy.ask("[[text: so]]", "claude-sonnet-4-6", **THINKING)
+    assert (
+        answer.headers["x-cortex-left-out"] == "cache_control user, reasoning"
+        or "reasoning" in answer.headers["x-cortex-left-out"]
+    )
+    plain = choosy.ask("[[text: so]]", "claude-sonnet-4-6")
+    assert "reasoning" not in plain.headers.get("x-cortex-left-out", "")
+
+
+@ON_CHAT
+def test_no_session_ends_on_what_a_model_refuses_on_messages(choosy: SetUp, tmp_path: Any) -> None:
+    choosy.stub.set_options(refused_fields=["thinking"], refused_marks=[], output_cap=16_384)
+    with choosy.template(lambda text: text.replace("model: openai/claude", "model: snowflake/claude")):
+        session = Session(choosy, tmp_path / "project")
+        assert session.say(ask([call("Bash", command="true")], "one")) == "one"
+        assert session.say(ask([call("Bash", command="true")], "two"), model=OLD) == "two"
+        answer = choosy.ask("[[text: so]]", MODEL, **THINKING)
+        assert answer.headers["x-cortex-left-out"] == "thinking"
