@@ -624,35 +624,54 @@ def wait(setup: Setup) -> bool:
         if any(find_process(listed, name).get("pm2_env", {}).get("status") in {"errored", "stopped"} for name in NAMES):
             break
         time.sleep(0.5)
-    # The cheapest first. That the region lacks one is no reason to fail, that it lacks all is.
-    rows = [row for row in setup.rows if "*" in row["model_name"]] or setup.rows
-    for row in sorted(rows, key=lambda row: "haiku" not in row["model_name"]):
-        model, name = row["litellm_params"]["model"], row["model_name"]
-        report = check_model(setup, model, name)
+    names, reports = ask_families(setup)
+    for model, report in reports.items():
         if report.better and not setup.settings.claude_route_from:
-            return offer(setup, model, name, report, report.better)
-        if report.answers != "no":
-            greet(setup, model, report)
-            return True
-    wrong = [finding for finding in examine(setup, live=True) if finding.state in {"fail", "warn"}]
-    print(page(wrong, shutil.get_terminal_size().columns, colour=False))
-    return False
+            return offer(setup, model, names[model], reports, report.better)
+    return greet(setup, reports)
 
 
-def greet(setup: Setup, model: str, report: claude_check.Report) -> None:
-    """Say that a model answers, and what there is to know all the same."""
+def ask_families(setup: Setup) -> tuple[dict[str, str], dict[str, claude_check.Report]]:
+    """The models that Claude Code gets by itself, the cheapest first: the row of each, and how it answers."""
+    rows = [row for row in setup.rows if "*" in row["model_name"]] or setup.rows
+    names: dict[str, str] = {}
+    for row in sorted(rows, key=lambda row: "haiku" not in row["model_name"]):
+        names.setdefault(row["litellm_params"]["model"], row["model_name"])
+    with ThreadPoolExecutor(4) as pool:
+        asked = pool.map(lambda pair: check_model(setup, *pair), names.items())
+        return names, dict(zip(names, asked, strict=True))
+
+
+def greet(setup: Setup, reports: Mapping[str, claude_check.Report]) -> bool:
+    """Say which models answer, and what there is to know all the same; or, when none does, what is wrong. That the
+    region lacks one model is no reason to fail, that it lacks all is."""
+    if not any(report.answers != "no" for report in reports.values()):
+        wrong = [finding for finding in examine(setup, live=True) if finding.state in {"fail", "warn"}]
+        print(page(wrong, shutil.get_terminal_size().columns, colour=False))
+        return False
     warnings = [finding for finding in processes(setup) if finding.state == "warn"]
-    bare = model.partition("/")[2]
-    if report.answers == "in part":
-        warnings.append(Finding(bare, "warn", report.found, report.remedy))
+    same: dict[tuple[str, str], list[str]] = {}
+    for model, report in reports.items():
+        if report.answers != "whole":
+            same.setdefault((report.found, report.remedy), []).append(model.partition("/")[2])
+    warnings += [Finding(", ".join(names), "warn", *words) for words, names in same.items()]
     for finding in warnings:
         print(f"Warning: {finding.name}: {finding.found}\n{finding.mend}".rstrip())
-    print(f"{bare} on Snowflake Cortex answers.")
+    *first, last = [model.partition("/")[2] for model, report in reports.items() if report.answers != "no"]
+    print(
+        f"{', '.join(first)} and {last} on Snowflake Cortex answer."
+        if first
+        else f"{last} on Snowflake Cortex answers."
+    )
+    return True
 
 
-def offer(setup: Setup, model: str, name: str, report: claude_check.Report, better: claude_check.Route) -> bool:
+def offer(
+    setup: Setup, model: str, name: str, reports: Mapping[str, claude_check.Report], better: claude_check.Route
+) -> bool:
     """Say that the other route is the better one, and change to it if somebody is there who says yes; or keep this one
     and ask no more. Whether Claude Code then works."""
+    report = reports[model]
     print(f"{model.partition('/')[2]}: {report.found}.")
     yes = agrees("Switch to it? [Y/n] ")
     if yes is None:
@@ -668,11 +687,10 @@ def offer(setup: Setup, model: str, name: str, report: claude_check.Report, bett
     setup = look(setup.environ, time.time())
     if yes:
         return switched(setup, f"{CLAUDE_ROUTES[route.word]}/{model.partition('/')[2]}", name)
-    if report.answers == "no":
+    if all(report.answers == "no" for report in reports.values()):
         print(f"So Claude Code gets no answer.\n{report.remedy}")
         return False
-    greet(setup, model, report)
-    return True
+    return greet(setup, reports)
 
 
 def agrees(question: str) -> bool | None:
@@ -707,8 +725,7 @@ def switched(setup: Setup, model: str, name: str) -> bool:
     if report.answers == "no":
         print(f"{model.partition('/')[2]}: {report.found}\n{report.remedy}".rstrip())
         return False
-    greet(setup, model, report)
-    return True
+    return greet(setup, ask_families(setup)[1])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

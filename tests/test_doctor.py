@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import functools
 import http.server
+import itertools
 import json
 import os
 import shutil
@@ -778,6 +779,8 @@ def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Refusing]:
     made.close()
 
 
+ALL = "claude-haiku-4-5, claude-opus-4-7, claude-sonnet-4-6"
+ALL_ANSWER = "claude-haiku-4-5, claude-opus-4-7 and claude-sonnet-4-6 on Snowflake Cortex answer.\n"
 REFUSED_ON_CHAT = "claude-haiku-4-5: Cortex refuses `reasoning` on chat completions and takes it on the Messages API"
 REFUSED_ON_MESSAGES = "claude-haiku-4-5: Cortex refuses `thinking` on the Messages API and takes it on chat completions"
 
@@ -810,7 +813,7 @@ def test_yes_changes_the_route_and_the_start_ends_well(refusing: Refusing, answe
         assert person.finish() == 0, person.screen
     assert person.screen.count(REFUSED_ON_CHAT) == 1
     assert "Warning" not in person.screen
-    assert person.screen.endswith("claude-haiku-4-5 on Snowflake Cortex answers.\n")
+    assert person.screen.endswith(ALL_ANSWER)
     assert refusing.env_file.read_text() == "# mine\nexport OTHER='a b'\nCLAUDE_ROUTE=messages\n"
     assert stat.S_IMODE(refusing.env_file.stat().st_mode) == 0o600
     assert refusing.path().endswith("/messages")
@@ -823,14 +826,14 @@ def test_no_keeps_the_route_and_is_not_asked_again(refusing: Refusing) -> None:
         person.read_until("Switch to it? [Y/n] ")
         person.type("n")
         assert person.finish() == 0, person.screen
-    assert f"Warning: {REFUSED_ON_CHAT}" in person.screen
-    assert person.screen.endswith("claude-haiku-4-5 on Snowflake Cortex answers.\n")
+    assert f"Warning: {ALL}: {REFUSED_ON_CHAT.partition(': ')[2]}" in person.screen
+    assert person.screen.endswith(ALL_ANSWER)
     assert refusing.env_file.read_text().splitlines()[-1] == "CLAUDE_ROUTE=chat"
     assert stat.S_IMODE(refusing.env_file.stat().st_mode) == 0o600
     with refusing.at_a_terminal() as again:
         assert again.finish() == 0, again.screen
     assert "Switch" not in again.screen
-    assert f"Warning: {REFUSED_ON_CHAT}" in again.screen
+    assert f"Warning: {ALL}: {REFUSED_ON_CHAT.partition(': ')[2]}" in again.screen
 
 
 @pytest.mark.real
@@ -838,7 +841,7 @@ def test_a_route_that_the_user_has_chosen_is_kept_with_a_warning_the_other_way_r
     refusing.refuse("thinking", "CLAUDE_ROUTE=messages\n")
     done = refusing.run("doctor.py", "--wait")
     assert done.returncode == 0, done.stdout
-    assert f"Warning: {REFUSED_ON_MESSAGES}\n" in done.stdout
+    assert f"Warning: {ALL}: {REFUSED_ON_MESSAGES.partition(': ')[2]}\n" in done.stdout
     assert "\nCLAUDE_ROUTE=chat\n" in done.stdout
     assert refusing.env_file.read_text() == "CLAUDE_ROUTE=messages\n"
     in_the_shell = refusing.run("doctor.py", "--wait", CLAUDE_ROUTE="messages")
@@ -864,7 +867,7 @@ def test_a_route_that_answers_nothing_at_all_is_no_good_start_also_where_it_is_k
         assert person.finish() == 1
     assert "So Claude Code gets no answer." in person.screen
     done = refusing.run("doctor.py", "--wait")  # asked once, and chosen: now it is one of the things that are wrong
-    assert (done.returncode, "answers." in done.stdout) == (1, False)
+    assert (done.returncode, "on Snowflake Cortex" in done.stdout) == (1, False)
     assert said.rstrip(".") in " ".join(done.stdout.split())
 
 
@@ -876,7 +879,21 @@ def test_a_start_is_not_good_when_both_routes_refuse_claude_code(refusing: Refus
     assert done.returncode == 1
     said = " ".join(done.stdout.split())
     assert "on the Messages API, and on chat completions: max_completion_tokens is not supported" in said
-    assert "answers." not in said
+    assert "on Snowflake Cortex" not in said
+
+
+@pytest.mark.real
+def test_a_model_that_does_not_answer_is_named_at_the_start_and_is_no_reason_to_fail(refusing: Refusing) -> None:
+    refusing.refuse("user", "CLAUDE_ROUTE=chat\n")  # which is never sent
+    refusing.stub.missing_models = frozenset({"claude-opus-4-7"})
+    try:
+        done = refusing.run("doctor.py", "--wait")
+    finally:
+        refusing.stub.missing_models = frozenset()
+    assert done.returncode == 0
+    assert "Warning: claude-opus-4-7: Snowflake Cortex: model claude-opus-4-7 is not available" in done.stdout
+    assert "CORTEX_ENABLED_CROSS_REGION" in done.stdout
+    assert done.stdout.endswith("claude-haiku-4-5 and claude-sonnet-4-6 on Snowflake Cortex answer.\n")
 
 
 def test_a_start_with_a_word_that_is_no_route_says_which_there_are(set_up: SetUp) -> None:
@@ -899,12 +916,13 @@ def test_an_answer_that_still_came_by_the_old_route_is_not_the_last_word(
     set_up: SetUp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert set_up.run("auto_refresh.py", "--once").returncode == 0
-    coming = iter([claude_check.Report("in part", "the old one"), claude_check.Report("whole", "answers")])
+    whole = claude_check.Report("whole", "answers")
+    coming = itertools.chain([claude_check.Report("in part", "the old one")], itertools.repeat(whole))
     monkeypatch.setattr(doctor, "check_model", lambda *_: next(coming))
     monkeypatch.setattr(time, "sleep", lambda _: None)
     setup = look(set_up.environ, time.time())
     assert doctor.switched(setup, "openai/claude-haiku-4-5", "claude-haiku-*")
-    assert capsys.readouterr().out == "claude-haiku-4-5 on Snowflake Cortex answers.\n"
+    assert capsys.readouterr().out == ALL_ANSWER
 
 
 # -------------------------------------------------------------------------------------------------- with the real PM2

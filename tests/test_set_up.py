@@ -148,7 +148,7 @@ def test_a_new_user_comes_to_an_answer_with_two_commands_and_two_questions(clone
         assert statement[0] in refused
         stub.register_key(statement[1])
         assert person.finish(120) == 0
-        for words in ("Snowflake takes the key of MYORG-MYACCT.JANE.", "on Snowflake Cortex answers.", "--settings"):
+        for words in ("Snowflake takes the key of MYORG-MYACCT.JANE.", "on Snowflake Cortex answer.", "--settings"):
             assert words in person.screen
         assert "You said: hi" in clone.good("make claude ARGS='-p hi'", **host)
 
@@ -176,7 +176,7 @@ def test_make_start_asks_for_the_route_that_takes_claude_code_and_a_word_of_the_
             person.read_until("Switch to it? [Y/n] ")
             person.type("")
             assert person.finish(120) == 0, person.screen
-        assert "on Snowflake Cortex answers.\nRun Claude Code on it" in person.screen
+        assert "on Snowflake Cortex answer.\nRun Claude Code on it" in person.screen
         assert (clone.folder / ".env").read_text().splitlines()[-1] == "CLAUDE_ROUTE=messages"
         assert "You said: hi" in clone.good("make claude ARGS='-p hi'", **configured)
         assert stub.requests[-1]["path"].endswith("/messages")
