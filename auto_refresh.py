@@ -307,8 +307,8 @@ _REGION = re.compile(r"[a-z]{2,}(-[a-z]+)+-?\d+$|.*(west|north|east|south|centra
 def parse_account(text: str) -> tuple[str, str]:
     """Read an account identifier, host name or URL; return (account for the claims, default host).
 
-    `ORG-ACCOUNT` and `ORG.ACCOUNT` give ORG-ACCOUNT; `LOCATOR.region[.cloud]` gives LOCATOR (source: key-pair
-    authentication in Snowflake's SQL API documentation; its connector cuts `.global` names at the first hyphen).
+    `ORG-ACCOUNT` and `ORG.ACCOUNT` give ORG-ACCOUNT; `LOCATOR.region[.cloud]` gives LOCATOR
+    (docs/cortex.md#jwt-account).
     Raises ConfigError when the text is no identifier or could be read both ways.
     """
     name = text.strip().lower()
@@ -446,7 +446,8 @@ def fingerprint(key: rsa.RSAPrivateKey) -> str:
 
 
 def claims(account: str, user: str, key_fingerprint: str, now: float) -> dict[str, str | int]:
-    """The four claims of a key-pair JWT; `now` in seconds since the epoch, cut to whole ones as Snowflake wants."""
+    """The four claims of a key-pair JWT (docs/cortex.md#jwt-claims, docs/cortex.md#jwt-hour); `now` in seconds since
+    the epoch, cut to whole ones."""
     subject = f"{account.upper()}.{user.upper()}"
     issued = int(now)
     return {"iss": f"{subject}.{key_fingerprint}", "sub": subject, "iat": issued, "exp": issued + TOKEN_SECONDS}

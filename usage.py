@@ -59,7 +59,8 @@ NUMBERS = {  # our name: the statement's column
 
 
 def statement(days: int) -> str:
-    """The SQL for the last `days` times 24 hours: newest day first, in it the largest total first."""
+    """The SQL for the last `days` times 24 hours: newest day first, in it the largest total first
+    (docs/cortex.md#sql-usage-view)."""
     return f"""\
 SELECT
     TO_CHAR(START_TIME, 'YYYY-MM-DD') AS USAGE_DATE,

@@ -59,6 +59,7 @@ CASES = (
         retry=True,
         becomes=503,
     ),
+    # docs/cortex.md#status-throttled
     _Case(400, r"throttled by remote service", "Cortex is busy; trying again.", retry=True, becomes=429),
     _Case(
         400,
@@ -89,6 +90,7 @@ CASES = (
         r"toolUse|final position",
         "Cortex does not take this conversation's tool calls. /compact or /clear starts afresh; please report it.",
     ),
+    # docs/cortex.md#status-unauthorized, docs/cortex.md#status-budget, docs/cortex.md#status-forbidden, and so on
     _Case(401, r"390303|OAuth", "Something on the way changed the token's type: a gateway, or SNOWFLAKE_HOST. " + _KEY),
     _Case(401, r"", _KEY),
     _Case(402, r"", "The budget of this account or user for Cortex is used up: an administrator can raise it."),
@@ -160,7 +162,8 @@ def context_full(words: str, asked: int | None = None) -> tuple[int, int] | None
 
 
 def words_of(body: str) -> tuple[str, str]:
-    """(code, message) of Snowflake's envelope; another body is its own message, a web page is named as one."""
+    """(code, message) of Snowflake's envelope (docs/cortex.md#status-envelope); another body is its own message, a web
+    page is named as one."""
     try:
         envelope = json.loads(body)
         return str(envelope.get("code") or envelope.get("error_code") or ""), str(envelope["message"])

@@ -28,7 +28,8 @@ from patches.cortex_answers import RequestFacts
 
 MARGIN_SECONDS = 60  # a token this close to its end could be dead when it arrives
 NEW_TOKEN_SECONDS = 120  # refused this soon after its signature, it is refused for good: a newer one is no better
-SKEW_SECONDS = 30  # Snowflake's tolerance is not documented; a clock that is set by the network is within a second
+# Snowflake's tolerance is not documented (docs/cortex.md#jwt-ahead); a clock set by the network is within a second.
+SKEW_SECONDS = 30
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
