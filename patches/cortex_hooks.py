@@ -201,9 +201,7 @@ class CortexHooks(CustomLogger):
         """Look at one answer of Cortex before anybody has read it, and repair it in place; others pass as they are."""
         call = current_call.get()
         path = response.request.url.path
-        if call is None:
-            return
-        if call.facts is None:
+        if call is None or call.facts is None:
             return
         if path.endswith("/cortex/v1/messages"):
             route: Route = cortex_messages.WholeAnswer()
@@ -215,9 +213,7 @@ class CortexHooks(CustomLogger):
             await repair(response, call, route)
             return
         await response.aread()
-        # On chat completions LiteLLM asks again by itself after a 422 and after some words: here one call is one
-        # answer. On Messages it does so for thinking that was signed for another account, without it, and that is
-        # welcome.
+        # After a 422 LiteLLM asks again by itself; here one call is one answer.
         status = 400 if response.status_code == 422 else response.status_code
         call.answer = (status, response.text)
         if status == 401:
@@ -225,8 +221,6 @@ class CortexHooks(CustomLogger):
         elif status == 400:
             self._learn(response, call)
         response.status_code = status
-        if not path.endswith("/messages"):
-            response._content = b'{"error": {"message": "see the answer of Cortex"}}'
 
     def _learn(self, response: httpx.Response, call: Call) -> None:
         request = response.request

@@ -99,18 +99,6 @@ def test_a_422_is_one_call_and_told_once(running: SetUp, stream: bool) -> None:
 
 
 @ON_CHAT
-def test_words_on_which_litellm_would_ask_again_are_told_once(running: SetUp) -> None:
-    before = len(running.stub.requests)
-    running.stub.set_options(models={})
-    try:
-        answer = running.ask("hello", "claude-Conversation roles must alternate user/assistant")
-    finally:
-        running.stub.set_options(models=type(running.stub.options)().models)
-    assert answer.status_code == 400
-    assert len(asked_since(running, before)) == 1
-
-
-@ON_CHAT
 def test_a_refusal_of_gpt_in_pieces_arrives_whole(running: SetUp) -> None:
     pieces = ["I can", "not help", " with that."]
     chunks = [{"choices": [{"index": 0, "delta": {"refusal": piece}}], "id": "x", "model": ""} for piece in pieces]
