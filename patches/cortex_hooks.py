@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # LiteLLM loads
 from auto_refresh import ConfigError, say
 from patches import cortex_dialect, cortex_messages
 from patches.cortex_answers import EventLines, IncompleteAnswerError, RequestFacts, StreamFix, fix_answer
-from patches.cortex_errors import context_full, words_of
+from patches.cortex_errors import words_of
 from patches.cortex_refusals import Refusals, without
 from patches.live_config import Call, LiveConfig, current_call, is_cortex, live
 
@@ -225,8 +225,6 @@ class CortexHooks(CustomLogger):
     def _learn(self, response: httpx.Response, call: Call) -> None:
         request = response.request
         words, sent = words_of(response.text)[1], json.loads(request.content)
-        if context_full(words, call.facts.limit if call.facts else None):
-            return
         if request.url.path.endswith("/messages"):
             learned = self.refusals.learn_messages(words, sent, request.headers.get("anthropic-beta", "").split(","))
         else:

@@ -73,7 +73,8 @@ class Refusals:
         words = _IN_TOOLS.sub("", words)
         known = self.chat.setdefault(model, set())
         for name, pattern in CHAT_FIELDS.items():
-            if name in sent and name not in known and pattern.search(words):
+            # Known or not: a request that was under way when it was learnt needs another try as well, and no more.
+            if name in sent and pattern.search(words):
                 known.add(name)
                 return [f"{name} for {model}"]
         if _MARKS.search(words):

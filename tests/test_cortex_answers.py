@@ -86,7 +86,7 @@ def test_a_usage_that_is_right_already_stays() -> None:
     assert openai_usage(None) == {}
 
 
-@pytest.mark.parametrize("body", [{"message": "what"}, {"choices": [{}]}, {"choices": None}])
+@pytest.mark.parametrize("body", [{"message": "what"}, {"choices": [{}]}, {"choices": None}, {"choices": []}])
 def test_what_is_no_answer_is_said_to_be_none(body: JSON) -> None:
     with pytest.raises(IncompleteAnswerError):
         fix_answer(body, RequestFacts())
@@ -185,6 +185,8 @@ def test_an_answer_with_neither_text_nor_call_is_none(
     if empty:
         with pytest.raises(IncompleteAnswerError, match="without content"):
             read()
+        with pytest.raises(IncompleteAnswerError, match="without content"):
+            fix_answer(whole({"reasoning_details": thought}, reason="tool_calls"), facts)
     else:
         assert read()
 
@@ -207,6 +209,9 @@ def test_a_service_s_own_error_in_a_stream_is_kept_for_who_explains_it() -> None
     with pytest.raises(IncompleteAnswerError) as error:
         fixed([b'{"message": "GOAWAY received", "code": "392606"}'])
     assert json.loads(error.value.body) == {"code": "392606", "message": "GOAWAY received"}
+    with pytest.raises(IncompleteAnswerError) as error:
+        fixed([b'{"error_code": "392606", "error": {"message": "gone"}}'])
+    assert json.loads(error.value.body) == {"code": "392606", "message": "gone"}
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])

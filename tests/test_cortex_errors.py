@@ -64,6 +64,11 @@ def test_a_refused_request_says_what_mends_it(words: str, remedy: str) -> None:
     assert remedy in told.message
 
 
+def test_a_code_is_enough_to_name_a_server_that_goes_away() -> None:
+    assert explain(502, '{"error_code": 392606, "message": "gone"}').status == 503
+    assert explain(200, '{"code": "390112", "message": "gone"}').retry
+
+
 FULL = {
     "max tokens of 200000 exceeded": (0, 200_000),
     "max tokens of 1000000 exceeded": (0, 1_000_000),

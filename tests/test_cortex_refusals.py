@@ -71,6 +71,13 @@ def test_of_a_combination_first_the_lesser_part_goes_and_then_the_greater() -> N
     assert refusals.learn_chat(THINKING_TEMPERATURE, sent) == [], "nothing is left: another try would be of no use"
 
 
+def test_requests_that_were_under_way_together_teach_the_same_thing() -> None:
+    refusals = Refusals()
+    sent = {key: value for key, value in BODY.items() if key != "reasoning_effort"}
+    assert refusals.learn_chat(THINKING_TEMPERATURE, sent) == refusals.learn_chat(THINKING_TEMPERATURE, sent) != []
+    assert refusals.chat == {MODEL: {"temperature"}}
+
+
 @pytest.mark.parametrize(
     ("words", "roles"),
     [
@@ -95,6 +102,8 @@ def test_a_refused_mark_is_left_out_on_that_role(words: str, roles: list[str]) -
         NO_PREFILL,
         "all requests were throttled by remote service",
         "unknown model temperature",
+        "not available in your region, thinking or not",
+        "Invalid `signature` in `thinking` block",
         "max tokens of 200000 exceeded",
         "max tokens of 64000 exceeded",
         "tools.0.function.parameters.properties.temperature: invalid",

@@ -47,6 +47,16 @@ def test_so_it_is_where_the_answer_had_begun_as_a_good_one(running: SetUp) -> No
     assert words in running.ask("hello", MODEL, stream=True).text
 
 
+def test_a_number_that_is_the_output_that_was_asked_for_is_told_as_such(running: SetUp) -> None:
+    running.stub.set_options(windows={MODEL: 100})
+    try:
+        answer = running.ask("hello " * 100, MODEL, max_tokens=100)
+    finally:
+        running.stub.set_options(windows={})
+    assert answer.status_code == 400
+    assert "max_output_tokens" in answer.json()["error"]["message"]
+
+
 def test_too_much_output_is_no_full_context(running: SetUp) -> None:
     with running.template(lambda text: text.replace("max_output_tokens: 64000", "max_output_tokens: 100000")):
         answers = [running.ask("hello", MODEL, max_tokens=90_000) for _ in range(2)]

@@ -85,6 +85,7 @@ def test_a_server_that_goes_away_in_a_stream_is_named(running: SetUp, body: byte
     answer = running.ask("hello", MODEL, stream=True)
     error = answer.json()["error"] if answer.status_code != 200 else events(answer)[-1]["error"]
     assert "GOAWAY" in error["message"]
+    assert "trying another" in error["message"]
 
 
 @pytest.mark.parametrize("stream", [True, False])
