@@ -116,6 +116,7 @@ CASES = (
     _Case(404, r"", "There is no Cortex at this address. Check the account and SNOWFLAKE_HOST: make doctor"),
     _Case(413, r"", "The request is larger than Cortex takes (20 MiB). /compact makes it smaller."),
     _Case(429, r"", "Cortex limits how much this account may ask at once; trying again.", retry=True),
+    _Case(503, r"left out from now on", "Trying again without it.", retry=True),  # our own words, of what was learnt
     _Case(503, r"timed out", "The model took too long; trying again.", retry=True),
     _Case(
         500,

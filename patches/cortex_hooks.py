@@ -34,6 +34,7 @@ from patches import cortex_dialect, cortex_messages
 from patches.cortex_answers import EventLines, IncompleteAnswerError, RequestFacts, StreamFix, fix_answer
 from patches.cortex_errors import words_of
 from patches.cortex_refusals import Refusals, without
+from patches.front_door import printable
 from patches.live_config import Call, LiveConfig, current_call, is_cortex, live
 
 # ----------------------------------------------------------------------------------------------------------- requests
@@ -229,8 +230,9 @@ class CortexHooks(CustomLogger):
             learned = self.refusals.learn_messages(words, sent, request.headers.get("anthropic-beta", "").split(","))
         else:
             learned = self.refusals.learn_chat(words, sent)
+        told = printable(words[:200]).replace("\n", " ")
         for what in learned:
-            self._say_once(f"Cortex refused {what}: left out from now on. Its words: {words[:200]}")
+            self._say_once(f"Cortex refused {what}: left out from now on. Its words: {told}")
         if learned:
             # Worth another try, which Claude Code makes by itself on this status.
             call.answer = (503, json.dumps({"message": f"refused {', '.join(learned)}; left out from now on."}))

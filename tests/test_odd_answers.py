@@ -200,13 +200,14 @@ def choosy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SetUp]:
 
 @ON_CHAT
 def test_no_session_ends_on_what_a_model_refuses_on_chat(choosy: SetUp, tmp_path: Any) -> None:
-    """Thinking, stop sequences, a temperature, long answers and marks: each is refused once, and said."""
-    refused = ["reasoning", "temperature", "stop", "response_format"]
+    """Thinking, stop sequences, long answers and marks: each is refused once, and said."""
+    refused = ["reasoning", "stop", "response_format"]
     choosy.stub.set_options(refused_fields=refused, refused_marks=["user"], output_cap=16_384)
     session = Session(choosy, tmp_path / "project")
     work_all_day(session)
     again = choosy.ask("[[text: so]]", "claude-sonnet-5", stop_sequences=["x"], temperature=0.5)
     assert again.status_code == 503
+    assert again.json()["error"]["message"].endswith("left out from now on.\nTrying again without it.")
     assert "x-should-retry" not in again.headers
     log = choosy.log("claude_proxy.py")
     for what in ("reasoning", "cache_control on user", "more than 16384 output tokens"):
