@@ -625,10 +625,19 @@ def wait(setup: Setup) -> bool:
             break
         time.sleep(0.5)
     names, reports = ask_families(setup)
-    for model, report in reports.items():
-        if report.better and not setup.settings.claude_route_from:
-            return offer(setup, model, names[model], reports, report.better)
+    if not setup.settings.claude_route_from and (better := better_for_all(reports)):
+        model, route = better
+        return offer(setup, model, names[model], reports, route)
     return greet(setup, reports)
+
+
+def better_for_all(reports: Mapping[str, claude_check.Report]) -> tuple[str, claude_check.Route] | None:
+    """The other route, and a model that shows it, where no model works whole on this one and none would lose by it."""
+    if any(
+        report.answers == "whole" or (report.answers == "in part" and not report.better) for report in reports.values()
+    ):
+        return None
+    return next(((model, report.better) for model, report in reports.items() if report.better), None)
 
 
 def ask_families(setup: Setup) -> tuple[dict[str, str], dict[str, claude_check.Report]]:

@@ -32,6 +32,18 @@ class IncompleteAnswerError(Exception):
         self.body = body
 
 
+class EmptyAnswerError(IncompleteAnswerError):
+    """A whole answer with nothing in it (docs/cortex.md#answer-empty)."""
+
+    def __init__(self) -> None:
+        super().__init__("an answer without content")
+
+
+def is_silent(event: Mapping[str, Any]) -> bool:
+    """Whether an event of a stream is none that anybody has to hear: neither an error nor a part of an answer."""
+    return not event.keys() & {"choices", "error", "message", "code", "error_code"}
+
+
 @dataclass(frozen=True)
 class RequestFacts:
     """What was asked, as far as it decides how the answer reads.
@@ -84,7 +96,7 @@ def _fix_choice(choice: JSON, usage: JSON, facts: RequestFacts) -> JSON:
         message["tool_calls"] = calls
     reason = choice.get("finish_reason") or finish_reason(usage, facts, called=bool(calls))
     if is_empty(reason, facts) and not (message["content"] or calls or given.get("refusal")):
-        raise IncompleteAnswerError("an answer without content")
+        raise EmptyAnswerError
     return {"index": choice.get("index") or 0, "message": message, "finish_reason": reason}
 
 
@@ -180,6 +192,8 @@ class StreamFix:
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The data of zero or more events in place of this one; raises IncompleteAnswerError for what is no event."""
+        if self._done:
+            return
         if data == b"[DONE]":
             yield from self._finish()
             yield data
@@ -190,16 +204,18 @@ class StreamFix:
             choices = event.get("choices")
         except (ValueError, AttributeError):
             raise IncompleteAnswerError("an event that is not JSON") from None
+        if is_silent(event):
+            return
         if not isinstance(choices, list):
-            raise IncompleteAnswerError(f"an error in the middle: {_words(event)}", _envelope(event))
-        first, self._head = not self._head, self._head or _head(event, self._facts)
+            raise IncompleteAnswerError(f"an error in the middle: {_words(event)}", data.decode("utf-8", "replace"))
+        self._head = self._head or _head(event, self._facts)
         if event.get("usage"):
             # Held until the end: LiteLLM wants the reason before the numbers, and the numbers decide the reason.
             self._usage = openai_usage(event["usage"])
         for choice in choices:
-            yield from self._fix_choice(choice, first=first)
+            yield from self._fix_choice(choice)
 
-    def _fix_choice(self, choice: JSON, *, first: bool) -> Iterator[bytes]:
+    def _fix_choice(self, choice: JSON) -> Iterator[bytes]:
         delta = choice.get("delta") or {}
         text, refusal = _text(delta.get("content")), delta.get("refusal") or ""
         thinking, signature = _thinking(delta.get("reasoning_details"))
@@ -210,8 +226,8 @@ class StreamFix:
         # A refusal in pieces loses all but its first one in LiteLLM; as text it arrives, and `_finish` says what it is.
         found = {"reasoning_content": thinking, "content": text + refusal, "tool_calls": calls}
         plain = {key: value for key, value in found.items() if value}
-        if plain or first:
-            yield self._event({"role": "assistant", **(plain or {"content": ""})})
+        if plain:  # nothing is passed on before there is something: an answer that stays empty is then an error in time
+            yield self._event({"role": "assistant", **plain})
         if signature:
             # LiteLLM drops an event without text, even an empty one, and the text of an event with a signature.
             block = {"type": "thinking", "thinking": "", "signature": signature}
@@ -228,7 +244,7 @@ class StreamFix:
             reason = finish_reason(self._usage, self._facts, called=self._called, refused=self._refused)
             reason = self._reason if self._reason and not self._refused else reason
             if is_empty(reason, self._facts) and not (self._said or self._called):
-                raise IncompleteAnswerError("an answer without content")
+                raise EmptyAnswerError
             yield self._event({}, reason)
         if self._usage:
             usage = {**self._head, "choices": [], "usage": self._usage}
@@ -258,8 +274,3 @@ def _fix_fragment(call: JSON) -> JSON:
 def _words(event: JSON) -> str:
     error = event.get("error")
     return str((error.get("message") if isinstance(error, dict) else error) or event.get("message") or "no words")
-
-
-def _envelope(event: JSON) -> str:
-    """An error in the middle of a stream as an error's body would say it."""
-    return json.dumps({"code": event.get("code") or event.get("error_code") or "", "message": _words(event)})

@@ -134,7 +134,7 @@ def to_cortex(
     messages = limit_images(messages, note)
     messages = cache_marks(messages) if family == "claude" else without_marks(messages)
     unmarked = without_marks(messages, {name.partition(" ")[2] for name in refused})
-    left_out = [name for name in refused if " " in name and unmarked != messages]
+    left_out = [name for name in refused if name.startswith("cache_control ") and unmarked != messages]
     messages = unmarked
     no_prefill = tools or (family == "claude" and is_adaptive(str(body.get("model", ""))))
     out["messages"] = ends_with_user(messages, note) if no_prefill else messages
@@ -156,7 +156,8 @@ def to_cortex(
     out.update((key, value) for key, value in wanted.items() if key not in refused)
     if family == "claude":
         out = sampling(out, note)
-    out = {key: value for key, value in out.items() if key not in refused}
+    at_one = BESIDE_REASONING if "reasoning" in out else "temperature"
+    out = {key: value for key, value in out.items() if (at_one if key == "temperature" else key) not in refused}
     if family == "claude" and (out.get("response_format") or {}).get("type") == "json_object":
         # "json object response format is not supported" on Claude (live).
         del out["response_format"]
@@ -622,9 +623,11 @@ def stop_sequences(body: Mapping[str, Any], note: Note = _quiet) -> JSON:
 
 
 MIN_BUDGET = 1_024  # the fewest tokens that Claude takes for its thinking
+EFFORT_BUDGETS = {"low": 4_096, "medium": 16_384, "high": 31_999}  # tokens of thinking that an effort stands for
+BESIDE_REASONING = "temperature beside reasoning"  # among what was refused: there it is 1, and needed
 EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
-_GPT_THAT_REASONS = re.compile(r"gpt-[5-9](?!-chat)|(?:^|[-/])o[1-9]")
-_GPT_WITHOUT_EFFORT_BESIDE_TOOLS = re.compile(r"gpt-5[.-]6-")
+_GPT_THAT_REASONS = re.compile(r"gpt-[5-9](?!.*-chat)|(?:^|[-/])o[1-9]")
+_GPT_WITHOUT_EFFORT_BESIDE_TOOLS = re.compile(r"gpt-5[.-]6(?:-|$)")
 NEWEST_SAMPLING = (4, 7)  # from here on Claude takes no temperature but 1
 
 
@@ -647,9 +650,11 @@ def effort(body: Mapping[str, Any], *, family: Family) -> JSON:
         last: JSON = next((message for message in reversed(messages) if message["role"] == "assistant"), {})
         begun = last.get("tool_calls") or messages[-1]["role"] == "assistant"
         forced = choice == "required" or _chosen(choice)
-        room = body.get("max_completion_tokens") or body.get("max_tokens")
-        short = room is not None and room <= MIN_BUDGET
-        return {} if begun or forced or short else {"reasoning": {"effort": wanted}}
+        # How large a budget Cortex makes of an effort is not known; it must be smaller than the whole answer.
+        room = body.get("max_completion_tokens") or body.get("max_tokens") or MAX_OUTPUT_TOKENS
+        fitting = [name for name, budget in EFFORT_BUDGETS.items() if budget < room] or ["low"]
+        wanted = wanted if wanted in fitting else fitting[-1]
+        return {} if begun or forced or room <= MIN_BUDGET else {"reasoning": {"effort": wanted}}
     refused = body.get("tools") and _GPT_WITHOUT_EFFORT_BESIDE_TOOLS.search(model)
     return {"reasoning_effort": wanted} if _GPT_THAT_REASONS.search(model) and not refused else {}
 
@@ -660,8 +665,10 @@ def sampling(body: JSON, note: Note = _quiet) -> JSON:
     out = {key: value for key, value in body.items() if key not in {"temperature", "top_p", "top_k"}}
     if "reasoning" in body:
         return {**out, "temperature": 1}
-    if version_of(str(body.get("model", ""))) < NEWEST_SAMPLING or body.get("temperature") == 1:
+    if version_of(str(body.get("model", ""))) < NEWEST_SAMPLING:
         return body
+    if body.get("temperature") == 1:
+        out["temperature"] = 1
     for key in body:
         if key not in out:
             note(f"{key} dropped: this model takes none")
@@ -676,5 +683,5 @@ def _wanted_effort(body: Mapping[str, Any]) -> str | None:
             return EFFORTS.get(value)
     if thinking.get("type") == "enabled":
         budget = thinking.get("budget_tokens") or 0
-        return "low" if budget <= 4_096 else "medium" if budget <= 16_384 else "high"
+        return next(name for name, most in EFFORT_BUDGETS.items() if budget <= most or name == "high")
     return "medium" if thinking.get("type") == "adaptive" else None

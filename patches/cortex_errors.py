@@ -116,6 +116,7 @@ CASES = (
     _Case(404, r"", "There is no Cortex at this address. Check the account and SNOWFLAKE_HOST: make doctor"),
     _Case(413, r"", "The request is larger than Cortex takes (20 MiB). /compact makes it smaller."),
     _Case(429, r"", "Cortex limits how much this account may ask at once; trying again.", retry=True),
+    _Case(502, r"without content, twice", "The model has nothing to say to this: ask in other words, or /compact."),
     _Case(503, r"left out from now on", "Trying again without it.", retry=True),  # our own words, of what was learnt
     _Case(503, r"timed out", "The model took too long; trying again.", retry=True),
     _Case(
@@ -132,16 +133,17 @@ _UUID = re.compile(r"\[([0-9a-f-]{36})\]")
 
 MAX_OUTPUT_TOKENS = 131_072  # docs/cortex.md#chat-output-limit
 MAX_WORDS = 2_000  # of a text that comes from outside, as far as a pattern sees it
-# How services say that a context is full (docs/cortex.md#status-context-full): Cortex, Anthropic, Bedrock, OpenAI.
+# How services say that a context is full (docs/cortex.md#status-context-full): Cortex, Anthropic, Bedrock, OpenAI. (Not
+# Anthropic's "input length and `max_tokens` exceed context limit": Claude Code knows it, and asks for less output.)
 _WINDOW = re.compile(r"max tokens of (?P<window>\d{1,9}) exceeded")
 _CONTEXT_FULL = (
     re.compile(r"(?i)prompt is too long(?:: (?P<prompt>\d{1,9}) tokens > (?P<window>\d{1,9}))?"),
-    re.compile(r"(?i)exceed context limit: (?P<prompt>\d{1,9}) \+ \d{1,9} > (?P<window>\d{1,9})"),
     re.compile(r"(?i)maximum context length is (?P<window>\d{1,9}) tokens"),
     re.compile(r"(?i)configured limit of (?P<window>\d{1,9}) tokens"),
     re.compile(r"(?i)input is too long|context_length_exceeded|exceeds? the (?:model's )?(?:maximum )?context"),
-    re.compile(r"(?i)too many (?:input|prompt) tokens|input (?:token count|tokens) exceeds?"),
+    re.compile(r"(?i)too many (?:input|prompt) tokens(?! per)|input (?:token count|tokens) exceeds?"),
 )
+_MAY_SAY_SO = frozenset({400, 413, 422, 500, 502})  # 502 is also what an error inside a 200 becomes
 
 
 def context_full(words: str, asked: int | None = None) -> tuple[int, int] | None:
@@ -167,7 +169,11 @@ def words_of(body: str) -> tuple[str, str]:
     page is named as one."""
     try:
         envelope = json.loads(body)
-        return str(envelope.get("code") or envelope.get("error_code") or ""), str(envelope["message"])
+        # Anthropic's and OpenAI's shape has its words one level down.
+        inner = envelope["error"] if isinstance(envelope.get("error"), dict) else envelope
+        code = next((each[key] for each in (envelope, inner) for key in ("code", "error_code") if each.get(key)), "")
+        if code or "message" in inner:
+            return str(code), str(inner.get("message") or "no words")
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     if re.match(r"\s*<", body):
@@ -182,9 +188,9 @@ def explain(status: int, body: str, *, asked: int | None = None, count: Callable
     is full, Claude Code compacts by itself if it is told so in Anthropic's words, with both numbers.
     """
     code, words = words_of(body)
-    if full := context_full(words, asked):
+    if status in _MAY_SAY_SO and (full := context_full(words, asked)):
         prompt, window = full
-        prompt = prompt or max(count(), window + 1)
+        prompt = max(prompt or count(), window + 1)
         message = f"prompt is too long: {prompt} tokens > {window or prompt - 1} maximum"
         return _explained(400, message, retry=False)
     text = f"{code} {words}"[:MAX_WORDS]

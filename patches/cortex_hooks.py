@@ -14,8 +14,11 @@ Security invariants
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +34,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # LiteLLM loads
 
 from auto_refresh import ConfigError, say
 from patches import cortex_dialect, cortex_messages
-from patches.cortex_answers import EventLines, IncompleteAnswerError, RequestFacts, StreamFix, fix_answer
+from patches.cortex_answers import (
+    EmptyAnswerError,
+    EventLines,
+    IncompleteAnswerError,
+    RequestFacts,
+    StreamFix,
+    fix_answer,
+)
 from patches.cortex_errors import words_of
 from patches.cortex_refusals import Refusals, without
 from patches.front_door import printable
@@ -106,7 +116,9 @@ def to_messages(
             "client": client,
         },
         notes,
-        sorted(path[0] for path in refusals.fields if len(path) == 1 and without(kwargs, path) != kwargs),
+        sorted(
+            ".".join(path) for path in refusals.fields.get(bare(kwargs["model"]), ()) if without(kwargs, path) != kwargs
+        ),
     )
 
 
@@ -155,6 +167,7 @@ class CortexHooks(CustomLogger):
             out, notes, call.left_out = to_messages(out, self.refusals, self._messages_client())
             call.facts, call.betas = RequestFacts.of(out), out["extra_headers"].get("anthropic-beta", "")
         elif call_type == CallTypes.acompletion:
+            call.refused = frozenset(self.refusals.chat.get(bare(out["model"]), ()))
             out, notes, call.left_out = to_chat(out, self.refusals)
             call.facts = RequestFacts.of(out)
             self._listen_to_chat()
@@ -214,7 +227,8 @@ class CortexHooks(CustomLogger):
             await repair(response, call, route)
             return
         await response.aread()
-        # After a 422 LiteLLM asks again by itself; here one call is one answer.
+        # After a 422 LiteLLM asks again by itself. (So it does on Messages for thinking that was signed for another
+        # account, without it, and that is welcome.)
         status = 400 if response.status_code == 422 else response.status_code
         call.answer = (status, response.text)
         if status == 401:
@@ -229,7 +243,7 @@ class CortexHooks(CustomLogger):
         if request.url.path.endswith("/messages"):
             learned = self.refusals.learn_messages(words, sent, request.headers.get("anthropic-beta", "").split(","))
         else:
-            learned = self.refusals.learn_chat(words, sent)
+            learned = self.refusals.learn_chat(words, sent, call.refused)
         told = printable(words[:200]).replace("\n", " ")
         for what in learned:
             self._say_once(f"Cortex refused {what}: left out from now on. Its words: {told}")
@@ -276,10 +290,31 @@ async def repair(response: httpx.Response, call: Call, route: Route) -> None:
     raw = await response.aread()
     try:
         response._content = json.dumps(route.answer(json.loads(raw))).encode()
-    except (ValueError, IncompleteAnswerError) as error:
-        told = error.body if isinstance(error, IncompleteAnswerError) else response.text
-        call.answer = (502, told or json.dumps({"message": f"{error}."}))
+    except IncompleteAnswerError as error:
+        not_whole(response.request, call, error)
         response.status_code = 502
+    except ValueError:
+        call.answer = (502, response.text)
+        response.status_code = 502
+
+
+# The conversations that got an empty answer in the last minutes, by digest, and when (monotonic). One more try is worth
+# it; a model that has nothing to say twice says nothing a third time.
+_EMPTY: deque[tuple[str, float]] = deque(maxlen=100)
+EMPTY_SECONDS = 300
+
+
+def not_whole(request: httpx.Request, call: Call, error: IncompleteAnswerError) -> None:
+    """Keep what the front door is to say of an answer that is none."""
+    if error.body:  # the service's own words
+        call.answer = (502, error.body)
+    if isinstance(error, EmptyAnswerError):
+        asked = json.dumps(json.loads(request.content)["messages"], sort_keys=True)
+        digest = hashlib.sha256(asked.encode()).hexdigest()
+        now = time.monotonic()
+        call.final = any(digest == known and now - then < EMPTY_SECONDS for known, then in _EMPTY)
+        _EMPTY.append((digest, now))
+        call.answer = (502, json.dumps({"message": f"{error}{', twice' if call.final else ''}."}))
 
 
 class RepairedStream(httpx.AsyncByteStream):
@@ -288,22 +323,26 @@ class RepairedStream(httpx.AsyncByteStream):
     def __init__(self, response: httpx.Response, call: Call, route: Route) -> None:
         # A response of its own on the same connection: it undoes the compression of a company's proxy.
         self._source = httpx.Response(200, headers=response.headers, stream=response.stream)
-        self._call, self._route = call, route
+        self._request, self._call, self._route = response.request, call, route
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         lines = EventLines()
         try:
             async for piece in self._source.aiter_bytes():
-                if events := [event for data in lines.feed(piece) for event in self._route.feed(data)]:
-                    yield b"".join(events)
+                events: list[bytes] = []
+                try:
+                    for data in lines.feed(piece):
+                        events += self._route.feed(data)
+                finally:  # what came before a broken event, in the same piece, counts
+                    if events:
+                        yield b"".join(events)
             for data in lines.end():
                 for event in self._route.feed(data):
                     yield event
             for event in self._route.end():
                 yield event
         except IncompleteAnswerError as error:
-            if error.body:  # the service's own words, for the front door
-                self._call.answer = (502, error.body)
+            not_whole(self._request, self._call, error)
             raise httpx.RemoteProtocolError(f"the answer of Snowflake Cortex is not whole: {error}") from None
 
     async def aclose(self) -> None:

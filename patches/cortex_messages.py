@@ -15,8 +15,8 @@ from itertools import chain
 from typing import Any
 
 from patches import cortex_dialect
-from patches.cortex_answers import IncompleteAnswerError
-from patches.cortex_dialect import JSON, MIN_BUDGET, Limits, Note, is_adaptive
+from patches.cortex_answers import EmptyAnswerError, IncompleteAnswerError, is_silent
+from patches.cortex_dialect import EFFORT_BUDGETS, JSON, MIN_BUDGET, Limits, Note, is_adaptive
 from patches.cortex_errors import words_of
 from patches.cortex_refusals import Refusals, without
 
@@ -47,8 +47,6 @@ IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 # more is one more that could be refused.
 EFFORT_BETA = "effort-2025-11-24"
 THINKING_BETA = "interleaved-thinking-2025-05-14"
-
-BUDGETS = {"low": 4_096, "medium": 16_384, "high": 31_999}  # for an effort, where a model takes only a budget
 
 
 def to_cortex(
@@ -95,7 +93,7 @@ def to_cortex(
     taken = wanted if wanted and EFFORT_BETA in sent else {}
     out["output_config"] = {**taken, **output_format(body, note)} or None
     out = {key: value for key, value in out.items() if value not in (None, [])}
-    for path in refusals.fields:
+    for path in refusals.fields.get(str(body["model"]).rpartition("/")[2], ()):
         out = without(out, path)
     return {**{key: value for key, value in body.items() if key in keep}, **out}, sent, notes
 
@@ -338,7 +336,7 @@ def thinking(body: Mapping[str, Any], *, asked: object, note: Note) -> JSON | No
         return None
     # A budget of the client's is what it wants; one of ours leaves room for an answer.
     most = int(body.get("max_tokens") or 0) - 1
-    budget = plain.get("budget_tokens") or min(BUDGETS[_effort(body) or "medium"], most // 2)
+    budget = plain.get("budget_tokens") or min(EFFORT_BUDGETS[_effort(body) or "medium"], most // 2)
     budget = min(max(int(budget), MIN_BUDGET), most)
     return {"type": "enabled", "budget_tokens": budget} if budget >= MIN_BUDGET else None
 
@@ -383,9 +381,11 @@ def _effort(body: Mapping[str, Any]) -> str | None:
 
 class WholeAnswer:
     """Answers pass as they are. What is no answer, ends before `message_stop`, or has neither text nor call though
-    nothing explains it (docs/cortex.md#answer-empty), raises IncompleteAnswerError."""
+    nothing explains it (docs/cortex.md#answer-empty), raises IncompleteAnswerError. A stream is held until there is
+    something in it, so that an answer that stays empty is an error in time: Claude Code asks again after that."""
 
     def __init__(self) -> None:
+        self._held: list[bytes] | None = []
         self._ended = self._said = False
         self._reason: object = None
 
@@ -399,26 +399,36 @@ class WholeAnswer:
         return body
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The event of a stream to send on for one line of data."""
+        """The event of a stream to send on for one line of data, or none."""
+        if self._ended or data == b"[DONE]":
+            return
         try:
             event = json.loads(data)
-            kind = event["type"]
-        except KeyError:
-            text = data.decode("utf-8", "replace")
-            raise IncompleteAnswerError(f"an error in the middle: {words_of(text)[1]}", text) from None
-        except (ValueError, TypeError):
+            kind = event.get("type")
+        except (ValueError, AttributeError):
             raise IncompleteAnswerError("an event that is not JSON") from None
+        if kind is None and is_silent(event):
+            return
+        if kind in {None, "error"}:
+            text = data.decode("utf-8", "replace")
+            raise IncompleteAnswerError(f"an error in the middle: {words_of(text)[1]}", text)
         block, delta = event.get("content_block") or {}, event.get("delta") or {}
         self._said = self._said or block.get("type") == "tool_use" or bool(block.get("text") or delta.get("text"))
         self._reason = delta.get("stop_reason") or self._reason
         if kind == "message_stop":
             self._is_answer()
-        self._ended = self._ended or kind in {"message_stop", "error"}
-        yield b"event: %b\ndata: %b\n\n" % (str(kind).encode(), data)
+            self._ended = True
+        event_bytes = b"event: %b\ndata: %b\n\n" % (str(kind).encode(), data)
+        if self._held is not None:
+            self._held.append(event_bytes)
+            if not (self._said or self._ended or delta.get("thinking")):
+                return
+            event_bytes, self._held = b"".join(self._held), None
+        yield event_bytes
 
     def _is_answer(self) -> None:
         if not self._said and self._reason in {None, "end_turn", "tool_use"}:
-            raise IncompleteAnswerError("an answer without content")
+            raise EmptyAnswerError
 
     def end(self) -> Iterator[bytes]:
         """Called when the connection ends; nothing is left to say."""

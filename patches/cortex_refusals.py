@@ -9,26 +9,38 @@ Claude Code asks again by itself. Kept as long as the process. Standard library 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from patches.cortex_dialect import BESIDE_REASONING
 
 JSON = dict[str, Any]
 
 MAX_WORDS = 2_000  # of an answer's text that a pattern may see
 
-# The fields of chat completions that a request can do without, and the words that name them. Of several that one answer
-# names, the first here is left out: the next answer tells whether that was enough.
-CHAT_FIELDS: Mapping[str, re.Pattern[str]] = {
+# The fields that a request can do without, and the words that name them. Of several that one answer names, the first
+# here is left out: the next answer tells whether that was enough.
+FIELDS: Mapping[str, re.Pattern[str]] = {
     "temperature": re.compile(r"temperature", re.IGNORECASE),
     "top_p": re.compile(r"\btop_?p\b", re.IGNORECASE),
+    "top_k": re.compile(r"\btop_?k\b", re.IGNORECASE),
     "reasoning_effort": re.compile(r"reasoning|effort", re.IGNORECASE),
     "reasoning": re.compile(r"reasoning|thinking", re.IGNORECASE),
+    "thinking": re.compile(r"thinking", re.IGNORECASE),
     "stop": re.compile(r"\bstop\b|\bstop.?sequences?\b", re.IGNORECASE),
+    "stop_sequences": re.compile(r"stop.?sequences?", re.IGNORECASE),
     "response_format": re.compile(r"response.?format|json.?schema|structured.?output", re.IGNORECASE),
+    "output_config": re.compile(r"output_(?:config|format)|json.?schema|structured.?output", re.IGNORECASE),
     "tool_choice": re.compile(r"tool.?choice", re.IGNORECASE),
     "stream_options": re.compile(r"stream_options|include_usage", re.IGNORECASE),
 }
+# Only these words say that a field is not taken at all. Others complain of its value, which is the client's to change.
+_NOT_TAKEN = re.compile(
+    r"not (?:\w+ )?(?:supported|permitted|allowed|available|compatible)|not support|unsupported|may not|may only be set"
+    r"|deprecated|\bunknown\b|unrecogni[sz]ed|extra inputs|thinking.{1,3}is enabled",
+    re.IGNORECASE,
+)
 _MARKS = re.compile(r"cache_?control|cache.?point|prompt.?caching", re.IGNORECASE)
 _MARKED_MESSAGE = re.compile(r"messages[.\[](\d{1,6})")
 _ROLE = re.compile(r"\b(assistant|system|user)\b")
@@ -39,61 +51,69 @@ _ABOUT_SOMETHING_ELSE = re.compile(
     re.IGNORECASE,
 )
 # What stands inside tools belongs to the user: a parameter may be called `temperature`.
-_IN_TOOLS = re.compile(r"tools[.\[]\S*|function '[^']*'")
+_IN_TOOLS = re.compile(r"tools[.\[]\S*|(?:function|tool) '[^']*'")
 
 _OUTPUT = re.compile(r"max tokens of (\d{1,9}) exceeded|max_tokens: \d{1,9} > (\d{1,9})")
 _EXTRA = re.compile(r"([\w-]+(?:\.[\w-]+)*): Extra inputs are not permitted")
-# Without one of these a request is none, so no answer of Cortex takes them out.
-_NEEDED = frozenset({"model", "messages", "max_tokens", "role", "content", "type"})
+# Without one of these a request is none, or another one, so no answer of Cortex takes them out.
+_NEEDED = frozenset(
+    {"model", "messages", "max_tokens", "max_completion_tokens", "role", "content", "type", "system", "tools", "stream"}
+    | {"name", "input_schema", "id", "input", "tool_use_id", "text", "source", "data", "media_type", "signature"}
+)
+_MARK_PATHS = (("system", "*"), ("tools", "*"), ("messages", "*", "content", "*"))
 
 
 @dataclass
 class Refusals:
-    """What was refused so far.
+    """What was refused so far, by the bare name of the model.
 
-    `chat` has the fields of chat completions by model, and `cache_control ROLE` for marks; `fields` and `betas` are
-    those of the Messages API; `limits` is the most output tokens of a model where it has named a lower one than was
-    asked for.
+    `chat` has fields of chat completions, `cache_control ROLE` for marks, and `BESIDE_REASONING`; `fields` has paths in
+    a body of the Messages API, and `betas` its betas, of any model; `limits` is the most output tokens of a model where
+    it has named a lower number than was asked for.
     """
 
     chat: dict[str, set[str]] = field(default_factory=dict)
-    fields: set[tuple[str, ...]] = field(default_factory=set)
+    fields: dict[str, set[tuple[str, ...]]] = field(default_factory=dict)
     betas: set[str] = field(default_factory=set)
     limits: dict[str, int] = field(default_factory=dict)
 
-    def learn_chat(self, words: str, sent: JSON) -> list[str]:
+    def learn_chat(self, words: str, sent: JSON, before: Collection[str] = ()) -> list[str]:
         """Remember what a 400 of chat completions names. Returns what the request had of that, in words: another try
-        will be without it. `words` is the answer's message, `sent` the body that was refused."""
+        will be without it.
+
+        `words` is the answer's message, `sent` the body that was refused, and `before` what was known of the model when
+        it left: where that came along all the same, another try would be of no use.
+        """
         words = words[:MAX_WORDS]
         model = str(sent.get("model"))
         if limit := self._learn_limit(words, model, sent.get("max_completion_tokens")):
             return [limit]
-        if _ABOUT_SOMETHING_ELSE.search(words):
-            return []
-        words = _IN_TOOLS.sub("", words)
-        known = self.chat.setdefault(model, set())
-        for name, pattern in CHAT_FIELDS.items():
-            # Known or not: a request that was under way when it was learnt needs another try as well, and no more.
-            if name in sent and pattern.search(words):
-                known.add(name)
-                return [f"{name} for {model}"]
-        if _MARKS.search(words):
-            roles = marked_roles(sent["messages"], words)
-            known |= {f"cache_control {role}" for role in roles}
-            return [f"cache_control on {role} for {model}" for role in roles]
-        return []
+        if not (name := _field_of(words, sent)):
+            roles = marked_roles(sent["messages"], words) if _names_marks(words) else []
+            found = [f"cache_control {role}" for role in roles]
+        else:
+            found = [BESIDE_REASONING if name == "temperature" and "reasoning" in sent else name]
+        new = [each for each in found if each not in before]
+        self.chat.setdefault(model, set()).update(new)
+        return [f"{each.replace('cache_control ', 'cache_control on ')} for {model}" for each in new]
 
     def learn_messages(self, words: str, sent: JSON, betas: Iterable[str]) -> list[str]:
         """The same for the Messages API. "Invalid beta flag" does not say which: all are."""
         words = words[:MAX_WORDS]
-        if limit := self._learn_limit(words, str(sent.get("model")), sent.get("max_tokens")):
+        model = str(sent.get("model"))
+        if limit := self._learn_limit(words, model, sent.get("max_tokens")):
             return [limit]
         paths = [tuple("*" if step.isdigit() else step for step in name.split(".")) for name in _EXTRA.findall(words)]
-        fields = {path for path in paths if path[-1] not in _NEEDED and without(sent, path) != sent}
         flags = {beta for beta in betas if beta} if "invalid beta flag" in words else set()
-        self.fields |= fields
+        if not paths and not flags:
+            name = _field_of(words, sent)
+            marks = [(*place, "cache_control") for place in _MARK_PATHS] if _names_marks(words) else []
+            paths = [(name,)] if name else marks
+        fields = {path for path in paths if path[-1] not in _NEEDED and without(sent, path) != sent}
+        self.fields.setdefault(model, set()).update(fields)
         self.betas |= flags
-        return sorted([*(f"field {'.'.join(path)}" for path in fields), *(f"beta {flag}" for flag in flags)])
+        told = [f"field {'.'.join(path)} for {model}" for path in fields]
+        return sorted([*told, *(f"beta {flag}" for flag in flags)])
 
     def _learn_limit(self, words: str, model: str, asked: object) -> str:
         """docs/cortex.md#chat-output-limit: a number below the one that was asked for is the model's own limit. (A
@@ -104,6 +124,20 @@ class Refusals:
             return ""
         self.limits[model] = limit
         return f"more than {limit} output tokens for {model}"
+
+
+def _field_of(words: str, sent: JSON) -> str:
+    """The field of the body that an answer says is not taken; empty where it is about something else."""
+    if _ABOUT_SOMETHING_ELSE.search(words) or not _NOT_TAKEN.search(words):
+        return ""
+    words = _IN_TOOLS.sub("", words)
+    for tool in sent.get("tools") or ():
+        words = words.replace(str((tool.get("function") or tool).get("name") or "tools"), "")
+    return next((name for name, pattern in FIELDS.items() if name in sent and pattern.search(words)), "")
+
+
+def _names_marks(words: str) -> bool:
+    return bool(_MARKS.search(words) and _NOT_TAKEN.search(words))
 
 
 def marked_roles(messages: Sequence[JSON], words: str) -> list[str]:

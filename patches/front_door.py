@@ -20,7 +20,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from auto_refresh import say
@@ -281,7 +281,8 @@ class FrontDoor:
         if call.trouble is not None:
             return Refusal(401, "authentication_error", call.trouble)
         told = _told(call, count) or explain_failure(status, _message_of(body))
-        return _refusal_of(told, is_new_token=call.token_was_new)
+        refused = _refusal_of(told, is_new_token=call.token_was_new)
+        return replace(refused, final=refused.final or call.final)
 
 
 def _told(call: Call, count: Callable[[], int]) -> Explained | None:

@@ -40,6 +40,8 @@ class Call:
 
     facts: RequestFacts | None = None  # what was asked, as far as it decides how the answer reads
     betas: str = ""  # the only ones that may leave, as their header has them
+    refused: frozenset[str] = frozenset()  # what the model was known to refuse when the request left
+    final: bool = False  # another try would be of no use
     left_out: list[str] = field(default_factory=list)  # what Cortex has refused before, and this request is without
     token: str = field(default="", repr=False)
     token_was_new: bool = False  # when Cortex refused it: a newer one would be no better

@@ -208,10 +208,11 @@ def test_a_refusal_in_pieces_arrives_whole_and_says_what_it_is() -> None:
 def test_a_service_s_own_error_in_a_stream_is_kept_for_who_explains_it() -> None:
     with pytest.raises(IncompleteAnswerError) as error:
         fixed([b'{"message": "GOAWAY received", "code": "392606"}'])
-    assert json.loads(error.value.body) == {"code": "392606", "message": "GOAWAY received"}
+    assert json.loads(error.value.body) == {"message": "GOAWAY received", "code": "392606"}
+    assert fixed([delta(content="a"), b"{}", b'{"type": "ping"}', b'{"status": "busy"}', b"[DONE]", b"{}", b"odd"])
     with pytest.raises(IncompleteAnswerError) as error:
         fixed([b'{"error_code": "392606", "error": {"message": "gone"}}'])
-    assert json.loads(error.value.body) == {"code": "392606", "message": "gone"}
+    assert json.loads(error.value.body) == {"error_code": "392606", "error": {"message": "gone"}}
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])

@@ -682,6 +682,8 @@ def test_only_a_gpt_that_reasons_is_told_an_effort() -> None:
         ("openai-1p-gpt-5.6-luna", None, "low"),
         ("openai-gpt-6-astra", "low", "low"),
         ("openai-gpt-5-chat", None, None),
+        ("openai-gpt-5.1-chat", None, None),
+        ("openai-gpt-5.6", None, "low"),
         ("openai-o4-mini", "low", "low"),
     ]:
         assert cortex(user("x"), model=model, reasoning_effort="low").get("reasoning_effort") == without
@@ -715,9 +717,17 @@ def test_thinking_goes_out_with_the_one_temperature_that_it_takes(asked: float |
     for model in (CLAUDE, "openai/claude-opus-4-7"):
         more: JSON = {} if asked is None else {"temperature": asked}
         out = cortex(user("x"), model=model, thinking={"type": "adaptive"}, max_tokens=4000, top_p=0.5, **more)
-        assert out["reasoning"] == {"effort": "medium"}
+        assert out["reasoning"] == {"effort": "low"}
         assert out["temperature"] == 1
         assert "top_p" not in out
+
+
+@pytest.mark.parametrize(
+    ("room", "effort"), [(4096, "low"), (4097, "low"), (16_385, "medium"), (32_000, "high"), (None, "high")]
+)
+def test_an_effort_leaves_room_for_an_answer(room: int | None, effort: str) -> None:
+    out = cortex(user("x"), thinking={"type": "enabled", "budget_tokens": 31_999}, max_tokens=room)
+    assert out["reasoning"] == {"effort": effort}
 
 
 @pytest.mark.parametrize("room", [1, 1024])
@@ -733,7 +743,8 @@ def test_an_answer_too_short_for_any_thinking_is_not_asked_to_think(room: int) -
 def test_a_temperature_leaves_only_where_the_model_takes_one(model: str, stays: bool) -> None:
     out = cortex(user("x"), model=f"openai/{model}", temperature=0.2, top_p=0.9)
     assert ("temperature" in out) == ("top_p" in out) == stays
-    assert cortex(user("x"), model=f"openai/{model}", temperature=1)["temperature"] == 1
+    out = cortex(user("x"), model=f"openai/{model}", temperature=1, top_p=0.9)
+    assert (out["temperature"], "top_p" in out) == (1, stays)
 
 
 @pytest.mark.parametrize(
@@ -769,8 +780,10 @@ def test_what_a_model_has_refused_leaves_no_more_and_is_told(name: str) -> None:
 
 def test_a_refused_temperature_leaves_the_thinking_and_refused_thinking_leaves_the_temperature() -> None:
     body = {"model": CLAUDE, "messages": [user("x")], "thinking": {"type": "adaptive"}, "temperature": 0.3}
-    out, _, _ = to_cortex(body, family="claude", limits=Limits(), refused={"temperature"})
+    out, _, _ = to_cortex(body, family="claude", limits=Limits(), refused={dialect.BESIDE_REASONING})
     assert (out.get("reasoning"), out.get("temperature")) == ({"effort": "medium"}, None)
+    out, _, _ = to_cortex(body, family="claude", limits=Limits(), refused={"temperature"})
+    assert (out.get("reasoning"), out.get("temperature")) == ({"effort": "medium"}, 1)
     out, _, _ = to_cortex(body, family="claude", limits=Limits(), refused={"reasoning"})
     assert (out.get("reasoning"), out.get("temperature")) == (None, 0.3)
 

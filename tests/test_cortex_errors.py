@@ -67,6 +67,8 @@ def test_a_refused_request_says_what_mends_it(words: str, remedy: str) -> None:
 def test_a_code_is_enough_to_name_a_server_that_goes_away() -> None:
     assert explain(502, '{"error_code": 392606, "message": "gone"}').status == 503
     assert explain(200, '{"code": "390112", "message": "gone"}').retry
+    assert explain(502, '{"code": "392606"}').status == 503
+    assert "session" in explain(502, '{"error": {"code": "390112", "message": "gone"}}').message
 
 
 FULL = {
@@ -74,7 +76,6 @@ FULL = {
     "max tokens of 1000000 exceeded": (0, 1_000_000),
     "prompt is too long: 205668 tokens > 200000 maximum": (205_668, 200_000),
     "messages: prompt is too long": (0, 0),
-    "input length and `max_tokens` exceed context limit: 188240 + 21333 > 200000, decrease input": (188_240, 200_000),
     "This model's maximum context length is 128000 tokens. However, your messages resulted in 150000": (0, 128_000),
     "Input tokens exceed the configured limit of 272000 tokens. Your messages resulted in 300000": (0, 272_000),
     "invalid request parameters: Input is too long for requested model.": (0, 0),
@@ -108,6 +109,21 @@ def test_a_limit_of_the_output_is_no_full_context(number: int, asked: int | None
     assert (context_full(words, asked) is not None) == full
     told = explain(400, json.dumps({"message": words}), asked=asked)
     assert ("max_output_tokens" in told.message) == (not full)
+
+
+def test_words_on_which_claude_code_asks_for_less_output_pass_as_they_are() -> None:
+    words = "input length and `max_tokens` exceed context limit: 180000 + 64000 > 200000, decrease input length"
+    told = explain(400, json.dumps({"message": words}), asked=64_000)
+    assert (told.status, told.retry) == (400, False)
+    assert words in told.message
+    assert "too long" not in told.message
+
+
+def test_too_many_tokens_a_minute_are_no_full_context() -> None:
+    for status in (400, 429):
+        told = explain(status, '{"message": "Too many input tokens per minute"}')
+        assert (told.status, "too long" in told.message) == (status, False)
+    assert explain(429, '{"message": "too many input tokens"}').retry
 
 
 @pytest.mark.parametrize("words", ["all requests were throttled by remote service", "the text is long", "max tokens"])

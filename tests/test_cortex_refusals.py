@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from patches.cortex_refusals import CHAT_FIELDS, MAX_WORDS, Refusals
+from patches.cortex_dialect import BESIDE_REASONING
+from patches.cortex_refusals import FIELDS, MAX_WORDS, Refusals
 from tests.cortex_rules import FINAL_ASSISTANT, NO_PREFILL, THINKING_FIRST, THINKING_TEMPERATURE, TOOL_PAIRING
 
 JSON = dict[str, Any]
@@ -27,7 +28,7 @@ BODY: JSON = {
     "reasoning_effort": "low",
     "stop": ["x"],
     "response_format": {"type": "json_schema"},
-    "tools": [{"type": "function", "function": {"name": "temperature"}}],
+    "tools": [{"type": "function", "function": {"name": name}} for name in ("temperature_probe", "mcp__thinking")],
     "tool_choice": "auto",
     "stream": True,
     "stream_options": {"include_usage": True},
@@ -37,12 +38,12 @@ BODY: JSON = {
 @pytest.mark.parametrize(
     ("words", "learned"),
     [
-        ("temperature is not supported for this model", "temperature"),
+        ("temperature is not supported for this model", BESIDE_REASONING),
         ("Unsupported parameter: 'top_p'", "top_p"),
         ("stop is not supported", "stop"),
         ("stop_sequences: Extra inputs are not permitted", "stop"),
         ("json schema response format is not supported", "response_format"),
-        ("`tool_choice` may only be auto", "tool_choice"),
+        ("`tool_choice` is not yet supported", "tool_choice"),
         ("stream_options is not permitted", "stream_options"),
         ("reasoning_effort is not supported together with tools", "reasoning_effort"),
     ],
@@ -64,7 +65,7 @@ def test_thinking_is_left_out_by_either_of_its_names(words: str) -> None:
 def test_of_a_combination_first_the_lesser_part_goes_and_then_the_greater() -> None:
     refusals = Refusals()
     sent = {key: value for key, value in BODY.items() if key != "reasoning_effort"}
-    assert refusals.learn_chat(THINKING_TEMPERATURE, sent) == [f"temperature for {MODEL}"]
+    assert refusals.learn_chat(THINKING_TEMPERATURE, sent) == [f"{BESIDE_REASONING} for {MODEL}"]
     del sent["temperature"]
     assert refusals.learn_chat(THINKING_TEMPERATURE, sent) == [f"reasoning for {MODEL}"]
     del sent["reasoning"]
@@ -75,6 +76,21 @@ def test_requests_that_were_under_way_together_teach_the_same_thing() -> None:
     refusals = Refusals()
     sent = {key: value for key, value in BODY.items() if key != "reasoning_effort"}
     assert refusals.learn_chat(THINKING_TEMPERATURE, sent) == refusals.learn_chat(THINKING_TEMPERATURE, sent) != []
+    assert refusals.chat == {MODEL: {BESIDE_REASONING}}
+
+
+def test_where_a_field_comes_along_although_it_was_known_another_try_would_be_of_no_use() -> None:
+    refusals = Refusals()
+    words = "reasoning is not supported"
+    sent = {key: value for key, value in BODY.items() if key != "reasoning_effort"}
+    assert refusals.learn_chat(words, sent, before=()) != []
+    assert refusals.learn_chat(words, sent, before={"reasoning"}) == []
+
+
+def test_a_temperature_that_is_refused_alone_stays_beside_thinking() -> None:
+    refusals = Refusals()
+    sent = {key: value for key, value in BODY.items() if "reasoning" not in key}
+    assert refusals.learn_chat("`temperature` is deprecated for this model", sent) == [f"temperature for {MODEL}"]
     assert refusals.chat == {MODEL: {"temperature"}}
 
 
@@ -85,7 +101,7 @@ def test_requests_that_were_under_way_together_teach_the_same_thing() -> None:
         ("messages[1]: cache_control is not supported", ["user"]),
         ("cache_control is not supported for role user", ["user"]),
         ("cache points are not supported", ["system", "user"]),
-        ("messages.99: cache_control", ["system", "user"]),
+        ("messages.99: cache_control is not permitted", ["system", "user"]),
     ],
 )
 def test_a_refused_mark_is_left_out_on_that_role(words: str, roles: list[str]) -> None:
@@ -97,6 +113,15 @@ def test_a_refused_mark_is_left_out_on_that_role(words: str, roles: list[str]) -
 @pytest.mark.parametrize(
     "words",
     [
+        # A value is the client's to change.
+        "temperature: must be a number from 0 to 1",
+        "`temperature` and `top_p` cannot both be specified for this model",
+        "response_format: additionalProperties must be false",
+        "tool_choice: must be none, auto, required or one of the tools",
+        "reasoning.effort: must be low, medium or high",
+        "the answer was rejected by the safety system while thinking",
+        "tool 'mcp__sequential-thinking__x' has a schema that is not supported",
+        "temperature_probe: a tool like this is not supported",
         TOOL_PAIRING,
         FINAL_ASSISTANT,
         NO_PREFILL,
@@ -121,6 +146,40 @@ def test_what_is_about_something_else_teaches_nothing(words: str) -> None:
     assert refusals.limits == {}
 
 
+NATIVE: JSON = {
+    "model": MODEL,
+    "max_tokens": 64_000,
+    "system": MARKED,
+    "messages": [{"role": "user", "content": MARKED}],
+    "thinking": {"type": "adaptive"},
+    "temperature": 1,
+    "tools": [{"name": "T", "input_schema": {"type": "object"}}],
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "learned"),
+    [
+        ("thinking.type: adaptive is not supported for model claude-sonnet-4-6", ["field thinking"]),
+        ("`temperature` is deprecated for this model.", ["field temperature"]),
+        (
+            "cache_control is not supported",
+            ["field messages.*.content.*.cache_control", "field system.*.cache_control"],
+        ),
+        ("thinking: Extra inputs are not permitted", ["field thinking"]),
+        ("temperature: must be 1", []),
+        ("system: Extra inputs are not permitted", []),
+        ("tools.0.custom.name: Extra inputs are not permitted", []),
+    ],
+)
+def test_on_messages_a_field_is_left_out_by_other_words_too(words: str, learned: list[str]) -> None:
+    refusals = Refusals()
+    assert refusals.learn_messages(words, NATIVE, []) == [f"{one} for {MODEL}" for one in learned]
+    assert refusals.learn_messages(words, {**NATIVE, "model": "claude-opus-5"}, []) == [
+        f"{one} for claude-opus-5" for one in learned
+    ]
+
+
 @pytest.mark.parametrize("route", ["chat", "messages"])
 @pytest.mark.parametrize("words", ["max tokens of 16384 exceeded", "max_tokens: 64000 > 16384, the most there is"])
 def test_a_lower_limit_of_the_output_is_learnt(route: str, words: str) -> None:
@@ -132,7 +191,7 @@ def test_a_lower_limit_of_the_output_is_learnt(route: str, words: str) -> None:
 
 
 def test_no_answer_takes_out_what_every_request_needs() -> None:
-    assert not CHAT_FIELDS.keys() & {"model", "messages", "tools", "stream", "max_tokens", "max_completion_tokens"}
+    assert not FIELDS.keys() & {"model", "messages", "tools", "stream", "max_tokens", "max_completion_tokens", "system"}
     assert Refusals().learn_chat("messages and model are not supported", {"model": MODEL, "messages": []}) == []
 
 

@@ -882,6 +882,30 @@ def test_a_start_is_not_good_when_both_routes_refuse_claude_code(refusing: Refus
     assert "on Snowflake Cortex" not in said
 
 
+WHOLE, IN_PART, NONE = (claude_check.Report(answers, "") for answers in ("whole", "in part", "no"))
+BETTER, BETTER_THAN_NONE = (
+    claude_check.Report(answers, "", "", claude_check.MESSAGES) for answers in ("in part", "no")
+)
+
+
+@pytest.mark.parametrize(
+    ("reports", "model"),
+    [
+        ([BETTER, BETTER, BETTER], "a"),
+        ([NONE, BETTER_THAN_NONE, BETTER], "b"),  # the first is not in the region
+        ([BETTER, WHOLE], None),
+        ([BETTER, IN_PART], None),
+        ([NONE, NONE], None),
+        ([WHOLE], None),
+    ],
+)
+def test_the_other_route_is_offered_only_where_no_model_loses_by_it(
+    reports: list[claude_check.Report], model: str | None
+) -> None:
+    found = doctor.better_for_all(dict(zip("abc", reports, strict=False)))
+    assert found == ((model, claude_check.MESSAGES) if model else None)
+
+
 @pytest.mark.real
 def test_a_model_that_does_not_answer_is_named_at_the_start_and_is_no_reason_to_fail(refusing: Refusing) -> None:
     refusing.refuse("user", "CLAUDE_ROUTE=chat\n")  # which is never sent

@@ -509,7 +509,20 @@ def test_an_answer_that_something_explains_passes(event: bytes, reason: str) -> 
     assert list(stream.end()) == []
 
 
-@pytest.mark.parametrize("data", [b'{"message": "inference timed out"}', b'{"typ', b"[DONE]", b"[]", b"{}"])
+@pytest.mark.parametrize("data", [b"{}", b"[DONE]", b'{"status": "busy"}'])
+def test_what_says_nothing_is_left_out_and_so_is_what_comes_after_the_end(data: bytes) -> None:
+    stream = WholeAnswer()
+    sent = [
+        event for each in (data, SAID, data, b'{"type":"message_stop"}', data, b"odd") for event in stream.feed(each)
+    ]
+    assert len(sent) == 2
+    assert list(stream.end()) == []
+
+
+ERROR = b'{"type": "error", "error": {"type": "overloaded_error", "message": "busy", "code": "392606"}}'
+
+
+@pytest.mark.parametrize("data", [b'{"message": "inference timed out"}', b'{"typ', b"[]", ERROR])
 def test_what_is_no_event_of_a_message_is_never_sent_on(data: bytes) -> None:
     with pytest.raises(IncompleteAnswerError):
         list(WholeAnswer().feed(data))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,15 +42,35 @@ def asked_since(running: SetUp, before: int) -> list[JSON]:
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_answer_without_content_is_an_error_that_may_be_asked_again(running: SetUp, stream: bool) -> None:
     running.stub.fault("done_only", times=1)
-    answer = running.ask("hello", MODEL, stream=stream)
-    if stream and answer.status_code == 200:
-        last = events(answer)[-1]
-        assert last["type"] == "error"
-        assert "without content" in last["error"]["message"]
-    else:
-        assert answer.status_code == 502
-        assert "x-should-retry" not in answer.headers
+    answer = running.ask(f"said at {time.time()}", MODEL, stream=stream)
+    # LiteLLM has begun to answer before it reads a stream of chat completions: there the error is an event.
+    error = events(answer)[-1] if answer.status_code == 200 else answer.json()
+    assert error["type"] == "error"
+    assert "without content" in error["error"]["message"]
+    assert stream or answer.status_code == 502
+    assert "x-should-retry" not in answer.headers
     assert running.ask("[[text: now]]", MODEL).json()["content"][0]["text"] == "now"
+
+
+def test_a_model_that_has_nothing_to_say_twice_is_not_asked_for_ever(running: SetUp) -> None:
+    running.stub.fault("done_only", times=2)
+    words = f"say nothing at {time.time()}"
+    answers = [running.ask(words, MODEL) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [502, 502]
+    assert ["x-should-retry" in answer.headers for answer in answers] == [False, True]
+    assert "nothing to say" in answers[1].json()["error"]["message"]
+
+
+def test_an_error_in_a_stream_is_told_in_words_and_without_a_token(running: SetUp) -> None:
+    token = "eyJ" + "a" * 20 + ".eyJ" + "b" * 20 + ".c"
+    error = {"type": "error", "error": {"type": "api_error", "code": "392606", "message": f"gone {token}"}}
+    running.stub.replay = [f"event: error\ndata: {json.dumps(error)}\n\n"]
+    answer = running.ask("hello", MODEL, stream=True).text
+    assert "trying another" in answer
+    assert token not in answer
+    full = {"type": "error", "error": {"type": "api_error", "message": "max tokens of 1000000 exceeded"}}
+    running.stub.replay = [f"event: error\ndata: {json.dumps(full)}\n\n"]
+    assert "> 1000000 maximum" in running.ask("hello", MODEL, stream=True).text
 
 
 def test_the_user_of_claude_code_does_not_notice_an_answer_without_content(running: SetUp) -> None:
@@ -143,7 +164,7 @@ def test_thinking_is_asked_for_in_the_form_that_was_recorded(running: SetUp) -> 
     for stream in (True, False):
         assert running.ask("hello", MODEL, stream=stream, **THINKING).status_code == 200
         body = running.stub.requests[-1]["body"]
-        assert (body["reasoning"], body["temperature"]) == ({"effort": "medium"}, 1)
+        assert (body["reasoning"], body["temperature"]) == ({"effort": "low"}, 1)
 
 
 @pytest.mark.parametrize("model", ["claude-opus-4-7", "claude-sonnet-4-6"])
