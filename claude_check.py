@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,8 +19,10 @@ import httpx
 import auto_refresh
 from auto_refresh import CLAUDE_ROUTES, ConfigError, Settings
 from patches import cortex_dialect, cortex_messages
+from patches.cortex_answers import EventLines, IncompleteAnswerError, RequestFacts, StreamFix
 from patches.cortex_dialect import JSON, Limits
 from patches.cortex_errors import explain
+from patches.cortex_messages import WholeAnswer
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def of_proxy(status: int, headers: Mapping[str, str], text: str) -> Verdict:
     """Judge an answer of the proxy; `headers` by lower-case name. Raises ValueError, LookupError or TypeError for what
     it never says."""
     if status == 200:
-        trouble = messages_trouble(events(text))
+        trouble = trouble_of(MESSAGES, text)
         names = [name.strip() for name in headers.get("x-cortex-left-out", "").split(",")]
         left_out = tuple(name for name in names if name)
         return Verdict("again", trouble) if trouble else Verdict("good", left_out=left_out)
@@ -173,7 +175,7 @@ def of_proxy(status: int, headers: Mapping[str, str], text: str) -> Verdict:
 def of_cortex(route: Route, status: int, text: str) -> Verdict:
     """Judge an answer of Cortex itself."""
     if status == 200:
-        trouble = (messages_trouble if route is MESSAGES else chat_trouble)(events(text))
+        trouble = trouble_of(route, text)
         return Verdict("again", trouble) if trouble else Verdict("good")
     told = explain(status, text, asked=MAX_TOKENS)
     if told.retry:
@@ -186,54 +188,17 @@ def _is_unexplained(words: str) -> bool:
     return "\n" not in words.strip()
 
 
-def events(text: str) -> Iterator[JSON]:
-    """The data of a stream's events; the end of a stream of OpenAI's kind as Anthropic's event for it."""
-    for line in text.splitlines():
-        data = line[5:].strip() if line.startswith("data:") else ""
-        if data == "[DONE]":
-            yield {"type": "message_stop"}
-        elif data:
-            try:
-                event = json.loads(data)
-            except ValueError:
-                event = None
-            yield event if isinstance(event, dict) else {"type": "error", "error": "an event that is not JSON"}
-
-
-def messages_trouble(stream: Iterator[JSON]) -> str:
-    """What is wrong with a stream of Anthropic's kind; empty for a whole answer."""
-    said = ended = False
-    for event in stream:
-        kind, delta, block = event.get("type"), event.get("delta") or {}, event.get("content_block") or {}
-        if kind == "error":
-            return _error_words(event)
-        said = said or bool(delta.get("text")) or bool(block.get("text")) or block.get("type") == "tool_use"
-        ended = ended or kind == "message_stop"
-    return _whole(said=said, ended=ended)
-
-
-def chat_trouble(stream: Iterator[JSON]) -> str:
-    """What is wrong with a stream of OpenAI's kind, as Cortex sends it; empty for a whole answer."""
-    said = ended = False
-    for event in stream:
-        ended = ended or event.get("type") == "message_stop"
-        if event.get("type") not in {None, "message_stop"} or ("choices" not in event and not ended):
-            return _error_words(event)
-        deltas = [choice.get("delta") or {} for choice in event.get("choices") or ()]
-        said = said or any(delta.get("content") or delta.get("tool_calls") for delta in deltas)
-    return _whole(said=said, ended=ended)
-
-
-def _whole(*, said: bool, ended: bool) -> str:
-    if not ended:
-        return "the answer broke off before its end"
-    return "" if said else "an answer without text and without a tool call"
-
-
-def _error_words(event: JSON) -> str:
-    error = event.get("error")
-    words = error.get("message") if isinstance(error, dict) else error
-    return str(words or event.get("message") or "an error without words")
+def trouble_of(route: Route, text: str) -> str:
+    """What is wrong with a stream of this route, by the proxy's own readers; empty for a whole answer."""
+    lines = EventLines()
+    reader = WholeAnswer() if route is MESSAGES else StreamFix(RequestFacts(MAX_TOKENS))
+    try:
+        for data in [*lines.feed(text.encode()), *lines.end()]:
+            list(reader.feed(data))
+        list(reader.end())
+    except IncompleteAnswerError as error:
+        return str(error)
+    return ""
 
 
 # ------------------------------------------------------------------------------------------------- what it means

@@ -389,7 +389,7 @@ def test_an_answer_without_content_is_none(set_up: SetUp, monkeypatch: pytest.Mo
     server.said["claude-haiku-4-5-20251001"] = ""
     with serving(server):
         found = findings(set_up, doctor.models)["openai/claude-haiku-4-5"]
-    assert (found.state, found.found) == ("fail", "an answer without text and without a tool call")
+    assert (found.state, found.found) == ("fail", "an answer without content")
     assert len([asked for asked in server.asked if "haiku" in asked["model"]]) == 2
 
 
