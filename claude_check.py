@@ -62,7 +62,7 @@ def _tool(name: str, description: str, properties: JSON, *required: str) -> JSON
 
 
 _STRING: JSON = {"type": "string"}
-_TODO: JSON = {
+_LIST_ENTRY: JSON = {
     "type": "object",
     "properties": {"content": {**_STRING, "minLength": 1}, "status": {**_STRING, "enum": ["pending", "completed"]}},
     "required": ["content", "status"],
@@ -81,7 +81,7 @@ TOOLS = (
         {"file_path": _STRING, "offset": {"type": "integer", "minimum": 0, "maximum": 9007199254740991}},
         "file_path",
     ),
-    _tool("TodoWrite", "Keeps a list of things to do.", {"todos": {"type": "array", "items": _TODO}}, "todos"),
+    _tool("TodoWrite", "Keeps a list of things to do.", {"todos": {"type": "array", "items": _LIST_ENTRY}}, "todos"),
 )
 
 

@@ -107,11 +107,11 @@ def to_cortex(
 ) -> tuple[JSON, list[str], list[str]]:
     """Rewrite a Chat Completions request so that Cortex takes it.
 
-    `refused` names what this model has refused before (`cortex_refusals.py`): fields of the body, and `cache_control
-    ROLE` for marks. `keep` names top-level keys that are not for the wire and stay untouched: in a LiteLLM callback
-    these are `litellm.types.utils.all_litellm_params` and `extra_headers`, `timeout`, `base_url`, `deployment_id`;
-    everything else would leak into the body. Returns the new request, a short phrase for each thing dropped or changed,
-    and which of `refused` it would have had.
+    `refused` names what this model has refused before (`cortex_refusals.py`): fields of the body, `cache_control ROLE`
+    for marks, and BESIDE_REASONING. `keep` names top-level keys that are not for the wire and stay untouched: in a
+    LiteLLM callback these are `litellm.types.utils.all_litellm_params` and `extra_headers`, `timeout`, `base_url`,
+    `deployment_id`; everything else would leak into the body. Returns the new request, a short phrase for each thing
+    dropped or changed, and which of `refused` it would have had.
     """
     notes: list[str] = []
     note = notes.append
@@ -133,9 +133,10 @@ def to_cortex(
         messages = marks_after_results(messages)
     messages = limit_images(messages, note)
     messages = cache_marks(messages) if family == "claude" else without_marks(messages)
-    unmarked = without_marks(messages, {name.partition(" ")[2] for name in refused})
-    left_out = [name for name in refused if name.startswith("cache_control ") and unmarked != messages]
-    messages = unmarked
+    left_out = [name for name in refused if name.startswith("cache_control ")]
+    if left_out:
+        unmarked = without_marks(messages, {name.removeprefix("cache_control ") for name in left_out})
+        messages, left_out = unmarked, left_out if unmarked != messages else []
     no_prefill = tools or (family == "claude" and is_adaptive(str(body.get("model", ""))))
     out["messages"] = ends_with_user(messages, note) if no_prefill else messages
 
@@ -156,8 +157,9 @@ def to_cortex(
     out.update((key, value) for key, value in wanted.items() if key not in refused)
     if family == "claude":
         out = sampling(out, note)
-    at_one = BESIDE_REASONING if "reasoning" in out else "temperature"
-    out = {key: value for key, value in out.items() if (at_one if key == "temperature" else key) not in refused}
+    # A temperature that is refused by itself is another matter than the 1 that thinking needs.
+    names = {"temperature": BESIDE_REASONING} if "reasoning" in out else {}
+    out = {key: value for key, value in out.items() if names.get(key, key) not in refused}
     if family == "claude" and (out.get("response_format") or {}).get("type") == "json_object":
         # "json object response format is not supported" on Claude (live).
         del out["response_format"]

@@ -95,6 +95,7 @@ def to_cortex(
     out = {key: value for key, value in out.items() if value not in (None, [])}
     for path in refusals.fields.get(str(body["model"]).rpartition("/")[2], ()):
         out = without(out, path)
+    out = {key: value for key, value in out.items() if value != {}}  # nothing is left of it
     return {**{key: value for key, value in body.items() if key in keep}, **out}, sent, notes
 
 

@@ -28,6 +28,7 @@ FIELDS: Mapping[str, re.Pattern[str]] = {
     "reasoning_effort": re.compile(r"reasoning|effort", re.IGNORECASE),
     "reasoning": re.compile(r"reasoning|thinking", re.IGNORECASE),
     "thinking": re.compile(r"thinking", re.IGNORECASE),
+    "effort": re.compile(r"effort", re.IGNORECASE),
     "stop": re.compile(r"\bstop\b|\bstop.?sequences?\b", re.IGNORECASE),
     "stop_sequences": re.compile(r"stop.?sequences?", re.IGNORECASE),
     "response_format": re.compile(r"response.?format|json.?schema|structured.?output", re.IGNORECASE),
@@ -106,9 +107,10 @@ class Refusals:
         paths = [tuple("*" if step.isdigit() else step for step in name.split(".")) for name in _EXTRA.findall(words)]
         flags = {beta for beta in betas if beta} if "invalid beta flag" in words else set()
         if not paths and not flags:
+            sent = {**sent, **(sent.get("output_config") or {})}  # an effort stands one level down
             name = _field_of(words, sent)
             marks = [(*place, "cache_control") for place in _MARK_PATHS] if _names_marks(words) else []
-            paths = [(name,)] if name else marks
+            paths = [("output_config", name) if name == "effort" else (name,)] if name else marks
         fields = {path for path in paths if path[-1] not in _NEEDED and without(sent, path) != sent}
         self.fields.setdefault(model, set()).update(fields)
         self.betas |= flags

@@ -153,6 +153,7 @@ NATIVE: JSON = {
     "messages": [{"role": "user", "content": MARKED}],
     "thinking": {"type": "adaptive"},
     "temperature": 1,
+    "output_config": {"effort": "low", "format": {"type": "json_schema"}},
     "tools": [{"name": "T", "input_schema": {"type": "object"}}],
 }
 
@@ -167,6 +168,7 @@ NATIVE: JSON = {
             ["field messages.*.content.*.cache_control", "field system.*.cache_control"],
         ),
         ("thinking: Extra inputs are not permitted", ["field thinking"]),
+        ("This model does not support the effort parameter.", ["field output_config.effort"]),
         ("temperature: must be 1", []),
         ("system: Extra inputs are not permitted", []),
         ("tools.0.custom.name: Extra inputs are not permitted", []),

@@ -439,6 +439,16 @@ def test_a_step_that_names_a_kind_is_passed_over_where_the_block_has_a_field_of_
     assert out["thinking"] == {"type": "enabled"}
 
 
+def test_a_refused_effort_leaves_the_format_and_no_empty_field() -> None:
+    for config in ({"effort": "low"}, {"effort": "low", "format": {"type": "json_schema", "schema": {}}}):
+        asked = {**body(user(text("hi")), output_config=config), "model": "claude-opus-4-6"}
+        refusals = Refusals()
+        sent = to_cortex(asked, limits=Limits(), refusals=refusals)[0]
+        assert refusals.learn_messages("This model does not support the effort parameter.", sent, []) != []
+        out = to_cortex(asked, limits=Limits(), refusals=refusals)[0]
+        assert out.get("output_config") == ({"format": config["format"]} if "format" in config else None)
+
+
 def test_betas_that_were_refused_stay_away_with_what_needs_them() -> None:
     asked = {**body(user(text("hi")), output_config={"effort": "low"}), "model": "claude-opus-4-6"}
     refusals = Refusals()
