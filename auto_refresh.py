@@ -51,10 +51,10 @@ from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
-from patches.apply_patch import PACKAGES, PM2, run_as_the_proxy_does
+from bundle.bootstrap import BUNDLE, EX_CONFIG, PM2, enter_venv
 
 if __name__ == "__main__":
-    run_as_the_proxy_does(PACKAGES)
+    enter_venv()
 
 import jwt
 import yaml
@@ -67,9 +67,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-EX_CONFIG = 78  # sysexits.h: PM2 is told not to restart on it, because a restart cannot mend a setting
-BUNDLE = Path(__file__).resolve().parent
 
 TOKEN_SECONDS = 3600  # Snowflake's ceiling; a later `exp` does not lengthen it
 POLL_SECONDS = 2.0  # how soon an edit is noticed; a `stat` of six files costs nothing

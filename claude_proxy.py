@@ -27,15 +27,16 @@ from pathlib import Path
 from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
+from bundle.bootstrap import EX_CONFIG, PM2, enter_venv
 from patches import apply_patch
 
 if __name__ == "__main__":
-    apply_patch.run_as_the_proxy_does(apply_patch.PACKAGES)
+    enter_venv()
 
 import uvicorn
 
 import auto_refresh
-from auto_refresh import EX_CONFIG, ConfigError, Settings, say
+from auto_refresh import ConfigError, Settings, say
 from patches import lean_litellm
 from patches.front_door import LITELLM_ROUTES, FrontDoor, printable
 from patches.live_config import live
@@ -225,7 +226,7 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
                 now = other_sections(live.document)
                 if now not in (before, started_with):
                     changed = sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
-                    say(f"{' and '.join(changed)} changed: takes effect with `{apply_patch.PM2} restart claude-proxy`")
+                    say(f"{' and '.join(changed)} changed: takes effect with `{PM2} restart claude-proxy`")
                 before = now
 
         async def _watch_litellm(self) -> None:
@@ -262,7 +263,7 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
     if not server.started:
         raise ConfigError(
             f"LiteLLM does not start with this configuration: {door.start_failure}\n"
-            f"Mend litellm_config.template.yaml, then: {apply_patch.PM2} restart claude-proxy"
+            f"Mend litellm_config.template.yaml, then: {PM2} restart claude-proxy"
         )
 
 

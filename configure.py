@@ -21,16 +21,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from patches.apply_patch import PACKAGES, run_as_the_proxy_does
+from bundle.bootstrap import EX_CONFIG, enter_venv
 
 if __name__ == "__main__":
-    run_as_the_proxy_does(PACKAGES)
+    enter_venv()
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 import auto_refresh
-from auto_refresh import EX_CONFIG, ConfigError, Settings, load_settings, parse_account, write_private
+from auto_refresh import ConfigError, Settings, load_settings, parse_account, write_private
 
 POLL_SECONDS = 3.0
 HINT_SECONDS = 60.0  # after this it may be more than a statement that has not been run yet

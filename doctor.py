@@ -40,10 +40,11 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from bundle.bootstrap import BUNDLE, enter_venv
 from patches import apply_patch
 
 if __name__ == "__main__":
-    apply_patch.run_as_the_proxy_does(apply_patch.PACKAGES)
+    enter_venv()
 
 import httpx
 import yaml
@@ -52,7 +53,7 @@ import auto_refresh
 import claude_check
 import configure
 import point_claude
-from auto_refresh import BUNDLE, CLAUDE_ROUTES, ConfigError, Settings
+from auto_refresh import CLAUDE_ROUTES, ConfigError, Settings
 from claude_proxy import port_owner
 from patches.cortex_errors import explain
 from patches.live_config import is_cortex, token_times

@@ -33,14 +33,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from patches.apply_patch import PACKAGES, run_as_the_proxy_does
+from bundle.bootstrap import BUNDLE, EX_CONFIG, enter_venv
 
 if __name__ == "__main__":
-    run_as_the_proxy_does(PACKAGES)
+    enter_venv()
 
 import yaml
 
-from auto_refresh import BUNDLE, EX_CONFIG, ConfigError, Settings, load_settings, master_key, write_private
+from auto_refresh import ConfigError, Settings, load_settings, master_key, write_private
 
 Json = dict[str, Any]
 

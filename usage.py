@@ -28,17 +28,17 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from patches.apply_patch import PACKAGES, run_as_the_proxy_does
+from bundle.bootstrap import EX_CONFIG, enter_venv
 
 if __name__ == "__main__":
-    run_as_the_proxy_does(PACKAGES)
+    enter_venv()
 
 import httpx
 from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
-from auto_refresh import EX_CONFIG, ConfigError, Settings, load_settings, sign
+from auto_refresh import ConfigError, Settings, load_settings, sign
 
 STATEMENTS = "/api/v2/statements"
 PATIENCE_SECONDS = 600  # a warehouse that must wake up and a large view take minutes, not hours

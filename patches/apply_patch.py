@@ -37,23 +37,23 @@ import os
 import py_compile
 import re
 import shlex
-import shutil
 import stat
 import sys
 import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).absolute().parent.parent
+sys.path.insert(0, str(Path(__file__).absolute().parent.parent))  # as a script, this file has only its own folder
+
+from bundle.bootstrap import BUNDLE, PM2, enter_venv
+
 THIS = shlex.join([sys.executable, str(Path(__file__).absolute())])
-# `make start` installs it in this folder, and puts nothing on PATH.
-PM2 = "pm2" if shutil.which("pm2") else str(ROOT / "node_modules" / ".bin" / "pm2")
 TARGET = "litellm/llms/openai/openai.py"
 CLASS = "OpenAIChatCompletion"
 CALLS = {
@@ -81,14 +81,8 @@ MALICIOUS = {
 }
 FLOOR = (1, 84, 0)  # CVE-2026-49468
 
-# What the bundle's scripts import that Python does not have.
-PACKAGES: tuple[str, ...] = ("cryptography", "dotenv", "httpx", "jwt", "litellm", "rich", "uvicorn", "yaml")
-if sys.version_info < (3, 11):
-    PACKAGES += ("tomli",)
-
 # Another run takes well under a second; one that is stopped in the middle must not hang the proxy's start.
 LOCK_SECONDS = 10.0
-PACKAGE_SECONDS = 30.0  # longer than pip takes from the removal of a package to its next release
 
 
 class Exit(IntEnum):
@@ -455,9 +449,9 @@ def _renew_bytecode(path: Path) -> None:
 def _detail(verdict: Verdict, version: str | None) -> str:
     """The report's text: the first line says how it stands, the others why and what to do."""
     release = f"LiteLLM {version or '(version unknown)'}"
-    requirements = shlex.quote(str(ROOT / "requirements.txt"))
+    requirements = shlex.quote(str(BUNDLE / "requirements.txt"))
     pip = f"{shlex.quote(sys.executable)} -m pip install"
-    venv = shlex.quote(str(ROOT / ".venv"))
+    venv = shlex.quote(str(BUNDLE / ".venv"))
     # Debian's and Homebrew's Python refuse an installation outside a virtual environment.
     install = pip if sys.prefix != sys.base_prefix else f"python3 -m venv {venv} && {venv}/bin/python -m pip install"
     refused = f"Cortex refuses its requests (max_tokens).\nPatch it: {THIS}"
@@ -512,31 +506,6 @@ def _no_access(path: Path, error: OSError) -> PatchError:
     return PatchError(f"Cannot change {path}: {error.strerror}. Nothing was changed.\n{remedy}", Exit.NO_ACCESS)
 
 
-def run_as_the_proxy_does(needs: Sequence[str] = ()) -> None:
-    """Go on in `.venv`'s interpreter when there is one: with another, what is looked at is not what PM2 runs.
-
-    For every script of the bundle; ends it with status 78 when a package that it needs is not there. Under PM2, which
-    does not start again what ends with 78, not before PACKAGE_SECONDS: pip may be in the middle of replacing it.
-    """
-    environment = ROOT / ".venv"
-    python = environment / "bin" / "python"
-    if os.access(python, os.X_OK) and Path(sys.executable) != python and not environment.samefile(sys.prefix):
-        sys.stdout.flush()
-        os.execv(python, [str(python), *sys.argv])  # noqa: S606 - a list, and never a shell
-    if missing := _missing(needs):
-        print(f"{sys.executable} lacks {', '.join(missing)}. Install what is needed: make install", file=sys.stderr)
-        deadline = time.monotonic() + (PACKAGE_SECONDS if os.environ.get("NODE_CHANNEL_FD") else 0)
-        while _missing(needs):
-            if time.monotonic() > deadline:
-                sys.exit(78)
-            time.sleep(0.5)
-
-
-def _missing(packages: Sequence[str]) -> list[str]:
-    importlib.invalidate_caches()
-    return [name for name in packages if importlib.util.find_spec(name) is None]
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     choice = parser.add_mutually_exclusive_group()
@@ -544,7 +513,7 @@ def main(arguments: list[str] | None = None) -> int:
     choice.add_argument("--undo", action="store_true", help="take the patch out again")
     choice.add_argument("--diff", action="store_true", help="show what is patched, or what would be")
     options = parser.parse_args(arguments)
-    run_as_the_proxy_does()
+    enter_venv(())
     try:
         if options.diff:
             sys.stdout.write(diff())

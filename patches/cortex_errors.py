@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from patches.apply_patch import PM2
+from bundle.bootstrap import PM2
 
 KINDS = {
     400: "invalid_request_error",

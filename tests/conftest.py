@@ -74,7 +74,8 @@ def copy_bundle(folder: Path, *, own_litellm: bool = False) -> Path:
     folder.mkdir()
     for file in (*BUNDLE.glob("*.py"), BUNDLE / "litellm_config.template.yaml", BUNDLE / "ecosystem.config.js"):
         shutil.copy(file, folder)
-    shutil.copytree(BUNDLE / "patches", folder / "patches", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("bundle", "patches"):
+        shutil.copytree(BUNDLE / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     if own_litellm:
         venv.create(folder / ".venv", symlinks=True)
         theirs = Path(sysconfig.get_path("purelib"))

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from bundle import bootstrap
 from patches import apply_patch
 from patches.apply_patch import BLOCK, CALLS, Exit, State
 from tests.conftest import drop_root_powers
@@ -96,6 +97,10 @@ def empty_bundle(folder: Path) -> Bundle:
     bundle = Bundle(folder)
     bundle.script.parent.mkdir(parents=True)
     shutil.copy(apply_patch.__file__, bundle.script)
+    shared = bundle.script.parent.parent / "bundle"
+    shared.mkdir()
+    for module in ("__init__.py", "bootstrap.py"):
+        shutil.copy(Path(bootstrap.__file__).with_name(module), shared)
     return bundle
 
 
@@ -383,10 +388,10 @@ def test_a_release_that_steals_credentials_is_refused(tmp_path: Path, shipped: b
 
 
 def test_a_script_whose_packages_are_missing_says_so_and_how_to_install_them(bundle: Bundle) -> None:
-    code = "import apply_patch; apply_patch.run_as_the_proxy_does(['json', 'no_such_package'])"
+    code = "from bundle import bootstrap; bootstrap.enter_venv(['json', 'no_such_package'])"
     result = subprocess.run(
         [sys.executable, "-S", "-c", code],
-        env={"PYTHONPATH": str(bundle.script.parent)},
+        env={"PYTHONPATH": str(bundle.script.parent.parent)},
         capture_output=True,
         text=True,
         timeout=60,
@@ -397,17 +402,17 @@ def test_a_script_whose_packages_are_missing_says_so_and_how_to_install_them(bun
 
 
 def test_under_pm2_a_package_that_pip_is_replacing_is_waited_for(bundle: Bundle) -> None:
-    code = "import apply_patch; apply_patch.run_as_the_proxy_does(['slow_package']); import slow_package"
+    code = "from bundle import bootstrap; bootstrap.enter_venv(['slow_package']); import slow_package"
     process = subprocess.Popen(
         [sys.executable, "-S", "-c", code],
-        env={"PYTHONPATH": str(bundle.script.parent), "NODE_CHANNEL_FD": "3"},
+        env={"PYTHONPATH": str(bundle.script.parent.parent), "NODE_CHANNEL_FD": "3"},
         stderr=subprocess.PIPE,
         text=True,
     )
     with process:
         assert process.stderr is not None
         assert "lacks slow_package" in process.stderr.readline()
-        (bundle.script.parent / "slow_package.py").touch()
+        (bundle.script.parent.parent / "slow_package.py").touch()
         assert process.wait(timeout=30) == 0
 
 

@@ -20,7 +20,8 @@ import pytest
 import yaml
 
 import point_claude
-from auto_refresh import BUNDLE, ConfigError
+from auto_refresh import ConfigError
+from bundle.bootstrap import BUNDLE
 from tests.conftest import CLAUDE, SetUp, drop_root_powers
 
 TEMPLATE = (BUNDLE / "litellm_config.template.yaml").read_text()

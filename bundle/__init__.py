@@ -1,0 +1,1 @@
+"""What the scripts of the bundle share. Imports run one way: docs/architecture.md shows the order."""
