@@ -85,7 +85,7 @@ status: ## one screen: token, processes, last error
 	@$(HERE); $(PY) doctor.py --status
 
 .PHONY: doctor
-doctor: ## what is wrong, and what mends it (ARGS=--live asks every model)
+doctor: ## what is wrong, and what fixes it (ARGS=--live asks every model)
 	@$(HERE); $(PY) doctor.py $(ARGS)
 
 .PHONY: usage

@@ -12,7 +12,6 @@ missing or wrong, 130 interrupted.
 from __future__ import annotations
 
 import os
-import re
 import select
 import sys
 import termios
@@ -29,8 +28,11 @@ if __name__ == "__main__":
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-import auto_refresh
-from auto_refresh import ConfigError, Settings, load_settings, parse_account, write_private
+from bundle.account import parse_account
+from bundle.errors import ConfigError
+from bundle.files import write_private
+from bundle.settings import Settings, load_settings, read_toml, set_in_env_file, snowflake_home, state_folder
+from bundle.tokens import load_key, register_statement
 
 POLL_SECONDS = 3.0
 HINT_SECONDS = 60.0  # after this it may be more than a statement that has not been run yet
@@ -56,7 +58,7 @@ def set_up(environ: Mapping[str, str], *, person: bool) -> None:
     if made:
         public = make_key_pair(settings.private_key_path)
         print(f"Made a key pair: {settings.private_key_path} stays on this machine, {public.name} is for Snowflake.")
-    key = auto_refresh.load_key(settings.private_key_path, settings.passphrase)
+    key = load_key(settings.private_key_path, settings.passphrase)
     if asked or made:
         register(settings, key, environ)
 
@@ -66,23 +68,23 @@ def missing_settings(environ: Mapping[str, str]) -> list[str]:
     try:
         load_settings(environ)
     except ConfigError as error:
-        said = str(error).partition("\n")[0]
-        if not said.startswith("no Snowflake "):
+        first_line = str(error).partition("\n")[0]
+        if not first_line.startswith("no Snowflake "):
             raise
-        return [word for word in ("account", "user") if word in said]
+        return [word for word in ("account", "user") if word in first_line]
     return []
 
 
 def ask(missing: list[str], environ: Mapping[str, str]) -> None:
     """Put one answer into `.env`: a connection of ~/.snowflake for both, or the first of what is missing."""
-    env_file = auto_refresh.state_folder(environ) / ".env"
+    env_file = state_folder(environ) / ".env"
     known = connections(environ) if len(missing) == 2 else {}
     if known and (name := choose(known)):
-        save(env_file, "SNOWFLAKE_DEFAULT_CONNECTION_NAME", name)
+        set_in_env_file(env_file, "SNOWFLAKE_DEFAULT_CONNECTION_NAME", name)
         return
     if missing[0] == "user":
         print(USER_QUESTION)
-        save(env_file, "SNOWFLAKE_USER", answer("User: "))
+        set_in_env_file(env_file, "SNOWFLAKE_USER", answer("User: "))
         return
     print(ACCOUNT_QUESTION)
     while True:
@@ -93,7 +95,7 @@ def ask(missing: list[str], environ: Mapping[str, str]) -> None:
             print(error)
             continue
         print(f"That is account {account} at {host}.")
-        save(env_file, "SNOWFLAKE_ACCOUNT", shortest(text, account, host))
+        set_in_env_file(env_file, "SNOWFLAKE_ACCOUNT", shortest(text, account, host))
         return
 
 
@@ -106,9 +108,9 @@ def answer(prompt: str) -> str:
 
 def connections(environ: Mapping[str, str]) -> dict[str, str]:
     """The connections of Snowflake's own tools that name account and user: ACCOUNT as USER, by connection."""
-    home = auto_refresh._snowflake_home(environ)
-    tables = auto_refresh._read_toml(home / "connections.toml")
-    tables = tables or auto_refresh._read_toml(home / "config.toml").get("connections", {})
+    home = snowflake_home(environ)
+    tables = read_toml(home / "connections.toml")
+    tables = tables or read_toml(home / "config.toml").get("connections", {})
     complete = {
         name: table for name, table in tables.items() if isinstance(table, dict) and {"account", "user"} <= table.keys()
     }
@@ -140,20 +142,6 @@ def shortest(text: str, account: str, host: str) -> str:
     return text
 
 
-def save(path: Path, name: str, value: str) -> None:
-    """Set a variable in `.env`, leaving every other line as it is."""
-    path = path.resolve()  # where it is a link, the link stays
-    text = path.read_text(encoding="utf-8") if path.exists() else "# What else can be set here: .env.example\n"
-    write_private(path, with_value(text, name, value))
-
-
-def with_value(text: str, name: str, value: str) -> str:
-    quoted = value if re.fullmatch(r"[\w.@+:/-]+", value) else "'" + re.sub(r"(['\\])", r"\\\1", value) + "'"
-    line = f"{name}={quoted}"
-    text, count = re.subn(rf"^[ \t]*(export[ \t]+)?{name}[ \t]*=.*$", lambda _: line, text, flags=re.MULTILINE)
-    return text if count else text + ("\n" if text and not text.endswith("\n") else "") + line + "\n"
-
-
 def make_key_pair(path: Path) -> Path:
     """Make an RSA-2048 key (PKCS8, not encrypted) at `path` and its public half beside it, both mode 0600.
 
@@ -182,31 +170,32 @@ def make_key_pair(path: Path) -> Path:
 
 def register(settings: Settings, key: rsa.RSAPrivateKey, environ: Mapping[str, str]) -> None:
     """Unless the key is registered, print the statement for it and wait until Snowflake takes the key."""
-    from doctor import Finding, look, snowflake  # noqa: PLC0415 - half a second that only a first start needs
+    from bundle.checks.connections import snowflake  # noqa: PLC0415 - half a second that only a first start needs
+    from bundle.checks.finding import Finding, read_installation  # noqa: PLC0415
 
     def trouble() -> Finding | None:
-        found = snowflake(look(environ, time.time()))
+        found = snowflake(read_installation(environ, time.time()))
         return next((finding for finding in found if finding.state == "fail"), None)
 
-    statement = auto_refresh.register_statement(settings.user, key)
-    said, start = "", time.monotonic()
+    statement = register_statement(settings.user, key)
+    shown, start = "", time.monotonic()
     while (bad := trouble()) is not None:
-        unregistered = statement in bad.mend
-        if bad.name == "Login" and not unregistered:  # the role, a policy, another server: no waiting mends that
-            print(f"{bad.found}\n{bad.mend}")
+        unregistered = statement in bad.fix
+        if bad.name == "Login" and not unregistered:  # the role, a policy, another server: no waiting fixes that
+            print(f"{bad.found}\n{bad.fix}")
             return
-        if not said:
-            said = statement
+        if not shown:
+            shown = statement
             print(f"\nRun this in Snowsight, as ACCOUNTADMIN or {settings.user}:\n\n{statement}\n")
             with suppress(termios.error):  # an Enter too many from before is not meant
                 termios.tcflush(sys.stdin, termios.TCIFLUSH)
             print("Waiting until Snowflake takes the key. Enter goes on without waiting.", flush=True)
         waited = time.monotonic() - start
-        if (not unregistered or waited > HINT_SECONDS) and bad.found not in said:
-            said += bad.found
-            print(f"{bad.found}\n{bad.mend}", flush=True)
+        if (not unregistered or waited > HINT_SECONDS) and bad.found not in shown:
+            shown += bad.found
+            print(f"{bad.found}\n{bad.fix}", flush=True)
         if waited > WAIT_SECONDS or select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
-            print("Going on. Once the statement has run, all else follows; `make doctor` says how it stands.")
+            print("Going on. Once the statement has run, everything else follows; `make doctor` says how it stands.")
             return
     print(f"Snowflake takes the key of {settings.account}.{settings.user}.")
 

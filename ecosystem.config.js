@@ -37,10 +37,10 @@ const app = (name, script, more) => ({
   // Both say when they do their work; importing LiteLLM takes up to half a minute on a busy machine.
   wait_ready: true,
   listen_timeout: 120_000,
-  // 78 is a mistake in the settings: a restart cannot mend it. (Never 0 here: PM2 records a killed process as 0.)
+  // 78 is a mistake in the settings: a restart cannot fix it. (Never 0 here: PM2 records a killed process as 0.)
   stop_exit_codes: [78],
   // Enough for the minute in which packages are replaced. (With restart_delay PM2 would show what it has stopped as
-  // "waiting restart" for ever.)
+  // "waiting restart" forever.)
   max_restarts: 200,
   vizion: false,
   ...more,

@@ -40,7 +40,9 @@ if __name__ == "__main__":
 
 import yaml
 
-from auto_refresh import ConfigError, Settings, load_settings, master_key, write_private
+from bundle.errors import ConfigError
+from bundle.files import write_private
+from bundle.settings import Settings, load_settings, master_key
 
 Json = dict[str, Any]
 

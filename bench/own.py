@@ -12,9 +12,12 @@ from typing import Any
 
 import httpx
 
-import auto_refresh
-import claude_proxy
 from bench.load import JSON, session_body, small_body
+from bundle.files import write_private
+from bundle.proxy.server import LITELLM_ENVIRONMENT
+from bundle.render import render_config
+from bundle.settings import load_settings, state_folder
+from bundle.tokens import sign
 
 
 def median_ms(work: Callable[[], object], times: int) -> float:
@@ -29,13 +32,13 @@ def median_ms(work: Callable[[], object], times: int) -> float:
 
 def refresher_costs(environ: Mapping[str, str]) -> dict[str, float]:
     """Milliseconds to sign a token, to render the configuration, and to write it so that a crash loses nothing."""
-    settings = auto_refresh.load_settings(environ)
-    token = auto_refresh.sign(settings, time.time())
-    text = auto_refresh.render_config(settings, token)
+    settings = load_settings(environ)
+    token = sign(settings, time.time())
+    text = render_config(settings, token)
     return {
-        "sign": median_ms(lambda: auto_refresh.sign(settings, time.time()), 20),
-        "render": median_ms(lambda: auto_refresh.render_config(settings, token), 20),
-        "write": median_ms(lambda: auto_refresh.write_private(settings.folder / "written.yaml", text), 20),
+        "sign": median_ms(lambda: sign(settings, time.time()), 20),
+        "render": median_ms(lambda: render_config(settings, token), 20),
+        "write": median_ms(lambda: write_private(settings.folder / "written.yaml", text), 20),
     }
 
 
@@ -45,15 +48,15 @@ def hook_costs(environ: Mapping[str, str], config: JSON) -> dict[str, float]:
     The arguments are LiteLLM's own: a router with the bundle's rows is asked, a callback keeps what it is given, and
     Cortex is a function in this process.
     """
-    os.environ.update({**environ, **claude_proxy.LITELLM_ENVIRONMENT})
+    os.environ.update({**environ, **LITELLM_ENVIRONMENT})
     import litellm  # noqa: PLC0415 - takes seconds, and reads the environment that was just set
     from litellm.integrations.custom_logger import CustomLogger  # noqa: PLC0415
 
-    from patches.cortex_hooks import CortexHooks, to_chat  # noqa: PLC0415
-    from patches.cortex_refusals import Refusals  # noqa: PLC0415
-    from patches.live_config import LiveConfig  # noqa: PLC0415
+    from bundle.cortex.refusals import Refusals  # noqa: PLC0415
+    from bundle.proxy.hooks import CortexHooks, to_chat  # noqa: PLC0415
+    from bundle.proxy.live_config import LiveConfig  # noqa: PLC0415
 
-    hooks = CortexHooks(LiveConfig(auto_refresh.state_folder(environ) / "litellm_config.yaml"))
+    hooks = CortexHooks(LiveConfig(state_folder(environ) / "litellm_config.yaml"))
 
     given: list[tuple[JSON, Any]] = []
 

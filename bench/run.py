@@ -28,6 +28,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bundle.proxy.lean_litellm import STEPS
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.load import JSON, Answer, Target, long_answer_body, run_load, session_body, small_body
@@ -193,7 +195,6 @@ def measure() -> JSON:
 
 def measure_steps() -> JSON:
     """What the proxy without one part takes longer than the whole one, asked in turns."""
-    from patches import lean_litellm  # noqa: PLC0415
 
     results: JSON = {"machine": machine(), "steps": {}}
     with closing(World()) as world:
@@ -207,7 +208,7 @@ def measure_steps() -> JSON:
                     world.stop(running.process)
             keys = ("start", "first request")
             results["steps"][part] = {key: median(starts[part], key) - median(starts[""], key) for key in keys}
-        for part in (step.__name__ for step in lean_litellm.STEPS):
+        for part in (step.__name__ for step in STEPS):
             progress(f"without {part}")
             both = [world.start_bundle(), world.start_bundle(part)]
             results["steps"][part] = in_loop(compare(both))

@@ -34,11 +34,15 @@ from pathlib import Path
 import httpx
 import yaml
 
+from bundle.files import write_private
+from bundle.proxy.server import LITELLM_ENVIRONMENT
+from bundle.render import render_config
+from bundle.settings import load_settings
+from bundle.tokens import sign
+from configure import make_key_pair
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import auto_refresh
-import claude_proxy
-import configure
 from tests.cortex_stub import CortexStub
 
 BUNDLE = Path(__file__).resolve().parent.parent
@@ -73,7 +77,7 @@ class World:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))  # a socket's path must be short
         key = self.folder / "snowflake_key.p8"
-        public = configure.make_key_pair(key)
+        public = make_key_pair(key)
         self.stub = CortexStub("SOAK-ACCOUNT", "SOAK", [public.read_text(encoding="ascii")], bench=True).start()
         self.port = free_port()
         self.under_way: set[int] = set()  # requests without their answer
@@ -290,11 +294,11 @@ def by_reload(world: World, requests: int, rotations: int) -> Outcome:
     config, port = world.folder / "plain_config.yaml", free_port()
 
     def renew() -> None:
-        settings = auto_refresh.load_settings(world.environ)
-        token = auto_refresh.sign(settings, world.stub.now())
-        document = yaml.safe_load(auto_refresh.render_config(settings, token))
+        settings = load_settings(world.environ)
+        token = sign(settings, world.stub.now())
+        document = yaml.safe_load(render_config(settings, token))
         document["litellm_settings"].pop("callbacks")
-        auto_refresh.write_private(config, yaml.safe_dump(document))
+        write_private(config, yaml.safe_dump(document))
 
     async def rotate(outcome: Outcome) -> None:
         for number in range(rotations):
@@ -305,7 +309,7 @@ def by_reload(world: World, requests: int, rotations: int) -> Outcome:
             await soon(lambda: len(world.stub.requests) > before + CLIENTS)  # noqa: B023 - it answers again
 
     renew()
-    quiet = {name: value for name, value in claude_proxy.LITELLM_ENVIRONMENT.items() if "_LOCAL_" in name}
+    quiet = {name: value for name, value in LITELLM_ENVIRONMENT.items() if "_LOCAL_" in name}
     world.environ |= quiet  # it would ask for price lists on the internet, and start later
     litellm = str(Path(sys.executable).with_name("litellm"))
     options = ["--config", str(config), "--host", "127.0.0.1", "--port", str(port)]

@@ -6,15 +6,17 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from bundle.proxy import lean_litellm
+from bundle.proxy.lean_litellm import STEPS
+from claude_proxy import main
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import claude_proxy
-from patches import lean_litellm
 
 name = sys.argv[1]
-lean_litellm.STEPS = tuple(step for step in lean_litellm.STEPS if step.__name__ != name)
+lean_litellm.STEPS = tuple(step for step in STEPS if step.__name__ != name)
 if name == "importing":
     lean_litellm.importing = lambda _: nullcontext()  # type: ignore[assignment, return-value]
 elif name == "warmed":
     lean_litellm.warmed = lambda app, *_, **__: app
-sys.exit(claude_proxy.main())
+sys.exit(main())

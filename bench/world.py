@@ -19,10 +19,10 @@ from urllib.request import ProxyHandler, build_opener
 
 import yaml
 
-import auto_refresh
-import claude_proxy
-import configure
 from bench.load import Target
+from bundle.files import write_private
+from bundle.proxy.server import LITELLM_ENVIRONMENT
+from configure import make_key_pair
 
 BUNDLE = Path(__file__).resolve().parent.parent
 ACCOUNT, USER = "BENCH-ACCOUNT", "BENCH"
@@ -55,7 +55,7 @@ class World:
 
     def _start(self) -> None:
         key = self.folder / "snowflake_key.p8"
-        public = configure.make_key_pair(key)
+        public = make_key_pair(key)
         arguments = ["--bench", "--account", ACCOUNT, "--user", USER, "--public-key", str(public)]
         stand_in = self._spawn("stand-in", [sys.executable, str(BUNDLE / "tests" / "cortex_stub.py"), *arguments], {})
         cortex = self._wait_for(stand_in, "stand-in", r"listening on (\S+)")
@@ -79,10 +79,10 @@ class World:
         """LiteLLM's own command with the same models and settings, without our callback. It is as patched as ours."""
         settings = {key: value for key, value in self.config["litellm_settings"].items() if key != "callbacks"}
         path = self.folder / "plain_config.yaml"
-        auto_refresh.write_private(path, yaml.safe_dump({**self.config, "litellm_settings": settings}))
+        write_private(path, yaml.safe_dump({**self.config, "litellm_settings": settings}))
         port = free_port()
         # It would ask for price lists and news on the internet: without that it starts faster, in its favour.
-        environ = {key: value for key, value in claude_proxy.LITELLM_ENVIRONMENT.items() if "_LOCAL_" in key}
+        environ = {key: value for key, value in LITELLM_ENVIRONMENT.items() if "_LOCAL_" in key}
         command = [str(Path(sys.executable).with_name("litellm")), "--config", str(path), "--host", "127.0.0.1"]
         start = time.perf_counter()
         process = self._spawn("litellm", [*command, "--port", str(port)], environ)

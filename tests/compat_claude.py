@@ -22,7 +22,7 @@ from pathlib import Path
 if not __package__:  # run as a script: the folder above holds the package
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from auto_refresh import CLAUDE_ROUTES
+from bundle.settings import CLAUDE_ROUTES
 from patches.apply_patch import MADE_FOR
 from tests.conftest import BUNDLE, SetUp
 from tests.session import FUTURE, OLD, Session, ask, call, fill_the_context

@@ -24,7 +24,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-import auto_refresh
+from bundle.files import write_private
+from bundle.render import render
+from bundle.settings import load_settings
+from bundle.tokens import sign
 from tests.cortex_stub import CortexStub
 
 BUNDLE = Path(__file__).resolve().parent.parent
@@ -180,11 +183,11 @@ class SetUp:
     @contextmanager
     def template(self, edit: Callable[[str], str]) -> Iterator[None]:
         """The running proxy with an edited template, which a refresher that holds still would render."""
-        settings = auto_refresh.load_settings(self.environ)
-        rendered = auto_refresh.render(
+        settings = load_settings(self.environ)
+        rendered = render(
             edit(settings.template_path.read_text()),
             {
-                "SNOWFLAKE_JWT": auto_refresh.sign(settings, time.time()).value,
+                "SNOWFLAKE_JWT": sign(settings, time.time()).value,
                 "LITELLM_MASTER_KEY": self.master_key,
                 "CORTEX_URL": settings.base_url,
             },
@@ -194,7 +197,7 @@ class SetUp:
         refresher.send_signal(signal.SIGSTOP)
         before = self.log(log).count(followed)
         try:
-            auto_refresh.write_private(self.config, rendered)
+            write_private(self.config, rendered)
             wait_until(lambda: self.log(log).count(followed) > before, 10, lambda: self.log(log))
             yield
         finally:

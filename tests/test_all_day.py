@@ -23,10 +23,11 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-import auto_refresh
-from auto_refresh import ConfigError
-from patches import live_config
-from patches.live_config import Call, LiveConfig, current_call, token_times
+from bundle.errors import ConfigError
+from bundle.proxy.live_config import Exchange, LiveConfig, clock_trouble, current_exchange
+from bundle.refresher import refresh
+from bundle.settings import load_settings
+from bundle.tokens import fingerprint, sign, token_times
 from tests.conftest import TOKEN, SetUp, copy_bundle, drop_root_powers, events, public_pem, wait_until
 
 REFRESHER, PROXY = "auto_refresh.py", "claude_proxy.py"
@@ -236,7 +237,7 @@ class Now:
         self.time = time.time()
         self.set_up = set_up
         self.live = LiveConfig(set_up.config, lambda: self.time)
-        auto_refresh.refresh(auto_refresh.load_settings(), self.time)
+        refresh(load_settings(), self.time)
         self.written = self.live.token()
 
 
@@ -246,10 +247,10 @@ def now(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> Now:
 
 
 def test_a_broken_edit_of_the_settings_does_not_end_the_session_when_the_token_ends(now: Now) -> None:
-    now.live.settings = auto_refresh.load_settings()
+    now.live.settings = load_settings()
     (now.set_up.folder / ".env").write_bytes(b"\xff\xfe not text")
     with pytest.raises(ConfigError):
-        auto_refresh.load_settings()
+        load_settings()
     now.time += 2 * HOUR
     assert token_times(now.live.token())[0] == int(now.time)
 
@@ -291,19 +292,19 @@ def test_a_file_that_something_else_wrote_changes_nothing(now: Now, content: byt
     ],
 )
 def test_a_wrong_clock_is_told_from_a_wrong_key(now: Now, ahead: float, age: float, said: str | None) -> None:
-    token = auto_refresh.sign(auto_refresh.load_settings(), now.time - age).value
+    token = sign(load_settings(), now.time - age).value
     date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now.time - ahead))
-    call = Call()
-    reset = current_call.set(call)
+    call = Exchange()
+    reset = current_exchange.set(call)
     now.live.refuse(token, date)
-    current_call.reset(reset)
+    current_exchange.reset(reset)
     if said is None:
         assert call.trouble is None
     else:
         assert call.trouble is not None
         assert said in call.trouble
         assert "timedatectl set-ntp true" in call.trouble
-    assert live_config.clock_trouble(token, now.time, "no date at all") is None
+    assert clock_trouble(token, now.time, "no date at all") is None
 
 
 # ------------------------------------------------------------------------------------------------------ edits are live
@@ -351,14 +352,14 @@ def test_a_key_is_rotated_by_the_second_slot_while_requests_go_on(day: Day) -> N
     day.stub.register_key(public_pem(new), slot=2)
     day.write_key(new)
     wait_until(lambda: day.answered()["fp"] != before, SECONDS, lambda: day.log(REFRESHER))
-    assert day.answered()["fp"] == auto_refresh.fingerprint(new)
+    assert day.answered()["fp"] == fingerprint(new)
     day.stub.register_key(public_pem(new), slot=1)
     day.stub.register_key(None, slot=2)
-    assert day.answered()["fp"] == auto_refresh.fingerprint(new)
+    assert day.answered()["fp"] == fingerprint(new)
 
 
 @pytest.mark.real
-def test_a_name_that_dns_does_not_know_is_said_and_an_edit_of_the_settings_mends_it(day: Day) -> None:
+def test_a_name_that_dns_does_not_know_is_said_and_an_edit_of_the_settings_fixes_it(day: Day) -> None:
     log = len(day.log(PROXY))
     day.env_file.write_text(re.sub("SNOWFLAKE_HOST=.*", "SNOWFLAKE_HOST=no-such-host.invalid", day.settings))
     wait_until(lambda: (answer := day.ask("hello")).status_code == 502 and "cannot be reached" in answer.text, SECONDS)

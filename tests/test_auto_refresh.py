@@ -24,8 +24,15 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 import auto_refresh
-from auto_refresh import CLAUDE_ROUTES, ConfigError, Settings, Written, due, parse_account, parse_host, render
-from tests.conftest import SetUp, drop_root_powers, wait_until
+from bundle import refresher as refresher_module
+from bundle.account import parse_account, parse_host
+from bundle.errors import ConfigError, WriteError
+from bundle.files import Stamp
+from bundle.refresher import Refresher, Written, due, read_state, refresh, retry_delay
+from bundle.render import render, render_config, template_rows
+from bundle.settings import CLAUDE_ROUTES, Settings, load_settings, master_key
+from bundle.tokens import claims, fingerprint, load_key, public_der, register_statement, sign
+from tests.conftest import SetUp, copy_bundle, drop_root_powers, wait_until
 
 BUNDLE = Path(auto_refresh.__file__).parent
 NOW = 1_800_000_000.7
@@ -67,7 +74,7 @@ def environ(home: Path) -> dict[str, str]:
 
 @pytest.fixture
 def settings(environ: dict[str, str]) -> Settings:
-    return auto_refresh.load_settings(environ)
+    return load_settings(environ)
 
 
 def run(
@@ -96,35 +103,31 @@ def test_the_environment_beats_env_file_beats_constants_beats_connection(tmp_pat
         tmp_path / ".snowflake" / "connections.toml",
         '[default]\naccount = "from-toml"\nuser = "toml"\nwarehouse = "WH"\n',
     )
-    found = auto_refresh.load_settings(environ)
+    found = load_settings(environ)
     assert (found.account, found.user, found.warehouse) == ("FROM-TOML", "TOML", "WH")
     assert "[default]" in found.origin
 
     put(tmp_path / ".env", "SNOWFLAKE_ACCOUNT=from-file\nSNOWFLAKE_USER=file\n")
-    found = auto_refresh.load_settings(environ)
+    found = load_settings(environ)
     assert (found.account, found.user, found.warehouse) == ("FROM-FILE", "FILE", None)
 
-    found = auto_refresh.load_settings({**environ, "SNOWFLAKE_ACCOUNT": "from-env"})
+    found = load_settings({**environ, "SNOWFLAKE_ACCOUNT": "from-env"})
     assert (found.account, found.user) == ("FROM-ENV", "FILE")
 
 
 def test_constants_edited_in_the_script_configure_it(home: Path) -> None:
-    for name in ("auto_refresh.py", "litellm_config.template.yaml", "patches/apply_patch.py"):
-        put(home / name, (BUNDLE / name).read_bytes())
-    script = home / "auto_refresh.py"
+    script = copy_bundle(home / "bundle") / "auto_refresh.py"
     put(script, script.read_text().replace("YOUR-ACCOUNT", "myorg-edited").replace('"YOUR_USER"', '"me"'))
     done = run({"HOME": str(home)}, "--once", script=script)
     assert done.returncode == 0, done.stderr
-    assert "https://myorg-edited.snowflakecomputing.com/api/v2" in (home / "litellm_config.yaml").read_text()
+    assert "https://myorg-edited.snowflakecomputing.com/api/v2" in (script.parent / "litellm_config.yaml").read_text()
 
 
 def test_the_named_connection_of_config_toml_is_used(tmp_path: Path) -> None:
     table = '[connections.work]\naccount = "a-b"\nuser = "u"\nprivate_key_file = "~/k.p8"\n'
     config = 'default_connection_name = "work"\n' + table
     put(tmp_path / "sf" / "config.toml", config)
-    found = auto_refresh.load_settings(
-        {"HOME": str(tmp_path), "CORTEX_HOME": str(tmp_path), "SNOWFLAKE_HOME": str(tmp_path / "sf")}
-    )
+    found = load_settings({"HOME": str(tmp_path), "CORTEX_HOME": str(tmp_path), "SNOWFLAKE_HOME": str(tmp_path / "sf")})
     assert found.account == "A-B"
     assert found.private_key_path.name == "k.p8"
 
@@ -135,7 +138,7 @@ def test_a_connection_of_another_account_lends_nothing(tmp_path: Path) -> None:
         '[default]\naccount = "other"\nuser = "u"\nprivate_key_file = "/k"\n',
     )
     environ = {"HOME": str(tmp_path), "CORTEX_HOME": str(tmp_path), "SNOWFLAKE_ACCOUNT": "a-b", "SNOWFLAKE_USER": "u"}
-    assert auto_refresh.load_settings(environ).private_key_path.name == "snowflake_key.p8"
+    assert load_settings(environ).private_key_path.name == "snowflake_key.p8"
 
 
 @pytest.mark.parametrize(
@@ -200,14 +203,14 @@ def test_no_token_travels_unencrypted_or_nowhere(text: str) -> None:
 @pytest.mark.parametrize(("name", "value"), [("PROXY_PORT", "x"), ("PROXY_PORT", "0"), ("REFRESH_MINUTES", "56")])
 def test_a_number_out_of_range_is_refused_by_name(environ: dict[str, str], name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=name):
-        auto_refresh.load_settings({**environ, name: value})
+        load_settings({**environ, name: value})
 
 
 def test_the_route_of_claude_models_is_chat_until_the_user_says_another_word(
     environ: dict[str, str], home: Path
 ) -> None:
     def found(**more: str) -> tuple[str, str]:
-        settings = auto_refresh.load_settings({**environ, **more})
+        settings = load_settings({**environ, **more})
         return settings.claude_route, settings.claude_route_from
 
     assert found() == ("chat", "")
@@ -221,17 +224,17 @@ def test_the_route_of_claude_models_is_chat_until_the_user_says_another_word(
 @pytest.mark.parametrize("word", ["Messages", "snowflake", "openai", "chat completions"])
 def test_another_word_for_the_route_is_refused_with_the_two_that_there_are(environ: dict[str, str], word: str) -> None:
     with pytest.raises(ConfigError, match=rf"^CLAUDE_ROUTE is '{word}'; it must be chat .* or messages "):
-        auto_refresh.load_settings({**environ, "CLAUDE_ROUTE": word})
+        load_settings({**environ, "CLAUDE_ROUTE": word})
 
 
 def test_an_env_file_with_a_secret_must_be_private(environ: dict[str, str], home: Path) -> None:
     put(home / ".env", "PRIVATE_KEY_PASSPHRASE=x\n", 0o640)
     with pytest.raises(ConfigError, match="chmod 600"):
-        auto_refresh.load_settings(environ)
+        load_settings(environ)
 
 
 def test_settings_do_not_print_their_secrets(environ: dict[str, str]) -> None:
-    found = auto_refresh.load_settings({**environ, "PRIVATE_KEY_PASSPHRASE": "hush", "LITELLM_MASTER_KEY": "sk-quiet"})
+    found = load_settings({**environ, "PRIVATE_KEY_PASSPHRASE": "hush", "LITELLM_MASTER_KEY": "sk-quiet"})
     assert "hush" not in repr(found)
     assert "sk-quiet" not in repr(found)
 
@@ -239,21 +242,21 @@ def test_settings_do_not_print_their_secrets(environ: dict[str, str]) -> None:
 def test_the_master_key_is_random_kept_and_private(settings: Settings) -> None:
     os.umask(0)
     try:
-        key = auto_refresh.master_key(settings)
+        key = master_key(settings)
     finally:
         os.umask(0o022)
-    assert key == auto_refresh.master_key(settings)
+    assert key == master_key(settings)
     assert len(key) > 40
     assert stat.S_IMODE((settings.folder / ".master_key").stat().st_mode) == 0o600
     with pytest.raises(ConfigError, match="too short"):
-        auto_refresh.master_key(replace(settings, given_master_key="sk-1234"))
+        master_key(replace(settings, given_master_key="sk-1234"))
 
 
 # ------------------------------------------------------------------------------------------------------ key and token
 
 
 def test_the_claims_are_what_snowflake_documents() -> None:
-    assert auto_refresh.claims("myorg-acct", "jane", "SHA256:abc", NOW) == {
+    assert claims("myorg-acct", "jane", "SHA256:abc", NOW) == {
         "iss": "MYORG-ACCT.JANE.SHA256:abc",
         "sub": "MYORG-ACCT.JANE",
         "iat": 1_800_000_000,
@@ -263,22 +266,22 @@ def test_the_claims_are_what_snowflake_documents() -> None:
 
 def test_the_fingerprint_is_the_one_that_desc_user_shows() -> None:
     der = KEY.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    assert auto_refresh.fingerprint(KEY) == "SHA256:" + base64.b64encode(hashlib.sha256(der).digest()).decode()
+    assert fingerprint(KEY) == "SHA256:" + base64.b64encode(hashlib.sha256(der).digest()).decode()
 
 
 def test_a_token_is_signed_with_rs256_by_the_key(settings: Settings) -> None:
-    token = auto_refresh.sign(settings, NOW)
+    token = sign(settings, NOW)
     assert jwt.get_unverified_header(token.value)["alg"] == "RS256"
     decoded = jwt.decode(
         token.value, KEY.public_key(), algorithms=["RS256"], options={"verify_iat": False, "verify_exp": False}
     )
-    assert decoded == auto_refresh.claims("MYORG-MY_ACCT", "JANE", auto_refresh.fingerprint(KEY), NOW)
+    assert decoded == claims("MYORG-MY_ACCT", "JANE", fingerprint(KEY), NOW)
     assert token.value not in repr(token)
 
 
 def test_an_encrypted_key_opens_with_its_passphrase(home: Path) -> None:
     path = put(home / "k", pem(KEY, "open sesame"))
-    assert auto_refresh.load_key(path, "open sesame").private_numbers() == KEY.private_numbers()
+    assert load_key(path, "open sesame").private_numbers() == KEY.private_numbers()
 
 
 @pytest.mark.parametrize(
@@ -318,11 +321,11 @@ def test_each_bad_key_has_its_own_message_and_status_78(
 
 def test_public_key_prints_the_statement_that_registers_it(environ: dict[str, str]) -> None:
     done = run(environ, "--public-key")
-    body = base64.b64encode(auto_refresh.public_der(KEY)).decode()
+    body = base64.b64encode(public_der(KEY)).decode()
     assert f"ALTER USER JANE SET RSA_PUBLIC_KEY='{body}';" in done.stdout
-    assert auto_refresh.fingerprint(KEY) in done.stdout
+    assert fingerprint(KEY) in done.stdout
     assert "-----" not in done.stdout
-    assert 'ALTER USER "JANE@EXAMPLE.COM"' in auto_refresh.register_statement("JANE@EXAMPLE.COM", KEY)
+    assert 'ALTER USER "JANE@EXAMPLE.COM"' in register_statement("JANE@EXAMPLE.COM", KEY)
 
 
 # ---------------------------------------------------------------------------------------------------------- rendering
@@ -369,10 +372,10 @@ def test_one_word_changes_the_route_of_all_claude_models_and_of_nothing_else() -
 
 def test_the_shipped_rows_of_claude_models_follow_the_word(settings: Settings) -> None:
     for word, provider in CLAUDE_ROUTES.items():
-        rendered = auto_refresh.render_config(replace(settings, claude_route=word), auto_refresh.sign(settings, NOW))
+        rendered = render_config(replace(settings, claude_route=word), sign(settings, NOW))
         models = {row["litellm_params"]["model"] for row in yaml.safe_load(rendered)["model_list"]}
         assert {model.partition("/")[0] for model in models} == {provider}
-        assert models == {row["litellm_params"]["model"] for row in auto_refresh.template_rows(settings, word)}
+        assert models == {row["litellm_params"]["model"] for row in template_rows(settings, word)}
 
 
 @pytest.mark.real
@@ -447,7 +450,7 @@ def test_a_broken_template_is_refused_with_what_is_wrong(template: str, said: st
 def test_the_shipped_template_gives_every_family_a_catch_all_and_the_settings_that_are_needed(
     settings: Settings,
 ) -> None:
-    document = yaml.safe_load(auto_refresh.render_config(settings, auto_refresh.sign(settings, NOW)))
+    document = yaml.safe_load(render_config(settings, sign(settings, NOW)))
     rows = {row["model_name"]: row for row in document["model_list"]}
     assert rows["claude-sonnet-4-5-20250929"]["litellm_params"]["model"] == "openai/claude-sonnet-4-5"
     assert rows["claude-haiku-4-5-20251001"]["litellm_params"]["model"] == "openai/claude-haiku-4-5"
@@ -473,7 +476,7 @@ def test_every_commented_example_of_the_template_renders(settings: Settings) -> 
 def test_no_secret_is_ever_readable_by_others_even_with_umask_0(settings: Settings) -> None:
     old = os.umask(0)
     try:
-        auto_refresh.refresh(settings, time.time())
+        refresh(settings, time.time())
     finally:
         os.umask(old)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in settings.folder.iterdir() if path.is_file()}
@@ -482,10 +485,10 @@ def test_no_secret_is_ever_readable_by_others_even_with_umask_0(settings: Settin
 
 def test_a_reader_sees_the_old_file_or_the_new_one(settings: Settings) -> None:
     # Whoever holds the old file open keeps reading the old text: it was replaced, not rewritten.
-    auto_refresh.refresh(settings, NOW)
+    refresh(settings, NOW)
     with settings.config_path.open() as reader:
         first = reader.read(100)
-        auto_refresh.refresh(settings, NOW + 60)
+        refresh(settings, NOW + 60)
         whole = first + reader.read()
     assert yaml.safe_load(whole)["model_list"]
     assert whole != settings.config_path.read_text()
@@ -494,15 +497,15 @@ def test_a_reader_sees_the_old_file_or_the_new_one(settings: Settings) -> None:
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    auto_refresh.refresh(settings, NOW)
+    refresh(settings, NOW)
     before = settings.config_path.read_bytes()
 
     def no_space(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(auto_refresh.WriteError, match="No space left"):
-        auto_refresh.refresh(settings, NOW + 60)
+    with pytest.raises(WriteError, match="No space left"):
+        refresh(settings, NOW + 60)
     assert settings.config_path.read_bytes() == before
     assert not list(settings.folder.glob(".litellm_config*"))
 
@@ -528,16 +531,16 @@ LAST = Written(issued_at=1000, expires_at=4600, refresh_seconds=3000, sources=SO
     ],
 )
 def test_a_refresh_is_due_by_the_wall_clock_and_by_what_changed(
-    now: float, sources: auto_refresh.Stamp, config: auto_refresh.Stamp, reason: str | None
+    now: float, sources: Stamp, config: Stamp, reason: str | None
 ) -> None:
     found = due(now, LAST, sources, config)
     assert found is None if reason is None else found is not None and reason in found
 
 
 def test_it_waits_longer_after_each_failure_up_to_a_minute() -> None:
-    delays = [auto_refresh.retry_delay(failures, 0.5) for failures in (1, 2, 3, 10, 10_000)]
+    delays = [retry_delay(failures, 0.5) for failures in (1, 2, 3, 10, 10_000)]
     assert delays == [1, 2, 4, 60, 60]
-    assert auto_refresh.retry_delay(3, 0.0) < 4 < auto_refresh.retry_delay(3, 1.0)
+    assert retry_delay(3, 0.0) < 4 < retry_delay(3, 1.0)
 
 
 # --------------------------------------------------------------------------------------------------------------- loop
@@ -548,9 +551,7 @@ class World:
 
     def __init__(self, environ: dict[str, str]) -> None:
         self.environ, self.now, self.lines = environ, NOW, list[str]()
-        self.refresher = auto_refresh.Refresher(
-            lambda: auto_refresh.load_settings(self.environ), lambda: self.now, self.lines.append
-        )
+        self.refresher = Refresher(lambda: load_settings(self.environ), lambda: self.now, self.lines.append)
         self.refresher.refresh(self.now, "the refresher has started")
         self.config = self.refresher.settings.config_path
 
@@ -578,7 +579,7 @@ def test_a_changed_key_is_used_at_the_next_look(world: World, home: Path) -> Non
     other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     put(home / ".ssh" / "snowflake_key.p8", pem(other))
     assert world.after(2)
-    assert auto_refresh.read_state(home)["key_fingerprint"] == auto_refresh.fingerprint(other)
+    assert read_state(home)["key_fingerprint"] == fingerprint(other)
     jwt.decode(
         world.token(), other.public_key(), algorithms=["RS256"], options={"verify_iat": False, "verify_exp": False}
     )
@@ -608,10 +609,10 @@ def test_a_failing_refresh_keeps_the_last_good_configuration_and_says_so_once(wo
     assert not any(world.after(2) for _ in range(10))
     assert world.config.read_bytes() == before
     assert len([line for line in world.lines if "the last good configuration stays" in line]) == 1
-    assert "there is no private key" in str(auto_refresh.read_state(home)["last_error"])
+    assert "there is no private key" in str(read_state(home)["last_error"])
     (home / "away").rename(key)
     world.after(120)
-    assert auto_refresh.read_state(home)["last_error"] is None
+    assert read_state(home)["last_error"] is None
 
 
 def test_it_warns_louder_when_the_token_is_about_to_end(world: World, home: Path) -> None:
@@ -624,7 +625,7 @@ def test_whatever_happens_in_a_step_the_loop_goes_on(world: World, monkeypatch: 
     def surprise(*_: object) -> None:
         raise ValueError("something nobody thought of")
 
-    monkeypatch.setattr(auto_refresh, "sign", surprise)
+    monkeypatch.setattr(refresher_module, "sign", surprise)
     assert not world.after(3100)
     assert "something nobody thought of" in world.lines[-1]
     monkeypatch.undo()
@@ -633,7 +634,7 @@ def test_whatever_happens_in_a_step_the_loop_goes_on(world: World, monkeypatch: 
 
 def test_a_clock_that_goes_back_gives_a_token_of_the_new_time(world: World) -> None:
     assert world.after(-7200)
-    assert auto_refresh.read_state(world.refresher.settings.folder)["issued"] == int(NOW) - 7200
+    assert read_state(world.refresher.settings.folder)["issued"] == int(NOW) - 7200
 
 
 def test_the_state_file_is_private_and_holds_no_token(world: World, home: Path) -> None:

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-import auto_refresh
-import claude_check
-from auto_refresh import Settings
-from claude_check import (
+from bundle import settings as settings_module
+from bundle.checks.model_check import (
     CHAT,
+    HEADERS,
     MESSAGES,
     Report,
     Route,
@@ -25,8 +24,10 @@ from claude_check import (
     of_proxy,
     patiently,
     report,
+    request,
     with_remedy,
 )
+from bundle.settings import Settings, load_settings
 from tests.conftest import BUNDLE
 from tests.cortex_rules import check_chat, check_messages
 
@@ -52,7 +53,7 @@ def error(message: str, kind: str = "invalid_request_error") -> str:
 
 
 def test_the_request_has_one_of_each_kind_of_thing_that_claude_code_sends() -> None:
-    asked = claude_check.request("claude-haiku-4-5")
+    asked = request("claude-haiku-4-5")
     assert asked["stream"] is True
     assert asked["thinking"] == {"type": "enabled", "budget_tokens": 1024}
     assert asked["max_tokens"] > 4096
@@ -61,7 +62,7 @@ def test_the_request_has_one_of_each_kind_of_thing_that_claude_code_sends() -> N
     for blocks in (asked["system"], asked["messages"][-1]["content"]):
         assert blocks[-1]["cache_control"] == {"type": "ephemeral"}
     assert asked["metadata"]["user_id"]
-    assert "claude-code-20250219" in claude_check.HEADERS["anthropic-beta"]
+    assert "claude-code-20250219" in HEADERS["anthropic-beta"]
 
 
 @pytest.mark.parametrize("model", ["claude-haiku-4-5", "claude-sonnet-4-6", "claude-opus-4-7"])
@@ -257,9 +258,9 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     name = "litellm_config.template.yaml"
     text = (BUNDLE / name).read_text().replace("openai/claude-opus", "snowflake/claude-opus")
     (tmp_path / name).write_text(text)
-    monkeypatch.setattr(auto_refresh, "BUNDLE", tmp_path)
+    monkeypatch.setattr(settings_module, "BUNDLE", tmp_path)
     names = {"HOME": str(tmp_path), "CORTEX_HOME": str(tmp_path), "SNOWFLAKE_ACCOUNT": "a-b", "SNOWFLAKE_USER": "u"}
-    return auto_refresh.load_settings(names)
+    return load_settings(names)
 
 
 def test_the_remedy_is_the_line_for_env(settings: Settings) -> None:
@@ -283,5 +284,6 @@ def test_a_row_that_names_its_route_itself_is_not_changed_by_the_word(settings: 
 
 
 def test_a_broken_template_offers_no_route(settings: Settings) -> None:
+    assert settings.template_path.parent == settings.folder  # never the bundle's own
     settings.template_path.write_text("model_list: [")
     assert with_remedy(settings, "claude-haiku-4-5", "claude-haiku-*", BETTER) == replace(BETTER, better=None)

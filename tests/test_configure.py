@@ -14,9 +14,13 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-import auto_refresh
 import configure
-from auto_refresh import ConfigError, load_key, load_settings
+from bundle.account import parse_account
+from bundle.errors import ConfigError
+from bundle.files import write_private
+from bundle.settings import load_settings, set_in_env_file
+from bundle.tokens import load_key
+from configure import make_key_pair, shortest
 from tests.conftest import ACCOUNT, BUNDLE, USER, public_pem
 from tests.cortex_stub import CortexStub
 from tests.terminal import Terminal
@@ -68,7 +72,7 @@ def test_a_new_user_answers_two_questions_runs_one_statement_and_is_done(
     assert "\033" not in person.screen
 
     env_file, ssh = Path(environ["CORTEX_HOME"], ".env"), Path(environ["HOME"], ".ssh")
-    assert env_file.read_text().splitlines()[1:] == ["SNOWFLAKE_ACCOUNT=MYORG-MYACCT", "SNOWFLAKE_USER=jane"]
+    assert env_file.read_text().splitlines()[1:] == ["SNOWFLAKE_ACCOUNT='MYORG-MYACCT'", "SNOWFLAKE_USER=jane"]
     assert (mode(env_file), mode(ssh), mode(ssh / "snowflake_key.p8")) == (0o600, 0o700, 0o600)
     assert public_pem(load_key(ssh / "snowflake_key.p8", None)) == (ssh / "snowflake_key.pub").read_text()
 
@@ -87,7 +91,7 @@ def test_what_cannot_be_read_as_an_account_is_explained_and_asked_again(
     person.type("xy12345.eu-west-1")
     person.read_until("That is account XY12345 at xy12345.eu-west-1.snowflakecomputing.com.")
     person.read_until("User: ")
-    assert "SNOWFLAKE_ACCOUNT=xy12345.eu-west-1\n" in Path(environ["CORTEX_HOME"], ".env").read_text()
+    assert "SNOWFLAKE_ACCOUNT='xy12345.eu-west-1'\n" in Path(environ["CORTEX_HOME"], ".env").read_text()
 
 
 def test_an_answer_that_was_given_before_an_interruption_is_not_asked_again(terminal: Callable[[], Terminal]) -> None:
@@ -130,7 +134,7 @@ def test_a_default_connection_with_a_registered_key_is_a_complete_set_up(
     home = Path(environ["HOME"], ".snowflake")
     home.mkdir(parents=True)
     key = home / "rsa_key.p8"
-    configure.make_key_pair(key)
+    make_key_pair(key)
     (home / "connections.toml").write_text(
         f'[default]\naccount = "MYORG-MYACCT"\nuser = "jane"\nprivate_key_file = "{key}"\n'
     )
@@ -149,7 +153,7 @@ def test_waiting_ends_with_enter_and_the_start_goes_on(
     assert "make doctor" in person.screen
 
 
-def test_a_fault_that_no_statement_mends_is_said_while_waiting(
+def test_a_fault_that_no_statement_fixes_is_said_while_waiting(
     terminal: Callable[[], Terminal], environ: dict[str, str], stub: CortexStub
 ) -> None:
     environ.update({"SNOWFLAKE_ACCOUNT": ACCOUNT, "SNOWFLAKE_USER": USER})
@@ -165,7 +169,7 @@ def test_a_role_without_cortex_is_said_and_not_waited_for(
 ) -> None:
     environ["SNOWFLAKE_ACCOUNT"] = ACCOUNT
     key = Path(environ["HOME"], ".ssh", "snowflake_key.p8")
-    stub.register_key(configure.make_key_pair(key).read_text())
+    stub.register_key(make_key_pair(key).read_text())
     stub.fault("no_role")
     person = terminal()
     person.read_until("User: ")
@@ -204,7 +208,7 @@ def test_without_a_terminal_it_lists_what_to_set_and_makes_nothing(environ: dict
 
 def test_a_complete_set_up_needs_no_terminal_and_no_network(environ: dict[str, str], stub: CortexStub) -> None:
     environ.update({"SNOWFLAKE_ACCOUNT": ACCOUNT, "SNOWFLAKE_USER": USER})
-    configure.make_key_pair(Path(environ["HOME"], ".ssh", "snowflake_key.p8"))
+    make_key_pair(Path(environ["HOME"], ".ssh", "snowflake_key.p8"))
     done = run_without_terminal(environ)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert stub.requests == []
@@ -225,7 +229,7 @@ def test_another_mistake_is_said_and_not_asked_about(
 
 def test_the_key_pair_is_pkcs8_and_a_pair(tmp_path: Path) -> None:
     path = tmp_path / "new" / "snowflake_key.p8"
-    public = configure.make_key_pair(path)
+    public = make_key_pair(path)
     assert (public.name, mode(path.parent), mode(path)) == ("snowflake_key.pub", 0o700, 0o600)
     assert path.read_text().startswith("-----BEGIN PRIVATE KEY-----")
     assert load_key(path, None).key_size == 2048
@@ -238,13 +242,13 @@ def test_the_key_pair_is_pkcs8_and_a_pair(tmp_path: Path) -> None:
 def test_no_key_is_ever_overwritten(tmp_path: Path, there: str) -> None:
     (tmp_path / there).write_text("precious")
     with pytest.raises(ConfigError, match="is not overwritten"):
-        configure.make_key_pair(tmp_path / "snowflake_key.p8")
+        make_key_pair(tmp_path / "snowflake_key.p8")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(there, "precious")]
 
 
 def test_a_key_that_appears_at_the_same_moment_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "snowflake_key.p8"
-    write = auto_refresh.write_private
+    write = write_private
 
     def second(target: Path, text: str, **options: bool) -> None:
         target.write_text("theirs")
@@ -252,21 +256,30 @@ def test_a_key_that_appears_at_the_same_moment_is_kept(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(configure, "write_private", second)
     with pytest.raises(ConfigError, match="at the same moment"):
-        configure.make_key_pair(path)
+        make_key_pair(path)
     assert path.read_text() == "theirs"
 
 
-def test_a_value_is_set_in_place_and_every_other_line_stays() -> None:
-    text = "# mine\nSNOWFLAKE_ACCOUNT=\nexport SNOWFLAKE_USER = old # why\nPROXY_PORT=8002"
-    assert configure.with_value(text, "SNOWFLAKE_ACCOUNT", "A-B") == text.replace("ACCOUNT=", "ACCOUNT=A-B")
-    assert configure.with_value(text, "SNOWFLAKE_USER", "new").splitlines()[2] == "SNOWFLAKE_USER=new"
-    assert configure.with_value(text, "OTHER", "x") == text + "\nOTHER=x\n"
+def test_a_value_is_set_in_place_and_every_other_line_stays(tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    path.write_text("# mine\nSNOWFLAKE_ACCOUNT=\nexport SNOWFLAKE_USER = old # why\nPROXY_PORT=8002")
+    path.chmod(0o600)
+    for name, value in (("SNOWFLAKE_ACCOUNT", "A-B"), ("SNOWFLAKE_USER", "new"), ("OTHER", "x")):
+        set_in_env_file(path, name, value)
+    assert path.read_text().splitlines() == [
+        "# mine",
+        "SNOWFLAKE_ACCOUNT='A-B'",
+        "SNOWFLAKE_USER=new",
+        "PROXY_PORT=8002",
+        "OTHER=x",
+    ]
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("user", ["jane.doe@example.com", "it's \\me", "a b # c", "${HOME}"])
 def test_any_user_name_reads_back_from_env_as_it_was_typed(tmp_path: Path, user: str) -> None:
-    configure.save(tmp_path / ".env", "SNOWFLAKE_ACCOUNT", ACCOUNT)
-    configure.save(tmp_path / ".env", "SNOWFLAKE_USER", user)
+    set_in_env_file(tmp_path / ".env", "SNOWFLAKE_ACCOUNT", ACCOUNT)
+    set_in_env_file(tmp_path / ".env", "SNOWFLAKE_USER", user)
     environ = {"HOME": str(tmp_path), "CORTEX_HOME": str(tmp_path)}
     assert load_settings(environ).user == user.upper()
 
@@ -274,7 +287,7 @@ def test_any_user_name_reads_back_from_env_as_it_was_typed(tmp_path: Path, user:
 def test_a_linked_env_file_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("A=1\n")
     (tmp_path / ".env").symlink_to("real")
-    configure.save(tmp_path / ".env", "B", "2")
+    set_in_env_file(tmp_path / ".env", "B", "2")
     assert (tmp_path / ".env").is_symlink()
     assert (tmp_path / "real").read_text() == "A=1\nB=2\n"
 
@@ -289,6 +302,6 @@ def test_a_linked_env_file_stays_a_link(tmp_path: Path) -> None:
     ],
 )
 def test_an_account_is_kept_in_its_shortest_form_that_means_the_same(typed: str, kept: str) -> None:
-    understood = auto_refresh.parse_account(typed)
-    assert configure.shortest(typed, *understood) == kept
-    assert auto_refresh.parse_account(kept) == understood
+    understood = parse_account(typed)
+    assert shortest(typed, *understood) == kept
+    assert parse_account(kept) == understood

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from patches.cortex_answers import EventLines, IncompleteAnswerError, RequestFacts, StreamFix, fix_answer, openai_usage
+from bundle.cortex.answers import EventLines, IncompleteAnswerError, RequestFacts, StreamFix, fix_answer, openai_usage
 
 JSON = dict[str, Any]
 CALL = {"id": "toolu_bdrk_01a", "type": "function", "function": {"name": "Bash", "arguments": '{"command":"ls"}'}}

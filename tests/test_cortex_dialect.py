@@ -24,8 +24,35 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from patches import cortex_dialect as dialect
-from patches.cortex_dialect import JSON, Limits, to_cortex
+from bundle.cortex.contents import (
+    EMPTY,
+    END_OF_RESULTS,
+    IMAGE_TOO_OLD,
+    IMAGES_ABOVE,
+    IMAGES_BELOW,
+    MAX_IMAGES,
+    NO_OUTPUT,
+    cache_marks,
+    limit_images,
+    marks_after_results,
+    plain_contents,
+    text_only_results,
+    without_marks,
+)
+from bundle.cortex.models import JSON, Limits, family_of
+from bundle.cortex.requests import BESIDE_REASONING, chat_request, stop_sequences
+from bundle.cortex.schemas import cortex_tools, object_schema
+from bundle.cortex.turns import (
+    CONTINUE,
+    LOST_RESULT,
+    NO_RESULT,
+    NO_TOOLS,
+    ends_with_user,
+    one_call_per_turn,
+    plain_id,
+    results_follow_calls,
+    tools_in_words,
+)
 from tests.cortex_rules import MODELS, Options, check_chat
 
 CLAUDE, GPT, LLAMA, GEMINI = "openai/claude-sonnet-4-5", "openai/openai-gpt-5", "openai/llama4-maverick", "gemini-3-pro"
@@ -71,7 +98,7 @@ def tool(name: str = "Bash", parameters: Any = None, **more: Any) -> JSON:
 def cortex(*messages: JSON, model: str = CLAUDE, limits: Limits | None = None, **fields: Any) -> JSON:
     """What `to_cortex` makes of a request."""
     body = {"model": model, "messages": list(messages), **fields}
-    return to_cortex(body, family=dialect.family_of(model), limits=limits or Limits(), keep=KEEP)[0]
+    return chat_request(body, family=family_of(model), limits=limits or Limits(), keep=KEEP)[0]
 
 
 def sent(*messages: JSON, **fields: Any) -> list[JSON]:
@@ -138,11 +165,11 @@ CALLS = {
 
 @pytest.mark.parametrize(("messages", "expected"), CALLS.values(), ids=CALLS)
 def test_claude_is_told_one_call_per_turn_and_its_result(messages: list[JSON], expected: list[str]) -> None:
-    assert shape(dialect.one_call_per_turn(messages)) == expected
+    assert shape(one_call_per_turn(messages)) == expected
 
 
 def test_a_split_turn_keeps_its_text_with_the_first_call() -> None:
-    split = dialect.one_call_per_turn([assistant("so", "a", "b"), result("a", "one"), result("b", "two")])
+    split = one_call_per_turn([assistant("so", "a", "b"), result("a", "one"), result("b", "two")])
     assert [message["content"] for message in split] == ["so", "one", None, "two"]
 
 
@@ -182,21 +209,21 @@ PAIRING = {
 
 @pytest.mark.parametrize(("messages", "expected"), PAIRING.values(), ids=PAIRING)
 def test_each_call_is_followed_by_exactly_its_result(messages: list[JSON], expected: list[str]) -> None:
-    assert shape(dialect.results_follow_calls(messages)) == expected
+    assert shape(results_follow_calls(messages)) == expected
 
 
 def test_results_stay_with_their_calls_when_ids_are_renamed() -> None:
     first, second = assistant(None, "a"), assistant(None, "a", "b")
-    out = dialect.results_follow_calls([first, result("a", "1"), second, result("b", "3"), result("a", "2")])
+    out = results_follow_calls([first, result("a", "1"), second, result("b", "3"), result("a", "2")])
     assert [message["content"] for message in out if message["role"] == "tool"] == ["1", "2", "3"]
 
 
 def test_what_is_filled_in_or_moved_is_said() -> None:
     notes: list[str] = []
-    calls, filled, orphan = dialect.results_follow_calls([assistant(None, "a"), result("b", "late")], notes.append)
+    calls, filled, orphan = results_follow_calls([assistant(None, "a"), result("b", "late")], notes.append)
     assert calls == assistant(None, "a")
-    assert filled == result("a", dialect.NO_RESULT)
-    assert orphan == user(dialect.LOST_RESULT, "late")
+    assert filled == result("a", NO_RESULT)
+    assert orphan == user(LOST_RESULT, "late")
     assert notes == ["missing tool result filled in", "tool result without its call turned into text"]
 
 
@@ -215,7 +242,7 @@ def test_what_is_filled_in_or_moved_is_said() -> None:
 )
 def test_arguments_are_a_json_object_and_keep_their_bytes(arguments: Any, expected: str) -> None:
     messages = [assistant(tool_calls=[call("a", arguments)]), result("a")]
-    assert dialect.results_follow_calls(messages)[0]["tool_calls"][0]["function"]["arguments"] == expected
+    assert results_follow_calls(messages)[0]["tool_calls"][0]["function"]["arguments"] == expected
 
 
 def test_gpt_keeps_parallel_calls_as_they_are() -> None:
@@ -234,7 +261,7 @@ def test_models_without_tools_are_told_calls_and_results_in_words(model: str) ->
     assert "tools" not in out
     assert "tool_choice" not in out
     assert [(message["role"], told(message)) for message in out["messages"]] == [
-        ("system", f"Be brief.\n{dialect.NO_TOOLS}"),
+        ("system", f"Be brief.\n{NO_TOOLS}"),
         ("user", "x"),
         ("assistant", 'so\n[Called Bash with {"command": "ls"}]\n[Called Read with {}]'),
         ("user", "[Result of Bash]\nfiles"),
@@ -244,7 +271,7 @@ def test_models_without_tools_are_told_calls_and_results_in_words(model: str) ->
 
 def test_a_model_without_tools_learns_so_without_a_system_text_too() -> None:
     first, second = sent(user("x"), model=LLAMA, tools=[tool()])
-    assert first == system(text(dialect.NO_TOOLS))
+    assert first == system(text(NO_TOOLS))
     assert second == user("x")
 
 
@@ -262,14 +289,14 @@ def test_images_in_results_stay_with_models_without_tools() -> None:
 
 def test_with_tools_the_last_message_is_the_users() -> None:
     for model in (CLAUDE, GPT):
-        assert sent(user("x"), assistant("half an answ"), model=model, tools=[tool()])[2:] == [user(dialect.CONTINUE)]
+        assert sent(user("x"), assistant("half an answ"), model=model, tools=[tool()])[2:] == [user(CONTINUE)]
 
 
 @pytest.mark.parametrize(
     "messages", [[user("x")], [user("x"), assistant(None, "a"), result("a")], [user("x"), assistant("y"), user("z")]]
 )
 def test_a_conversation_that_ends_well_is_not_carried_on(messages: list[JSON]) -> None:
-    assert dialect.ends_with_user(messages) == messages
+    assert ends_with_user(messages) == messages
 
 
 def test_without_tools_an_answer_may_be_begun_for_the_model() -> None:
@@ -316,7 +343,7 @@ CONTENTS: dict[str, tuple[JSON, list[JSON]]] = {
 @pytest.mark.parametrize(("message", "expected"), CONTENTS.values(), ids=CONTENTS)
 def test_contents_are_plain(message: JSON, expected: list[JSON]) -> None:
     first = user("first")
-    assert dialect.plain_contents([first, message]) == [first, *expected]
+    assert plain_contents([first, message]) == [first, *expected]
 
 
 @pytest.mark.parametrize(
@@ -334,16 +361,16 @@ def test_contents_are_plain(message: JSON, expected: list[JSON]) -> None:
 def test_what_cortex_does_not_take_is_told_in_words(part: JSON, words: str) -> None:
     for message in (user(part), result("a", [part])):
         notes: list[str] = []
-        (block,) = dialect.plain_contents([user("x"), message], notes.append)[1]["content"]
+        (block,) = plain_contents([user("x"), message], notes.append)[1]["content"]
         assert words in block["text"]
         assert len(notes) == 1
         assert "replaced by words" in notes[0]
-    assert dialect.plain_contents([user({**part, **MARK})])[0]["content"][0]["cache_control"] == MARK["cache_control"]
+    assert plain_contents([user({**part, **MARK})])[0]["content"][0]["cache_control"] == MARK["cache_control"]
 
 
 def test_a_request_that_says_nothing_still_has_a_user() -> None:
-    assert sent({"role": "user", "content": ""}) == [user(dialect.EMPTY)]
-    assert sent(system(text("x")), user(" ")) == [system(text("x")), user(dialect.EMPTY)]
+    assert sent({"role": "user", "content": ""}) == [user(EMPTY)]
+    assert sent(system(text("x")), user(" ")) == [system(text("x")), user(EMPTY)]
 
 
 # --- Results in text, images ----------------------------------------------------------------------------------------
@@ -351,17 +378,17 @@ def test_a_request_that_says_nothing_still_has_a_user() -> None:
 RESULTS: dict[str, tuple[list[JSON], list[JSON]]] = {
     "a text": ([result("a", [text("out")])], [result("a", "out")]),
     "texts": ([result("a", [text("one"), text("two")])], [result("a", "one\ntwo")]),
-    "nothing": ([result("a", [])], [result("a", dialect.NO_OUTPUT)]),
-    "an image": ([result("a", [image()])], [result("a", dialect.IMAGES_BELOW), user(dialect.IMAGES_ABOVE, image())]),
+    "nothing": ([result("a", [])], [result("a", NO_OUTPUT)]),
+    "an image": ([result("a", [image()])], [result("a", IMAGES_BELOW), user(IMAGES_ABOVE, image())]),
     "text and image": (
         [result("a", [text("out"), image()]), user("x")],
-        [result("a", "out"), user(dialect.IMAGES_ABOVE, image()), user("x")],
+        [result("a", "out"), user(IMAGES_ABOVE, image()), user("x")],
     ),
     "images of a run of results": (
         [result("a", [image("QQ==")]), result("b", [text("out")]), result("c", [image("Qg==")])],
         [
-            *(result("a", dialect.IMAGES_BELOW), result("b", "out"), result("c", dialect.IMAGES_BELOW)),
-            user(dialect.IMAGES_ABOVE, image("QQ=="), image("Qg==")),
+            *(result("a", IMAGES_BELOW), result("b", "out"), result("c", IMAGES_BELOW)),
+            user(IMAGES_ABOVE, image("QQ=="), image("Qg==")),
         ],
     ),
 }
@@ -369,7 +396,7 @@ RESULTS: dict[str, tuple[list[JSON], list[JSON]]] = {
 
 @pytest.mark.parametrize(("messages", "expected"), RESULTS.values(), ids=RESULTS)
 def test_results_are_text_and_images_follow_them(messages: list[JSON], expected: list[JSON]) -> None:
-    assert dialect.text_only_results(messages) == expected
+    assert text_only_results(messages) == expected
 
 
 def test_between_the_calls_of_a_split_turn_images_follow_their_own_result() -> None:
@@ -379,30 +406,30 @@ def test_between_the_calls_of_a_split_turn_images_follow_their_own_result() -> N
 
 def test_twenty_images_pass_untouched() -> None:
     messages = [user("x", *[image()] * 19), user(image(**MARK))]
-    assert dialect.limit_images(messages) == messages
+    assert limit_images(messages) == messages
 
 
 @pytest.mark.parametrize(("count", "left"), [(21, 11), (30, 20), (31, 11), (45, 15)])
 def test_of_too_many_images_the_oldest_go_ten_at_a_time(count: int, left: int) -> None:
     each = [image(base64.b64encode(b"%d" % n).decode()) for n in range(count)]
     notes: list[str] = []
-    out = dialect.limit_images([user("x", *each[:7]), assistant("y"), user(*each[7:])], notes.append)
+    out = limit_images([user("x", *each[:7]), assistant("y"), user(*each[7:])], notes.append)
     assert sent(user("x", *each[:7]), assistant("y"), user(*each[7:])) == out
     assert urls(out) == urls([user(*each[count - left :])])
-    assert json.dumps(out).count(dialect.IMAGE_TOO_OLD) == count - left
+    assert json.dumps(out).count(IMAGE_TOO_OLD) == count - left
     assert notes == [f"{count - left} oldest images replaced by words"]
 
 
 def test_images_over_the_size_of_a_body_go_oldest_first() -> None:
     large = image("A" * (6 * 1024 * 1024))
-    out = dialect.limit_images([user(large), user("x", large), user(large)])
+    out = limit_images([user(large), user("x", large), user(large)])
     assert len(urls(out)) == 2
-    assert out[0] == user(dialect.IMAGE_TOO_OLD)
+    assert out[0] == user(IMAGE_TOO_OLD)
 
 
 def test_an_image_that_goes_leaves_its_mark() -> None:
-    out = dialect.limit_images([user(image(**MARK), *[image()] * 20)])
-    assert out[0]["content"][0] == text(dialect.IMAGE_TOO_OLD, **MARK)
+    out = limit_images([user(image(**MARK), *[image()] * 20)])
+    assert out[0]["content"][0] == text(IMAGE_TOO_OLD, **MARK)
 
 
 # --- Cache marks ----------------------------------------------------------------------------------------------------
@@ -418,16 +445,16 @@ def test_a_mark_is_ephemeral_and_nothing_else() -> None:
 
 def test_of_too_many_marks_the_last_of_the_system_and_the_newest_of_the_users_stay() -> None:
     messages = [system(text("s", **MARK), text("t", **MARK)), *[user("x", text("y", **MARK))] * 5]
-    assert marked(dialect.cache_marks(messages)) == [(0, 1), (3, 1), (4, 1), (5, 1)]
+    assert marked(cache_marks(messages)) == [(0, 1), (3, 1), (4, 1), (5, 1)]
 
 
 def test_room_that_the_users_leave_goes_to_the_rest_of_the_system() -> None:
     messages = [system(*[text("s", **MARK)] * 5), user(text("x", **MARK))]
-    assert marked(dialect.cache_marks(messages)) == [(0, 2), (0, 3), (0, 4), (1, 0)]
+    assert marked(cache_marks(messages)) == [(0, 2), (0, 3), (0, 4), (1, 0)]
 
 
 def test_without_a_system_the_users_get_all_marks() -> None:
-    assert marked(dialect.cache_marks([user(*[text("x", **MARK)] * 5)])) == [(0, 1), (0, 2), (0, 3), (0, 4)]
+    assert marked(cache_marks([user(*[text("x", **MARK)] * 5)])) == [(0, 1), (0, 2), (0, 3), (0, 4)]
 
 
 @pytest.mark.parametrize(
@@ -440,9 +467,9 @@ def test_without_a_system_the_users_get_all_marks() -> None:
     ids=["assistant", "call", "result"],
 )
 def test_a_mark_that_cortex_would_ignore_moves_back_to_where_it_counts(message: JSON) -> None:
-    out = dialect.cache_marks([system(text("s")), user("x", "y"), message, user("z")])
+    out = cache_marks([system(text("s")), user("x", "y"), message, user("z")])
     assert marked(out) == [(1, 1)]
-    assert marked(dialect.cache_marks([message, user("z")])) == []
+    assert marked(cache_marks([message, user("z")])) == []
 
 
 def test_a_mark_inside_a_result_counts_as_one_on_it() -> None:
@@ -452,7 +479,7 @@ def test_a_mark_inside_a_result_counts_as_one_on_it() -> None:
 
 def test_a_block_that_is_already_marked_is_marked_once() -> None:
     messages = [user(text("x", **MARK)), assistant("so", **MARK)]
-    assert marked(dialect.cache_marks(messages)) == [(0, 0)]
+    assert marked(cache_marks(messages)) == [(0, 0)]
 
 
 def test_marks_on_users_and_system_arrive_whether_or_not_results_are_cached() -> None:
@@ -471,7 +498,7 @@ def test_a_mark_that_moves_on_leaves_the_words_as_they_were() -> None:
         user(text("x", **MARK)),
         system(text("x", **MARK)),
     ]
-    assert dialect.without_marks(sent(*marked_then)) == sent(*plain)
+    assert without_marks(sent(*marked_then)) == sent(*plain)
 
 
 def test_no_mark_is_sent_to_other_models() -> None:
@@ -482,18 +509,18 @@ def test_no_mark_is_sent_to_other_models() -> None:
 
 def test_a_run_of_results_may_end_in_a_constant_block_that_takes_the_mark() -> None:
     history = [user("x"), assistant(None, "a"), result("a", **MARK)]
-    assert sent(*history, limits=CACHED)[3:] == [user(text(dialect.END_OF_RESULTS, **MARK))]
+    assert sent(*history, limits=CACHED)[3:] == [user(text(END_OF_RESULTS, **MARK))]
     later = sent(*history[:2], result("a"), assistant(None, "b"), result("b", **MARK), limits=CACHED)
-    assert later[3:6] == [user(dialect.END_OF_RESULTS), assistant(None, "b"), result("b")]
-    assert later[6:] == [user(text(dialect.END_OF_RESULTS, **MARK))]
+    assert later[3:6] == [user(END_OF_RESULTS), assistant(None, "b"), result("b")]
+    assert later[6:] == [user(text(END_OF_RESULTS, **MARK))]
 
 
 @pytest.mark.parametrize(
     ("messages", "expected"),
     [
-        ([result("a", **MARK), user("x", "y")], [user(text(dialect.END_OF_RESULTS, **MARK)), user("x", "y")]),
-        ([result("a", [image()], **MARK)], [user(dialect.IMAGES_ABOVE, image(**MARK))]),
-        ([result("a", [image()], **MARK), user("x")], [user(dialect.IMAGES_ABOVE, image(**MARK)), user("x")]),
+        ([result("a", **MARK), user("x", "y")], [user(text(END_OF_RESULTS, **MARK)), user("x", "y")]),
+        ([result("a", [image()], **MARK)], [user(IMAGES_ABOVE, image(**MARK))]),
+        ([result("a", [image()], **MARK), user("x")], [user(IMAGES_ABOVE, image(**MARK)), user("x")]),
     ],
     ids=["before the user's text", "after the images", "between images and the user's text"],
 )
@@ -504,9 +531,9 @@ def test_the_mark_of_a_result_moves_to_what_ends_the_results(messages: list[JSON
 @pytest.mark.parametrize(
     "function",
     [
-        *(dialect.results_follow_calls, dialect.one_call_per_turn, dialect.tools_in_words, dialect.ends_with_user),
-        *(dialect.plain_contents, dialect.text_only_results, dialect.limit_images),
-        *(dialect.marks_after_results, dialect.cache_marks, dialect.without_marks),
+        *(results_follow_calls, one_call_per_turn, tools_in_words, ends_with_user),
+        *(plain_contents, text_only_results, limit_images),
+        *(marks_after_results, cache_marks, without_marks),
     ],
 )
 def test_no_function_changes_the_messages_it_is_given(function: Callable[[list[JSON]], list[JSON]]) -> None:
@@ -530,7 +557,7 @@ def test_only_functions_pass_and_only_what_cortex_reads_of_them() -> None:
         tool("Read", description="another"),
         {"type": "function", "function": {"name": "Bare"}},
     ]
-    assert dialect.cortex_tools(tools, notes.append) == [tool("Read", description="reads"), tool("Bare")]
+    assert cortex_tools(tools, notes.append) == [tool("Read", description="reads"), tool("Bare")]
     dropped = ("bash", "code_execution_20250522", "None", "Read")
     assert notes == [f"tool {name} dropped" for name in dropped]
 
@@ -584,12 +611,12 @@ SCHEMAS: dict[str, tuple[Any, JSON]] = {
 
 @pytest.mark.parametrize(("schema", "expected"), SCHEMAS.values(), ids=SCHEMAS)
 def test_a_tools_parameters_are_one_object(schema: Any, expected: JSON) -> None:
-    assert dialect.object_schema(schema) == expected
+    assert object_schema(schema) == expected
 
 
 def test_a_good_schema_passes_as_it_is() -> None:
     schema = {"type": "object", "properties": {"a": {"anyOf": [{}]}}, "required": ["z", "a"], "$defs": {}}
-    assert dialect.object_schema(schema) is schema
+    assert object_schema(schema) is schema
 
 
 def test_gpt_is_told_what_an_array_holds() -> None:
@@ -772,26 +799,26 @@ REFUSED_FIELDS: dict[str, JSON] = {
 @pytest.mark.parametrize("name", REFUSED_FIELDS)
 def test_what_a_model_has_refused_leaves_no_more_and_is_told(name: str) -> None:
     body = {"model": CLAUDE, "messages": [user("x")], **REFUSED_FIELDS[name]}
-    assert name in to_cortex(body, family="claude", limits=Limits())[0]
-    out, _, left_out = to_cortex(body, family="claude", limits=Limits(), refused={name, "logit_bias"})
+    assert name in chat_request(body, family="claude", limits=Limits())[0]
+    out, _, left_out = chat_request(body, family="claude", limits=Limits(), refused={name, "logit_bias"})
     assert name not in out
     assert left_out == ([] if name == "stream_options" else [name])
 
 
 def test_a_refused_temperature_leaves_the_thinking_and_refused_thinking_leaves_the_temperature() -> None:
     body = {"model": CLAUDE, "messages": [user("x")], "thinking": {"type": "adaptive"}, "temperature": 0.3}
-    out, _, _ = to_cortex(body, family="claude", limits=Limits(), refused={dialect.BESIDE_REASONING})
+    out, _, _ = chat_request(body, family="claude", limits=Limits(), refused={BESIDE_REASONING})
     assert (out.get("reasoning"), out.get("temperature")) == ({"effort": "medium"}, None)
-    out, _, _ = to_cortex(body, family="claude", limits=Limits(), refused={"temperature"})
+    out, _, _ = chat_request(body, family="claude", limits=Limits(), refused={"temperature"})
     assert (out.get("reasoning"), out.get("temperature")) == ({"effort": "medium"}, 1)
-    out, _, _ = to_cortex(body, family="claude", limits=Limits(), refused={"reasoning"})
+    out, _, _ = chat_request(body, family="claude", limits=Limits(), refused={"reasoning"})
     assert (out.get("reasoning"), out.get("temperature")) == (None, 0.3)
 
 
 def test_marks_that_a_model_has_refused_on_a_role_leave_no_more() -> None:
     messages = [system(text("s", **MARK)), user(text("u", **MARK))]
     body = {"model": CLAUDE, "messages": messages}
-    out, _, left_out = to_cortex(body, family="claude", limits=Limits(), refused={"cache_control user"})
+    out, _, left_out = chat_request(body, family="claude", limits=Limits(), refused={"cache_control user"})
     assert marked(out["messages"]) == [(0, 0)]
     assert left_out == ["cache_control user"]
 
@@ -808,7 +835,7 @@ def test_marks_that_a_model_has_refused_on_a_role_leave_no_more() -> None:
 )
 def test_ids_of_another_provider_become_ones_that_cortex_takes(given: list[str], expected: list[str]) -> None:
     seen: set[str] = set()
-    assert [dialect.plain_id(identity, seen) for identity in given] == expected
+    assert [plain_id(identity, seen) for identity in given] == expected
     assert all(len(identity) <= 40 for identity in seen)
     messages = [user("x")]
     for identity in given:
@@ -821,7 +848,7 @@ def test_ids_of_another_provider_become_ones_that_cortex_takes(given: list[str],
 
 def test_ids_that_are_long_stay_apart() -> None:
     seen: set[str] = set()
-    made = [dialect.plain_id("y" * 40, seen) for _ in range(12)]
+    made = [plain_id("y" * 40, seen) for _ in range(12)]
     assert len(set(made)) == 12
     assert all(len(identity) <= 40 for identity in made)
 
@@ -830,16 +857,14 @@ def test_only_known_fields_leave_and_what_is_dropped_is_said() -> None:
     taken = {"max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "stop": ["."], "custom_llm_provider": "openai"}
     dropped = {"service_tier": "auto", "store": False, "user": "me", "parallel_tool_calls": False, "top_k": 3}
     body = {"model": CLAUDE, "messages": [user("x")], "thinking": None, **taken, **dropped, "web_search_options": {}}
-    out, notes, _ = to_cortex(body, family="claude", limits=Limits(), keep=KEEP)
+    out, notes, _ = chat_request(body, family="claude", limits=Limits(), keep=KEEP)
     assert out == {"model": CLAUDE, "messages": [user("x")], **taken}
     assert notes == [f"field {name} dropped" for name in (*dropped, "web_search_options")]
 
 
 def test_at_most_four_stop_sequences_leave() -> None:
     notes: list[str] = []
-    assert dialect.stop_sequences({"stop": ["a", "", "b", "c", "d", "e"]}, notes.append) == {
-        "stop": ["a", "b", "c", "d"]
-    }
+    assert stop_sequences({"stop": ["a", "", "b", "c", "d", "e"]}, notes.append) == {"stop": ["a", "b", "c", "d"]}
     assert notes == ["stop sequences after the fourth dropped"]
     assert cortex(user("x"), stop="a")["stop"] == ["a"]
     assert "stop" not in cortex(user("x"), stop=[""])
@@ -869,7 +894,7 @@ def test_a_stream_always_asks_for_its_usage() -> None:
     ],
 )
 def test_a_models_family_is_in_its_name(model: str, family: str) -> None:
-    assert dialect.family_of(model) == family
+    assert family_of(model) == family
 
 
 # --- Any conversation -----------------------------------------------------------------------------------------------
@@ -1120,7 +1145,7 @@ class Deployment:
 
     def dialect(self, body: JSON) -> tuple[JSON, list[str]]:
         limits = Limits(MODELS[self.model.removeprefix("openai/")], self.cache_tool_results)
-        return to_cortex(body, family=dialect.family_of(self.model), limits=limits, keep=KEEP)[:2]
+        return chat_request(body, family=family_of(self.model), limits=limits, keep=KEEP)[:2]
 
 
 def wire(body: JSON) -> JSON:
@@ -1207,7 +1232,7 @@ def test_no_image_is_lost_up_to_twenty(deployment: Deployment, asked: JSON) -> N
     before = deployment.litellm(asked)
     after = deployment.dialect(before)[0]
     images = [url for url in urls(before["messages"]) if url.startswith("data:image/")]
-    if len(images) <= dialect.MAX_IMAGES:
+    if len(images) <= MAX_IMAGES:
         assert Counter(urls(after["messages"])) == Counter(images)
 
 
@@ -1237,10 +1262,10 @@ def test_the_input_is_never_changed(deployment: Deployment, asked: JSON) -> None
 def test_a_session_that_grows_keeps_its_prefix(deployment: Deployment, session: list[JSON]) -> None:
     outs = [deployment.dialect(deployment.litellm(asked))[0]["messages"] for asked in session]
     for this, following in itertools.pairwise(outs):
-        if dialect.IMAGE_TOO_OLD in json.dumps(following):
+        if IMAGE_TOO_OLD in json.dumps(following):
             continue
         # What is added after an unfinished answer is at the end of one request only.
-        kept = this[:-1] if this[-1] == user(dialect.CONTINUE) else this
+        kept = this[:-1] if this[-1] == user(CONTINUE) else this
         assert all(position < len(kept) for position, _ in marked(this))
-        plain, longer = (json.dumps(dialect.without_marks(messages[: len(kept)])) for messages in (this, following))
+        plain, longer = (json.dumps(without_marks(messages[: len(kept)])) for messages in (this, following))
         assert longer == plain

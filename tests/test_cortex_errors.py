@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from patches.cortex_errors import context_full, explain, explain_failure
+from bundle.cortex.errors import context_full, explain, explain_failure
 from tests.cortex_rules import FINAL_ASSISTANT, TOOL_PAIRING
 from tests.cortex_stub import FAULTS
 
@@ -58,7 +58,7 @@ def test_an_error_keeps_cortex_s_words_and_gets_status_and_remedy(name: str) -> 
         (FINAL_ASSISTANT, "/compact"),
     ],
 )
-def test_a_refused_request_says_what_mends_it(words: str, remedy: str) -> None:
+def test_a_refused_request_says_what_fixes_it(words: str, remedy: str) -> None:
     told = explain(400, json.dumps({"message": words}))
     assert (told.status, told.kind, told.retry) == (400, "invalid_request_error", False)
     assert remedy in told.message

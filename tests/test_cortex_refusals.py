@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from patches.cortex_dialect import BESIDE_REASONING
-from patches.cortex_refusals import FIELDS, MAX_WORDS, Refusals
+from bundle.cortex.refusals import FIELDS, MAX_WORDS, Refusals
+from bundle.cortex.requests import BESIDE_REASONING
 from tests.cortex_rules import FINAL_ASSISTANT, NO_PREFILL, THINKING_FIRST, THINKING_TEMPERATURE, TOOL_PAIRING
 
 JSON = dict[str, Any]

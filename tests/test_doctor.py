@@ -1,4 +1,4 @@
-"""The doctor names each fault with what mends it, shows no secret, starts nothing, and is green when all is well."""
+"""The doctor names each fault with what fixes it, shows no secret, starts nothing, and is green when all is well."""
 
 from __future__ import annotations
 
@@ -27,18 +27,27 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-import auto_refresh
-import claude_check
-import doctor
 import point_claude
-from doctor import Finding, Probe, examine, look
+from bundle import settings, supervisor
+from bundle.checks import connections, first_answer, model_check, this_machine
+from bundle.checks import processes as processes_module
+from bundle.checks import report as report_module
+from bundle.checks.connections import LoginAnswer, claude, proxy, reachable_from_outside, snowflake
+from bundle.checks.finding import Finding, Installation, read_installation
+from bundle.checks.first_answer import better_for_all, switched
+from bundle.checks.model_check import MESSAGES, Report
+from bundle.checks.processes import processes, token
+from bundle.checks.report import CHECKS, examine, models
+from bundle.checks.this_machine import litellm_release, machine, patch, private_key, programs, secret_files
+from bundle.cortex.errors import explain
+from bundle.supervisor import find_process, interpreter, pm2_version
+from bundle.tokens import fingerprint, register_statement
 from patches import apply_patch
-from patches.cortex_errors import explain
 from tests.conftest import ACCOUNT, BUNDLE, TOKEN, USER, SetUp, free_port, wait_until
 from tests.cortex_stub import FAULTS
 from tests.terminal import Terminal
 
-Check = Callable[[doctor.Setup], Iterator[Finding]]
+Check = Callable[[Installation], Iterator[Finding]]
 SECRET = "sk-a-key-that-nobody-may-see-0123456789"
 
 
@@ -51,7 +60,7 @@ def nobody_s_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def findings(set_up: SetUp, check: Check, **environ: str) -> dict[str, Finding]:
     """What one check finds, by name."""
-    return {finding.name: finding for finding in check(look({**set_up.environ, **environ}, time.time()))}
+    return {finding.name: finding for finding in check(read_installation({**set_up.environ, **environ}, time.time()))}
 
 
 # -------------------------------------------------------------------------------------------------- what stands in
@@ -138,7 +147,7 @@ def pm2_row(name: str, script: str, **facts: Any) -> dict[str, Any]:
         "restart_time": 0,
         "pm_uptime": (time.time() - 7300) * 1000,
         "pm_exec_path": str(BUNDLE / script),
-        "exec_interpreter": doctor.interpreter(),
+        "exec_interpreter": interpreter(),
         "env": dict.fromkeys(["SNOWFLAKE_PRIVATE_KEY_PATH", "A_TOKEN_FILE", "MAX_TOKENS", "token-refresher"], SECRET),
     }
     return {"name": name, "monit": {"memory": 40 * 2**20}, "pm2_env": {**usual, **facts}}
@@ -153,7 +162,7 @@ def healthy(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> Iterator[SetUp]:
     done = set_up.run("auto_refresh.py", "--once")
     assert done.returncode == 0, done.stderr
     apply_patch.apply()  # as every start does; on a new machine nothing has started yet
-    monkeypatch.setattr(doctor, "pm2_processes", lambda _: ROWS)
+    monkeypatch.setattr(processes_module, "pm2_processes", lambda _: ROWS)
     monkeypatch.chdir(set_up.folder)
     with serving(FakeProxy(set_up.port, set_up.master_key)):
         yield set_up
@@ -163,34 +172,34 @@ def healthy(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> Iterator[SetUp]:
 
 
 def test_a_healthy_set_up_is_all_green(healthy: SetUp) -> None:
-    found = examine(look(healthy.environ, time.time()), live=True)
+    found = examine(read_installation(healthy.environ, time.time()), live=True)
     assert [finding for finding in found if finding.state != "ok"] == []
-    assert list(dict.fromkeys(finding.group for finding in found)) == [*doctor.CHECKS, "Models"]
+    assert list(dict.fromkeys(finding.group for finding in found)) == [*CHECKS, "Models"]
 
 
 def test_looking_changes_nothing(set_up: SetUp) -> None:
     before = sorted(set_up.folder.rglob("*"))
-    examine(look(set_up.environ, time.time()))
+    examine(read_installation(set_up.environ, time.time()))
     assert sorted(set_up.folder.rglob("*")) == before
 
 
 def test_without_a_configuration_one_thing_fails_for_it_and_the_rest_waits(tmp_path: Path) -> None:
     environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "CORTEX_HOME": str(tmp_path)}
-    found = examine(look(environ, time.time()))
+    found = examine(read_installation(environ, time.time()))
     account = next(finding for finding in found if finding.name == "Account")
     assert account.state == "fail"
-    assert "SNOWFLAKE_ACCOUNT" in account.mend
+    assert "SNOWFLAKE_ACCOUNT" in account.fix
     waiting = {finding.group for finding in found if finding.state == "skip"}
     assert waiting == {"Key", "Configuration", "Proxy", "Claude Code", "Snowflake"}
 
 
 def test_a_check_that_breaks_hides_nothing_else(healthy: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: doctor.Setup) -> Iterator[Finding]:
+    def broken(_: Installation) -> Iterator[Finding]:
         yield Finding("Before", "ok", "found")
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(doctor, "CHECKS", {"Broken": (broken,), "Key": (doctor.private_key,)})
-    found = examine(look(healthy.environ, time.time()))
+    monkeypatch.setattr(report_module, "CHECKS", {"Broken": (broken,), "Key": (private_key,)})
+    found = examine(read_installation(healthy.environ, time.time()))
     assert [(finding.name, finding.state) for finding in found] == [
         ("Before", "ok"),
         ("Broken", "fail"),
@@ -204,7 +213,7 @@ def test_the_exit_status_and_json_are_for_scripts_and_hold_no_secret(set_up: Set
     done = set_up.run("doctor.py", "--json")
     report = json.loads(done.stdout)
     assert (done.returncode, report["ok"]) == (1, False), done.stderr
-    assert {"name", "state", "found", "mend", "group"} == set(report["findings"][0])
+    assert {"name", "state", "found", "fix", "group"} == set(report["findings"][0])
     assert "nothing listens" in done.stdout
     for shown in (done.stdout + done.stderr, set_up.run("doctor.py").stdout):
         assert not TOKEN.search(shown)
@@ -214,11 +223,11 @@ def test_the_exit_status_and_json_are_for_scripts_and_hold_no_secret(set_up: Set
 
 def test_prose_is_wrapped_to_the_terminal_and_what_is_copied_is_not() -> None:
     command = "ALTER USER ME SET RSA_PUBLIC_KEY='" + "A" * 392 + "';"
-    page = doctor.page([Finding("Login", "fail", "word " * 40, command, "Snowflake")], 40, colour=False)
+    page = report_module.page([Finding("Login", "fail", "word " * 40, command, "Snowflake")], 40, colour=False)
     assert command in page
-    assert all(len(line) <= 40 for line in page.splitlines() if "ALTER" not in line and "mend" not in line)
-    assert "1 to mend" in page
-    assert "\033[31mFAIL\033[0m" in doctor.page([Finding("a", "fail", "b", "", "c")], 80, colour=True)
+    assert all(len(line) <= 40 for line in page.splitlines() if "ALTER" not in line and "fix" not in line)
+    assert "1 to fix" in page
+    assert "\033[31mFAIL\033[0m" in report_module.page([Finding("a", "fail", "b", "", "c")], 80, colour=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- Snowflake
@@ -226,17 +235,17 @@ def test_prose_is_wrapped_to_the_terminal_and_what_is_copied_is_not() -> None:
 
 def test_a_key_that_is_not_registered_is_named_with_the_statement_to_run(set_up: SetUp) -> None:
     set_up.stub.register_key(None)
-    login = findings(set_up, doctor.snowflake)["Login"]
+    login = findings(set_up, snowflake)["Login"]
     assert login.state == "fail"
-    assert auto_refresh.register_statement(USER, set_up.key) in login.mend
-    assert auto_refresh.fingerprint(set_up.key) in login.mend
+    assert register_statement(USER, set_up.key) in login.fix
+    assert fingerprint(set_up.key) in login.fix
     (failure,) = set_up.stub.login_failures
-    assert f"SELECT SYSTEM$GET_LOGIN_FAILURE_DETAILS('{failure}');" in login.mend
+    assert f"SELECT SYSTEM$GET_LOGIN_FAILURE_DETAILS('{failure}');" in login.fix
 
 
 @pytest.mark.parametrize("wrong", [{"SNOWFLAKE_ACCOUNT": "OTHER-ACCT"}, {"SNOWFLAKE_USER": "JOHN"}])
 def test_a_wrong_account_or_user_is_named(set_up: SetUp, wrong: dict[str, str]) -> None:
-    login = findings(set_up, doctor.snowflake, **wrong)["Login"]
+    login = findings(set_up, snowflake, **wrong)["Login"]
     assert login.state == "fail"
     assert next(iter(wrong.values())) in login.found
 
@@ -252,36 +261,38 @@ def test_a_wrong_account_or_user_is_named(set_up: SetUp, wrong: dict[str, str]) 
 )
 def test_a_clock_that_differs_from_snowflake_s_is_named(set_up: SetUp, skew: float, state: str, words: str) -> None:
     set_up.stub.skew = skew
-    clock = findings(set_up, doctor.snowflake)["Clock"]
+    clock = findings(set_up, snowflake)["Clock"]
     assert clock.state == state
     assert words in clock.found
-    assert ("ntp" in clock.mend) == (state != "ok")
+    assert ("ntp" in clock.fix) == (state != "ok")
 
 
 @pytest.mark.parametrize("fault", sorted(FAULTS.keys() - {"not_in_region", "too_long"}))
 def test_each_error_of_snowflake_is_named_with_its_remedy(set_up: SetUp, fault: str) -> None:
     status, body = FAULTS[fault]
     set_up.stub.fault(fault)
-    login = findings(set_up, doctor.snowflake)["Login"]
+    login = findings(set_up, snowflake)["Login"]
     if status == 401:
-        assert (login.state, "ALTER USER" in login.mend) == ("fail", True)
+        assert (login.state, "ALTER USER" in login.fix) == ("fail", True)
         return
     told = explain(status, json.dumps(body).replace("{model}", ""))
     assert login.state == ("warn" if told.retry else "fail")
-    assert f"{login.found}\n{login.mend}".strip() == told.message
+    assert f"{login.found}\n{login.fix}".strip() == told.message
 
 
-@pytest.mark.parametrize("answer", [Probe(200, "<html>log in</html>", 0), Probe(404, '{"message": "Not Found"}', 0)])
-def test_a_server_that_is_not_cortex_is_named(set_up: SetUp, answer: Probe) -> None:
-    login = doctor.login(answer, look(set_up.environ, 0).settings)
+@pytest.mark.parametrize(
+    "answer", [LoginAnswer(200, "<html>log in</html>", 0), LoginAnswer(404, '{"message": "Not Found"}', 0)]
+)
+def test_a_server_that_is_not_cortex_is_named(set_up: SetUp, answer: LoginAnswer) -> None:
+    login = connections.login(answer, read_installation(set_up.environ, 0).settings)
     assert (login.state, "is not Cortex" in login.found) == ("fail", True)
 
 
 def test_a_host_that_does_not_answer_is_named(set_up: SetUp) -> None:
     set_up.stub.close_port()
-    host = findings(set_up, doctor.snowflake)
+    host = findings(set_up, snowflake)
     assert list(host) == ["Host"]
-    assert (host["Host"].state, "firewall" in host["Host"].mend) == ("fail", True)
+    assert (host["Host"].state, "firewall" in host["Host"].fix) == ("fail", True)
 
 
 def test_a_host_that_does_not_exist_is_named(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,16 +300,16 @@ def test_a_host_that_does_not_exist_is_named(set_up: SetUp, monkeypatch: pytest.
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    host = findings(set_up, doctor.snowflake, SNOWFLAKE_HOST="nowhere.snowflakecomputing.com")["Host"]
+    host = findings(set_up, snowflake, SNOWFLAKE_HOST="nowhere.snowflakecomputing.com")["Host"]
     assert (host.state, host.found) == ("fail", "there is no host nowhere.snowflakecomputing.com")
-    assert "SNOWFLAKE_ACCOUNT" in host.mend
+    assert "SNOWFLAKE_ACCOUNT" in host.fix
 
 
 def test_a_certificate_of_a_company_s_own_is_named(set_up: SetUp, tmp_path: Path) -> None:
     with serving(tls_server(tmp_path)) as port:
-        host = findings(set_up, doctor.snowflake, SNOWFLAKE_HOST=f"https://localhost:{port}")["Host"]
+        host = findings(set_up, snowflake, SNOWFLAKE_HOST=f"https://localhost:{port}")["Host"]
     assert (host.state, "certificate of localhost is not trusted" in host.found) == ("fail", True)
-    assert "SSL_CERT_FILE" in host.mend
+    assert "SSL_CERT_FILE" in host.fix
 
 
 def tls_server(folder: Path) -> http.server.HTTPServer:
@@ -338,9 +349,9 @@ def test_a_company_proxy_in_the_way_is_named_without_its_password(
     with serving(http.server.HTTPServer(("127.0.0.1", 0), Demanding)) as port:
         where = f"127.0.0.1:{port if listening else free_port()}"
         monkeypatch.setenv("HTTPS_PROXY", f"http://jane:hunter2@{where}")
-        host = findings(set_up, doctor.snowflake, SNOWFLAKE_HOST="https://acct.snowflakecomputing.com")["Host"]
+        host = findings(set_up, snowflake, SNOWFLAKE_HOST="https://acct.snowflakecomputing.com")["Host"]
     assert (host.state, where in host.found) == ("fail", True)
-    assert "NO_PROXY=acct.snowflakecomputing.com" in host.mend
+    assert "NO_PROXY=acct.snowflakecomputing.com" in host.fix
     assert "hunter2" not in f"{host}"
 
 
@@ -349,7 +360,7 @@ def test_a_company_proxy_does_not_count_for_a_host_that_is_excepted(
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    assert findings(set_up, doctor.snowflake)["Host"].found == "127.0.0.1 answers directly"
+    assert findings(set_up, snowflake)["Host"].found == "127.0.0.1 answers directly"
 
 
 # ------------------------------------------------------------------------------------------------ models, with --live
@@ -360,7 +371,7 @@ def test_each_distinct_model_is_asked_once_and_a_family_under_a_made_up_name(set
     server = FakeProxy(set_up.port, set_up.master_key)
     server.refused = {"claude-opus-4-7": "Opus is not in your region.\nALTER ACCOUNT …", "claude-opus-4-5": "No."}
     with serving(server):
-        found = findings(set_up, doctor.models)
+        found = findings(set_up, models)
     rows = yaml.safe_load(set_up.config.read_text())["model_list"]
     assert set(found) == {row["litellm_params"]["model"] for row in rows}
     assert len(server.asked) == len(found)
@@ -369,7 +380,7 @@ def test_each_distinct_model_is_asked_once_and_a_family_under_a_made_up_name(set
     assert found["openai/claude-sonnet-4-6"].state == "ok"
     # Claude Code asks for the family's model by itself; the other one is only offered.
     assert found["openai/claude-opus-4-7"].state == "fail"
-    assert found["openai/claude-opus-4-7"].mend == "ALTER ACCOUNT …"
+    assert found["openai/claude-opus-4-7"].fix == "ALTER ACCOUNT …"
     assert found["openai/claude-opus-4-5"].state == "warn"
 
 
@@ -378,24 +389,24 @@ def test_a_model_behind_nothing_but_a_wildcard_is_asked_too(set_up: SetUp) -> No
     set_up.config.write_text(yaml.dump({"model_list": [row]}))
     server = FakeProxy(set_up.port, "-")
     with serving(server):
-        assert findings(set_up, doctor.models)["openai/new"].state == "ok"
+        assert findings(set_up, models)["openai/new"].state == "ok"
     assert server.asked[0]["model"] == "claude-opus-doctor"
 
 
 def test_an_answer_without_content_is_none(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set_up.run("auto_refresh.py", "--once").returncode == 0
-    monkeypatch.setattr(claude_check, "PAUSES", (0,))
+    monkeypatch.setattr(model_check, "PAUSES", (0,))
     server = FakeProxy(set_up.port, set_up.master_key)
     server.said["claude-haiku-4-5-20251001"] = ""
     with serving(server):
-        found = findings(set_up, doctor.models)["openai/claude-haiku-4-5"]
+        found = findings(set_up, models)["openai/claude-haiku-4-5"]
     assert (found.state, found.found) == ("fail", "an answer without content")
     assert len([asked for asked in server.asked if "haiku" in asked["model"]]) == 2
 
 
 def test_without_a_proxy_no_model_is_blamed(set_up: SetUp) -> None:
     assert set_up.run("auto_refresh.py", "--once").returncode == 0
-    assert findings(set_up, doctor.models) == {"Models": Finding("Models", "skip", "the proxy does not answer")}
+    assert findings(set_up, models) == {"Models": Finding("Models", "skip", "the proxy does not answer")}
 
 
 # --------------------------------------------------------------------------------------------- machine, key, settings
@@ -403,39 +414,39 @@ def test_without_a_proxy_no_model_is_blamed(set_up: SetUp) -> None:
 
 def test_releases_that_steal_or_are_open_are_refused() -> None:
     for version in ("1.82.8", "1.107.0"):
-        assert "every key" in doctor.litellm_release(version).found
-    assert doctor.litellm_release("1.83.9").state == "fail"
-    other, ours = doctor.litellm_release("1.199.0"), doctor.litellm_release(apply_patch.MADE_FOR)
-    assert (other.state, "requirements.txt" in other.mend) == ("warn", True)
+        assert "every key" in litellm_release(version).found
+    assert litellm_release("1.83.9").state == "fail"
+    other, ours = litellm_release("1.199.0"), litellm_release(apply_patch.MADE_FOR)
+    assert (other.state, "requirements.txt" in other.fix) == ("warn", True)
     assert ours.state == "ok"
 
 
 def test_a_missing_node_and_a_missing_pm2_are_named(
     set_up: SetUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "pm2_program", lambda _: str(tmp_path / "pm2"))
-    found = findings(set_up, doctor.programs, PATH=str(tmp_path))
+    monkeypatch.setattr(supervisor, "pm2_program", lambda _: str(tmp_path / "pm2"))
+    found = findings(set_up, programs, PATH=str(tmp_path))
     assert (found["Node.js"].state, found["PM2"].state) == ("fail", "fail")
-    assert (found["PM2"].mend, "nodejs.org" in found["Node.js"].mend) == ("make install", True)
+    assert (found["PM2"].fix, "nodejs.org" in found["Node.js"].fix) == ("make install", True)
 
 
 def test_an_old_node_is_named(set_up: SetUp, tmp_path: Path) -> None:
     node = tmp_path / "node"
     node.write_text("#!/bin/sh\necho v16.20.2\n")
     node.chmod(0o755)
-    found = findings(set_up, doctor.programs, PATH=f"{tmp_path}:{os.environ['PATH']}")["Node.js"]
+    found = findings(set_up, programs, PATH=f"{tmp_path}:{os.environ['PATH']}")["Node.js"]
     assert (found.state, found.found) == ("fail", "16.20.2")
 
 
 def test_another_interpreter_than_pm2_s_is_named(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "interpreter", lambda: "/usr/local/bin/python3")
-    found = findings(set_up, doctor.programs)["Python"]
-    assert (found.state, found.mend) == ("warn", "Look with that: /usr/local/bin/python3 doctor.py")
+    monkeypatch.setattr(this_machine, "interpreter", lambda: "/usr/local/bin/python3")
+    found = findings(set_up, programs)["Python"]
+    assert (found.state, found.fix) == ("warn", "Look with that: /usr/local/bin/python3 doctor.py")
 
 
 def test_a_full_disk_is_named(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
-    assert findings(set_up, doctor.machine)["Disk"].state == "fail"
+    assert findings(set_up, machine)["Disk"].state == "fail"
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
@@ -443,32 +454,32 @@ def test_certificates_that_cannot_be_read_are_named(set_up: SetUp, tmp_path: Pat
     file = tmp_path / "company.pem"
     if content:
         file.write_text(content)
-    found = findings(set_up, doctor.machine, SSL_CERT_FILE=str(file))["Certificates"]
-    assert (found.state, "unset SSL_CERT_FILE" in found.mend) == ("fail", True)
+    found = findings(set_up, machine, SSL_CERT_FILE=str(file))["Certificates"]
+    assert (found.state, "unset SSL_CERT_FILE" in found.fix) == ("fail", True)
 
 
 def test_a_key_that_cannot_be_used_is_named_with_its_remedy(set_up: SetUp) -> None:
     def key() -> Finding:
-        return next(f for f in examine(look(set_up.environ, time.time())) if f.group == "Key")
+        return next(f for f in examine(read_installation(set_up.environ, time.time())) if f.group == "Key")
 
     set_up.key_path.chmod(0o644)
-    assert (key().state, key().mend) == ("fail", f"Mend it with: chmod 600 {set_up.key_path}")
+    assert (key().state, key().fix) == ("fail", f"Fix it with: chmod 600 {set_up.key_path}")
     set_up.key_path.chmod(0o600)
     set_up.write_key(rsa.generate_private_key(public_exponent=65537, key_size=1024))  # noqa: S505 - that is the fault
     assert (key().state, "1024 bits" in key().found) == ("fail", True)
     set_up.key_path.unlink()
-    assert (key().state, "openssl" in key().mend) == ("fail", True)
+    assert (key().state, "openssl" in key().fix) == ("fail", True)
 
 
 def test_without_a_key_the_way_to_snowflake_is_still_looked_at(set_up: SetUp) -> None:
     set_up.key_path.unlink()
-    found = findings(set_up, doctor.snowflake)
+    found = findings(set_up, snowflake)
     assert {name: finding.state for name, finding in found.items()} == {"Host": "ok", "Clock": "ok", "Login": "skip"}
 
 
 def test_an_account_that_the_running_refresher_does_not_use_is_named(set_up: SetUp) -> None:
     (set_up.folder / ".refresher.json").write_text(json.dumps({"account": "OTHER-ACCT", "user": USER}))
-    found = findings(set_up, doctor.account)
+    found = findings(set_up, this_machine.account)
     assert found["Account"].state == "ok"
     assert (found["In use"].state, "OTHER-ACCT.JANE" in found["In use"].found) == ("warn", True)
 
@@ -490,16 +501,16 @@ def test_a_template_with_a_mistake_is_named(
 ) -> None:
     template = set_up.folder / "litellm_config.template.yaml"
     template.write_text(edit((BUNDLE / template.name).read_text()))
-    monkeypatch.setattr(auto_refresh, "BUNDLE", set_up.folder)
-    monkeypatch.setattr(doctor, "CHECKS", {"Configuration": (doctor.template,)})
-    (found,) = examine(look(set_up.environ, time.time()))
+    monkeypatch.setattr(settings, "BUNDLE", set_up.folder)
+    monkeypatch.setattr(report_module, "CHECKS", {"Configuration": (this_machine.template,)})
+    (found,) = examine(read_installation(set_up.environ, time.time()))
     assert (found.state, words in found.found) == (state, True)
 
 
 def test_a_secret_that_others_can_read_is_named(healthy: SetUp) -> None:
     healthy.config.chmod(0o640)
-    found = findings(healthy, doctor.secret_files)["Secrets"]
-    assert (found.state, found.mend) == ("fail", f"chmod 600 {healthy.config}")
+    found = findings(healthy, secret_files)["Secrets"]
+    assert (found.state, found.fix) == ("fail", f"chmod 600 {healthy.config}")
 
 
 # ------------------------------------------------------------------------------------------------ processes and patch
@@ -510,8 +521,8 @@ def test_a_pm2_that_does_not_run_is_named_and_not_started(set_up: SetUp) -> None
     home.mkdir()
     with socket.socket(socket.AF_UNIX) as dead:  # what a daemon that was killed leaves behind
         dead.bind(str(home / "rpc.sock"))
-    found = findings(set_up, doctor.processes)
-    assert (found["PM2"].state, found["PM2"].mend) == ("fail", "make start")
+    found = findings(set_up, processes)
+    assert (found["PM2"].state, found["PM2"].fix) == ("fail", "make start")
     assert [path.name for path in home.iterdir()] == ["rpc.sock"]
 
 
@@ -522,11 +533,11 @@ def test_pm2_s_list_is_read_behind_whatever_it_says_first(
     fake.write_text(f"#!/bin/sh\necho '>>>> In-memory PM2 is out-of-date'\necho '{json.dumps(ROWS)}'\n")
     fake.chmod(0o755)
     home.mkdir()
-    monkeypatch.setattr(doctor, "pm2_program", lambda _: str(fake))
+    monkeypatch.setattr(supervisor, "pm2_program", lambda _: str(fake))
     with socket.socket(socket.AF_UNIX) as daemon:
         daemon.bind(str(home / "rpc.sock"))
         daemon.listen()
-        found = findings(set_up, doctor.processes)
+        found = findings(set_up, processes)
     assert found["claude-proxy"] == Finding("claude-proxy", "ok", "online for 2 hours, 0 restarts, 40 MB")
     assert SECRET not in f"{found}"
 
@@ -553,43 +564,43 @@ def test_a_process_that_is_not_well_is_named(set_up: SetUp, facts: dict[str, Any
     logs.mkdir()
     (logs / "claude-proxy.log").write_text("2026-01-01T00:00:00: claude_proxy.py: port 8001 is taken by nc (pid 1)\n\n")
     row = pm2_row("claude-proxy", "claude_proxy.py", **facts)
-    found = doctor.process("claude-proxy", row, look(set_up.environ, time.time()))
-    assert (found.state, words in found.found, bool(found.mend)) == (state, True, state != "ok")
+    found = processes_module.process("claude-proxy", row, read_installation(set_up.environ, time.time()))
+    assert (found.state, words in found.found, bool(found.fix)) == (state, True, state != "ok")
     assert SECRET not in f"{found}"
 
 
 def test_a_process_that_pm2_does_not_know_is_named(healthy: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "pm2_processes", lambda _: ROWS[:1])
-    found = findings(healthy, doctor.processes)
+    monkeypatch.setattr(processes_module, "pm2_processes", lambda _: ROWS[:1])
+    found = findings(healthy, processes)
     assert (found["token-refresher"].state, found["claude-proxy"].state) == ("ok", "fail")
-    assert found["claude-proxy"].mend == "make start"
+    assert found["claude-proxy"].fix == "make start"
 
 
 def test_a_pm2_daemon_of_another_version_is_named_and_left_alone(healthy: SetUp) -> None:
     home = Path(healthy.environ["PM2_HOME"])
     home.mkdir(exist_ok=True)
-    for version, state in (("6.0.8", "warn"), (doctor.pm2_version(healthy.environ), None)):
+    for version, state in (("6.0.8", "warn"), (pm2_version(healthy.environ), None)):
         with (home / "pm2.log").open("a") as log:
             log.write(f"2026-01-01T00:00:00: PM2 log: PM2 version          : {version}\n")
-        found = findings(healthy, doctor.processes).get("PM2")
+        found = findings(healthy, processes).get("PM2")
         assert (found.state if found else None) == state
-        assert not found or ("6.0.8" in found.found and "pm2 update" in found.mend)
+        assert not found or ("6.0.8" in found.found and "pm2 update" in found.fix)
 
 
 def test_the_demo_s_processes_are_found_under_their_own_names() -> None:
     row = pm2_row("demo-claude-proxy", "claude_proxy.py")
-    assert doctor.find_process([ROWS[0], row], "claude-proxy") == row
+    assert find_process([ROWS[0], row], "claude-proxy") == row
 
 
 def test_a_token_that_is_missing_or_dead_is_named_and_so_is_the_refresher_s_error(healthy: SetUp) -> None:
-    later = look(healthy.environ, time.time() + 2 * 3600)
-    (dead,) = doctor.token(later)
-    assert (dead.state, "ended" in dead.found, "make start" in dead.mend) == ("fail", True, True)
+    later = read_installation(healthy.environ, time.time() + 2 * 3600)
+    (dead,) = token(later)
+    assert (dead.state, "ended" in dead.found, "make start" in dead.fix) == ("fail", True, True)
     (healthy.folder / ".refresher.json").write_text(json.dumps({"last_error": "disk full.\nCheck with: df"}))
     healthy.config.unlink()
-    found = findings(healthy, doctor.token)
+    found = findings(healthy, token)
     assert found["Token"].found == "there is none yet"
-    assert (found["Refresher"].state, found["Refresher"].mend) == ("fail", "Check with: df")
+    assert (found["Refresher"].state, found["Refresher"].fix) == ("fail", "Check with: df")
 
 
 @pytest.mark.parametrize("state", ["pristine", "patched", "moved"])
@@ -608,24 +619,24 @@ def test_the_patch_is_looked_for_in_the_code_that_runs(
     copy = tmp_path / "openai.py"
     copy.write_bytes(source)
     monkeypatch.setattr(apply_patch, "_find", lambda: installed._replace(path=copy, shipped=shipped))
-    (found,) = findings(set_up, doctor.patch).values()
+    (found,) = findings(set_up, patch).values()
     assert found.state == ("ok" if state == "patched" else "fail")
-    assert bool(found.mend) == (state != "patched")
+    assert bool(found.fix) == (state != "patched")
 
 
 # ------------------------------------------------------------------------------------------------------------- proxy
 
 
 def test_a_port_on_which_nothing_listens_is_named(set_up: SetUp) -> None:
-    found = findings(set_up, doctor.proxy)
-    assert (found["Port"].found, found["Port"].mend) == (f"nothing listens on 127.0.0.1:{set_up.port}", "make start")
+    found = findings(set_up, proxy)
+    assert (found["Port"].found, found["Port"].fix) == (f"nothing listens on 127.0.0.1:{set_up.port}", "make start")
 
 
 def test_a_port_that_another_program_holds_is_named_with_its_owner(set_up: SetUp) -> None:
     with serving(http.server.HTTPServer(("127.0.0.1", set_up.port), Stranger)):
-        found = findings(set_up, doctor.proxy)["Port"]
+        found = findings(set_up, proxy)["Port"]
     assert (found.state, f"(pid {os.getpid()})" in found.found) == ("fail", True)
-    assert "PROXY_PORT" in found.mend
+    assert "PROXY_PORT" in found.fix
 
 
 def test_a_proxy_that_is_still_starting_is_no_fault(set_up: SetUp, tmp_path: Path) -> None:
@@ -638,9 +649,7 @@ def test_a_proxy_that_is_still_starting_is_no_fault(set_up: SetUp, tmp_path: Pat
     process = subprocess.Popen([sys.executable, script.name], cwd=tmp_path)
     try:
         # The list is empty until the process listens.
-        found = wait_until(
-            lambda: [one for one in findings(set_up, doctor.proxy).values() if "nothing" not in one.found]
-        )[0]
+        found = wait_until(lambda: [one for one in findings(set_up, proxy).values() if "nothing" not in one.found])[0]
     finally:
         process.kill()
         process.wait()
@@ -648,22 +657,22 @@ def test_a_proxy_that_is_still_starting_is_no_fault(set_up: SetUp, tmp_path: Pat
 
 
 def test_a_key_that_the_running_proxy_does_not_take_is_named(healthy: SetUp) -> None:
-    found = findings(healthy, doctor.proxy, LITELLM_MASTER_KEY=SECRET)["Key"]
+    found = findings(healthy, proxy, LITELLM_MASTER_KEY=SECRET)["Key"]
     # PM2 does not hand it on to the proxy: starting anew would change nothing.
-    assert (found.state, found.mend.startswith("unset LITELLM_MASTER_KEY")) == ("fail", True)
+    assert (found.state, found.fix.startswith("unset LITELLM_MASTER_KEY")) == ("fail", True)
     assert SECRET not in found.found
 
 
 def test_a_company_proxy_does_not_stand_before_our_own(healthy: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
-    assert {finding.state for finding in findings(healthy, doctor.proxy).values()} == {"ok"}
+    assert {finding.state for finding in findings(healthy, proxy).values()} == {"ok"}
 
 
 def test_a_proxy_that_others_can_reach_is_named(set_up: SetUp) -> None:
     with serving(FakeProxy(set_up.port, "-", address="0.0.0.0")):  # noqa: S104 - that is the fault
-        if not doctor.reachable_from_outside(set_up.port):
+        if not reachable_from_outside(set_up.port):
             pytest.skip("this machine has no address but loopback")
-        found = findings(set_up, doctor.proxy)["Address"]
+        found = findings(set_up, proxy)["Address"]
     assert (found.state, "anybody in your network" in found.found) == ("fail", True)
 
 
@@ -675,21 +684,21 @@ def point(set_up: SetUp, **env: str) -> Finding:
     path = set_up.folder / ".claude" / "settings.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"env": env}))
-    return findings(set_up, doctor.claude)["Goes to"]
+    return findings(set_up, claude)["Goes to"]
 
 
 def test_it_says_where_a_plain_claude_goes(set_up: SetUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert findings(set_up, doctor.claude)["Goes to"].state == "ok"
-    key = look(set_up.environ, time.time()).master_key
+    assert findings(set_up, claude)["Goes to"].state == "ok"
+    key = read_installation(set_up.environ, time.time()).master_key
     ours = {"ANTHROPIC_BASE_URL": f"http://127.0.0.1:{set_up.port}/", "ANTHROPIC_AUTH_TOKEN": key}
     assert point(set_up, **ours) == Finding("Goes to", "ok", "the proxy")
     lost = point(set_up, **{**ours, "ANTHROPIC_AUTH_TOKEN": SECRET})
-    assert (lost.state, lost.mend) == ("warn", "python3 point_claude.py")
+    assert (lost.state, lost.fix) == ("warn", "python3 point_claude.py")
     assert SECRET not in lost.found
     monkeypatch.setattr(point_claude, "MANAGED", tmp_path)
     (tmp_path / "managed-settings.json").write_text(json.dumps({"env": {"ANTHROPIC_BASE_URL": "https://g.example"}}))
     managed = point(set_up, **ours)
-    assert (managed.state, "manages this machine" in managed.mend) == ("fail", True)
+    assert (managed.state, "manages this machine" in managed.fix) == ("fail", True)
 
 
 def test_a_settings_file_that_is_broken_is_named(
@@ -698,16 +707,16 @@ def test_a_settings_file_that_is_broken_is_named(
     (tmp_path / ".claude").mkdir()
     (tmp_path / ".claude" / "settings.json").write_text("{broken")
     monkeypatch.chdir(tmp_path)
-    found = findings(set_up, doctor.claude)["Settings"]
+    found = findings(set_up, claude)["Settings"]
     assert (found.state, str(tmp_path) in found.found) == ("fail", True)
 
 
 def test_claude_code_that_is_not_installed_is_named(
     set_up: SetUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "BUNDLE", tmp_path)
-    found = findings(set_up, doctor.claude, PATH=str(tmp_path))["Version"]
-    assert (found.state, found.mend) == ("fail", "make install")
+    monkeypatch.setattr(connections, "BUNDLE", tmp_path)
+    found = findings(set_up, claude, PATH=str(tmp_path))["Version"]
+    assert (found.state, found.fix) == ("fail", "make install")
 
 
 # ------------------------------------------------------------------------------------------------------------ status
@@ -719,7 +728,7 @@ def test_the_status_screen_says_token_processes_last_error_and_how_to_go_on(heal
     (healthy.folder / ".refresher.json").write_text(json.dumps({**state, "key_fingerprint": "SHA256:x"}))
     (healthy.folder / "logs").mkdir()
     (healthy.folder / "logs" / "claude-proxy.log").write_text("ready\nerror 402 to Claude Code: budget\nready\n")
-    screen, good = doctor.status(look(healthy.environ, now))
+    screen, good = processes_module.status(read_installation(healthy.environ, now))
     assert good
     for words in (
         "60 minutes left",
@@ -882,10 +891,8 @@ def test_a_start_is_not_good_when_both_routes_refuse_claude_code(refusing: Refus
     assert "on Snowflake Cortex" not in said
 
 
-WHOLE, IN_PART, NONE = (claude_check.Report(answers, "") for answers in ("whole", "in part", "no"))
-BETTER, BETTER_THAN_NONE = (
-    claude_check.Report(answers, "", "", claude_check.MESSAGES) for answers in ("in part", "no")
-)
+WHOLE, IN_PART, NONE = (Report(answers, "") for answers in ("whole", "in part", "no"))
+BETTER, BETTER_THAN_NONE = (Report(answers, "", "", MESSAGES) for answers in ("in part", "no"))
 
 
 @pytest.mark.parametrize(
@@ -899,11 +906,9 @@ BETTER, BETTER_THAN_NONE = (
         ([WHOLE], None),
     ],
 )
-def test_the_other_route_is_offered_only_where_no_model_loses_by_it(
-    reports: list[claude_check.Report], model: str | None
-) -> None:
-    found = doctor.better_for_all(dict(zip("abc", reports, strict=False)))
-    assert found == ((model, claude_check.MESSAGES) if model else None)
+def test_the_other_route_is_offered_only_where_no_model_loses_by_it(reports: list[Report], model: str | None) -> None:
+    found = better_for_all(dict(zip("abc", reports, strict=False)))
+    assert found == ((model, MESSAGES) if model else None)
 
 
 @pytest.mark.real
@@ -930,9 +935,9 @@ def test_a_refresher_that_does_not_take_up_the_new_route_is_named(
     set_up: SetUp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert set_up.run("auto_refresh.py", "--once").returncode == 0
-    monkeypatch.setattr(doctor, "SWITCH_SECONDS", 0)
-    setup = look(set_up.environ, time.time())
-    assert not doctor.switched(setup, "snowflake/claude-haiku-4-5", "claude-haiku-*")
+    monkeypatch.setattr(first_answer, "SWITCH_SECONDS", 0)
+    setup = read_installation(set_up.environ, time.time())
+    assert not switched(setup, "snowflake/claude-haiku-4-5", "claude-haiku-*")
     assert "make stop start" in capsys.readouterr().out
 
 
@@ -940,12 +945,12 @@ def test_an_answer_that_still_came_by_the_old_route_is_not_the_last_word(
     set_up: SetUp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert set_up.run("auto_refresh.py", "--once").returncode == 0
-    whole = claude_check.Report("whole", "answers")
-    coming = itertools.chain([claude_check.Report("in part", "the old one")], itertools.repeat(whole))
-    monkeypatch.setattr(doctor, "check_model", lambda *_: next(coming))
+    whole = Report("whole", "answers")
+    coming = itertools.chain([Report("in part", "the old one")], itertools.repeat(whole))
+    monkeypatch.setattr(first_answer, "check_model", lambda *_: next(coming))
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    setup = look(set_up.environ, time.time())
-    assert doctor.switched(setup, "openai/claude-haiku-4-5", "claude-haiku-*")
+    setup = read_installation(set_up.environ, time.time())
+    assert switched(setup, "openai/claude-haiku-4-5", "claude-haiku-*")
     assert capsys.readouterr().out == ALL_ANSWER
 
 

@@ -18,10 +18,20 @@ from typing import Any
 import httpx
 import pytest
 
-import auto_refresh
-import claude_proxy
-from patches import front_door
-from patches.front_door import LITELLM_ROUTES, OWN_ROUTES, Refusal, refusal
+from bundle.files import write_private
+from bundle.proxy.front_door import (
+    LITELLM_ROUTES,
+    MAX_BODY_BYTES,
+    OWN_ROUTES,
+    REFUSALS_A_MINUTE,
+    ErrorAnswer,
+    FrontDoor,
+    printable,
+    redact,
+    refusal,
+)
+from bundle.proxy.server import keep_routes
+from bundle.settings import load_settings
 from tests.conftest import BUNDLE, CLAUDE, TOKEN, SetUp, copy_bundle
 
 KEY = "sk-the-key-of-this-proxy-0123456789"
@@ -33,7 +43,7 @@ GOOD = {
 }
 
 
-def refused(method: str = "POST", path: str = "/v1/messages", **headers: str | None) -> Refusal | None:
+def refused(method: str = "POST", path: str = "/v1/messages", **headers: str | None) -> ErrorAnswer | None:
     """The refusal of a good request with other headers (None: without)."""
     given = {name.replace("_", "-").encode(): value.encode("latin-1") for name, value in headers.items() if value}
     kept = {name: value for name, value in GOOD.items() if name.decode().replace("-", "_") not in headers}
@@ -135,14 +145,14 @@ def test_a_path_that_only_looks_like_a_served_one_is_404(path: str) -> None:
 
 
 def test_the_log_is_not_flooded_by_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    door = front_door.FrontDoor(lambda *_: None, key=KEY, port=PORT, live=None)  # type: ignore[arg-type]
+    door = FrontDoor(lambda *_: None, key=KEY, port=PORT, config=None)  # type: ignore[arg-type]
     for number in range(1000):
         door._say_refused(f"refused GET /{number}")
-    assert len(capsys.readouterr().out.splitlines()) == front_door.REFUSALS_A_MINUTE + 1
+    assert len(capsys.readouterr().out.splitlines()) == REFUSALS_A_MINUTE + 1
 
 
 def test_what_others_send_cannot_write_lines_into_the_log(capsys: pytest.CaptureFixture[str]) -> None:
-    door = front_door.FrontDoor(lambda *_: None, key=KEY, port=PORT, live=None)  # type: ignore[arg-type]
+    door = FrontDoor(lambda *_: None, key=KEY, port=PORT, config=None)  # type: ignore[arg-type]
     door._say_refused("refused GET /\nready on\x1b[2J\r\x9b1m eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJBIn0.c2ln" + "x" * 9000)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.isprintable()
@@ -267,7 +277,7 @@ def test_a_strange_request_is_refused_even_with_the_key(running: SetUp, lines: l
 
 SHOW_ROUTES = """
 import json, os
-from claude_proxy import LITELLM_ENVIRONMENT
+from bundle.proxy.server import LITELLM_ENVIRONMENT
 os.environ.update(LITELLM_ENVIRONMENT)
 from litellm.proxy.proxy_server import app
 from litellm.proxy._lazy_features import LAZY_FEATURES
@@ -330,13 +340,13 @@ def test_litellm_itself_keeps_no_other_route_behind_the_door() -> None:
             self.original_router = type("Router", (), {"routes": list(routes)})()
 
     routes = [Route("/key/generate"), Route("/v1/messages"), Included(Route("/ui")), Included(Route("/v1/messages"))]
-    claude_proxy.keep_routes(routes, {"/v1/messages"})
+    keep_routes(routes, {"/v1/messages"})
     assert [getattr(route, "path", "included") for route in routes] == ["/v1/messages", "included"]
 
 
 # ------------------------------------------------------------------------------------------------------------- bounded
 
-OVER = front_door.MAX_BODY_BYTES + 1
+OVER = MAX_BODY_BYTES + 1
 
 
 def pieces(size: int) -> Iterator[bytes]:
@@ -468,7 +478,7 @@ def test_no_token_and_no_key_is_in_a_log_at_any_log_level(loud: SetUp) -> None:
     assert len(said) > 100_000, "the loggers were not loud"
     assert not TOKEN.search(said)
     assert loud.master_key not in said
-    token = auto_refresh.load_settings(loud.environ).config_path.read_text().partition("api_key: ")[2].split()[0]
+    token = load_settings(loud.environ).config_path.read_text().partition("api_key: ")[2].split()[0]
     assert TOKEN.fullmatch(token)
     assert not [part for part in token.split(".") if part in said]
 
@@ -513,7 +523,7 @@ def test_a_temporary_file_is_private_from_its_first_byte_under_umask_0(
     monkeypatch.setattr(os, "fsync", look)
     old = os.umask(0)
     try:
-        auto_refresh.write_private(tmp_path / "secret", "a token")
+        write_private(tmp_path / "secret", "a token")
     finally:
         os.umask(old)
     assert any(name.endswith(".tmp") for name in seen)
@@ -534,8 +544,8 @@ def test_no_token_is_in_the_body_of_an_error(running: SetUp, fault: str, stream:
 
 def test_a_token_that_cortex_itself_puts_into_its_words_is_taken_out() -> None:
     token = "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJNWU9SRyJ9.c2lnbmF0dXJl"
-    assert token not in front_door.redact(f"JWT token is invalid: {token}")
-    assert token not in front_door.printable(f"JWT token is invalid: {token}")
+    assert token not in redact(f"JWT token is invalid: {token}")
+    assert token not in printable(f"JWT token is invalid: {token}")
 
 
 # ------------------------------------------------------------------------------------------------------- the page of it

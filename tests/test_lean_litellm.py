@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from patches import lean_litellm
-from patches.lean_litellm import Changes
-from patches.live_config import LiveConfig
+from bundle.proxy import lean_litellm
+from bundle.proxy.lean_litellm import Changes, apply, pinged, warmed
+from bundle.proxy.live_config import LiveConfig
 from tests.conftest import SetUp, events
 
 ROW = {
@@ -51,7 +51,7 @@ def start(changes: Changes, live: LiveConfig) -> list[str]:
         told.append(message["type"])
 
     async def run() -> None:
-        await lean_litellm.warmed(app, changes, key="sk-1", live=live)({"type": "lifespan"}, None, send)
+        await warmed(app, changes, key="sk-1", config=live)({"type": "lifespan"}, None, send)
 
     asyncio.run(run())
     return told
@@ -67,7 +67,7 @@ def test_a_litellm_that_moved_something_runs_without_that_step(
         changes.replace(__name__, "Toy.part", lambda old: f"not {old}")
 
     monkeypatch.setattr(lean_litellm, "STEPS", (gone, still_there))
-    changes = lean_litellm.apply()
+    changes = apply()
     assert Toy.part == "not old"
     assert "without gone" in capsys.readouterr().out
     changes.take_back()
@@ -123,7 +123,7 @@ def heard(stream: Stream, *, stop_after: int = 100) -> list[str]:
     async def listen() -> list[str]:
         said: list[str] = []
         before = asyncio.all_tasks()
-        whole = lean_litellm.pinged(stream=stream.chunks(), ping_interval_seconds=0.1, ping_chunk="ping")
+        whole = pinged(stream=stream.chunks(), ping_interval_seconds=0.1, ping_chunk="ping")
         try:
             async for word in whole:
                 said.append(word)
@@ -156,7 +156,7 @@ def test_the_first_piece_leaves_before_the_rest_is_read() -> None:
             yield word
 
     async def listen() -> None:
-        async for word in lean_litellm.pinged(stream=stream(), ping_interval_seconds=60, ping_chunk="ping"):
+        async for word in pinged(stream=stream(), ping_interval_seconds=60, ping_chunk="ping"):
             order.append(f"left {word}")  # noqa: PERF401 - as it comes
 
     asyncio.run(listen())

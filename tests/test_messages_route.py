@@ -17,12 +17,15 @@ from typing import Any
 import httpx
 import pytest
 
-import auto_refresh
-from patches import cortex_dialect
-from patches.cortex_answers import IncompleteAnswerError
-from patches.cortex_dialect import Limits, version_of
-from patches.cortex_messages import WholeAnswer, to_cortex
-from patches.cortex_refusals import Refusals
+from bundle.cortex.answers import IncompleteAnswerError, WholeAnswer
+from bundle.cortex.contents import EMPTY, NO_OUTPUT
+from bundle.cortex.messages import messages_request
+from bundle.cortex.models import Limits, version_of
+from bundle.cortex.refusals import Refusals
+from bundle.cortex.turns import CONTINUE, NO_RESULT
+from bundle.files import write_private
+from bundle.settings import load_settings
+from bundle.tokens import sign
 from tests import cortex_rules
 from tests.conftest import SetUp, events
 from tests.cortex_rules import JSON, MODELS, Options, check_messages, is_claude, thinking_signature
@@ -68,11 +71,11 @@ def adapted(
 ) -> JSON:
     """The body as it leaves, after the stand-in has accepted it and the promises of every request were kept."""
     before = copy.deepcopy(asked)
-    out, sent, _ = to_cortex(asked, limits=Limits(limit), betas=betas, refusals=refusals)
+    out, sent, _ = messages_request(asked, limits=Limits(limit), betas=betas, refusals=refusals)
     headers = {"anthropic-version": "2023-06-01", "anthropic-beta": ",".join(sent)}
     assert check_messages(out, headers, options or Options()) is None
     assert asked == before
-    assert to_cortex(out, limits=Limits(limit), betas=sent, refusals=refusals)[0] == out
+    assert messages_request(out, limits=Limits(limit), betas=sent, refusals=refusals)[0] == out
     return out
 
 
@@ -115,7 +118,7 @@ def test_a_body_that_nobody_has_heard_of_is_accepted_after_filtering() -> None:
         cache_control=MARK,
         max_tokens=2000,
     )
-    out, betas, notes = to_cortex(
+    out, betas, notes = messages_request(
         asked, limits=Limits(), betas=["claude-code-20250219", "context-1m-2025-08-07", "telepathy-2027-01-01"]
     )
     adapted(asked, "telepathy-2027-01-01")
@@ -166,7 +169,7 @@ def test_empty_texts_go_and_what_is_left_empty_with_them() -> None:
     out = adapted(body(user(text(" \n")), says(text("")), user(text(""), text("hi")), system=[text("")]))
     assert out["messages"] == [user(text("hi"))]
     assert "system" not in out
-    assert adapted(body(user(text(""))))["messages"] == [user(text(cortex_dialect.EMPTY))]
+    assert adapted(body(user(text(""))))["messages"] == [user(text(EMPTY))]
 
 
 def test_a_system_message_among_the_others_becomes_a_reminder_and_keeps_its_mark() -> None:
@@ -227,7 +230,7 @@ def test_results_come_first_in_the_next_turn_and_every_call_has_one() -> None:
     assert "by the way" in said(out)
     assert "found" in said(out)
     assert "again" in said(out)
-    assert cortex_dialect.NO_RESULT in json.dumps(last)
+    assert NO_RESULT in json.dumps(last)
 
 
 def test_the_mark_on_the_result_that_came_last_stays_last() -> None:
@@ -238,12 +241,12 @@ def test_the_mark_on_the_result_that_came_last_stays_last() -> None:
 @pytest.mark.parametrize("content", ["", None, [], [text("")]])
 def test_a_result_without_output_says_so(content: Any) -> None:
     out = adapted(body(user(text("go")), says(call("a")), user(result("a", content))))
-    assert out["messages"][2]["content"][0]["content"] == [text(cortex_dialect.NO_OUTPUT)]
+    assert out["messages"][2]["content"][0]["content"] == [text(NO_OUTPUT)]
 
 
 def test_an_unfinished_answer_is_asked_to_go_on() -> None:
     out = adapted(body(user(text("count")), says(text("1, 2"))))
-    assert out["messages"][-1] == user(text(cortex_dialect.CONTINUE))
+    assert out["messages"][-1] == user(text(CONTINUE))
 
 
 def test_unsigned_thinking_stays_here() -> None:
@@ -363,9 +366,9 @@ def test_an_effort_goes_to_the_models_that_take_one_and_sets_the_budget_of_other
 def test_the_beta_for_thinking_between_calls_goes_where_it_does_something() -> None:
     asked = body(user(text("hi")), thinking={"type": "enabled", "budget_tokens": 1024}, max_tokens=3000)
     beta = "interleaved-thinking-2025-05-14"
-    assert to_cortex(asked, limits=Limits(), betas=[beta])[1] == [beta]
-    assert to_cortex(asked, limits=Limits())[1] == []
-    assert to_cortex({**asked, "model": "claude-opus-4-7"}, limits=Limits(), betas=[beta])[1] == []
+    assert messages_request(asked, limits=Limits(), betas=[beta])[1] == [beta]
+    assert messages_request(asked, limits=Limits())[1] == []
+    assert messages_request({**asked, "model": "claude-opus-4-7"}, limits=Limits(), betas=[beta])[1] == []
 
 
 def test_no_thinking_beside_a_forced_tool_or_in_the_middle_of_a_turn_without() -> None:
@@ -434,7 +437,7 @@ def test_a_step_that_names_a_kind_is_passed_over_where_the_block_has_a_field_of_
     asked["max_tokens"] = 3000
     for path in ("messages.0.content.0.text.cache_control", "thinking.enabled.budget_tokens"):
         assert refusals.learn_messages(f"{path}: Extra inputs are not permitted", asked, []) != []
-    out, _, _ = to_cortex(asked, limits=Limits(), refusals=refusals)
+    out, _, _ = messages_request(asked, limits=Limits(), refusals=refusals)
     assert out["messages"] == [user(text("hi"))]
     assert out["thinking"] == {"type": "enabled"}
 
@@ -443,19 +446,19 @@ def test_a_refused_effort_leaves_the_format_and_no_empty_field() -> None:
     for config in ({"effort": "low"}, {"effort": "low", "format": {"type": "json_schema", "schema": {}}}):
         asked = {**body(user(text("hi")), output_config=config), "model": "claude-opus-4-6"}
         refusals = Refusals()
-        sent = to_cortex(asked, limits=Limits(), refusals=refusals)[0]
+        sent = messages_request(asked, limits=Limits(), refusals=refusals)[0]
         assert refusals.learn_messages("This model does not support the effort parameter.", sent, []) != []
-        out = to_cortex(asked, limits=Limits(), refusals=refusals)[0]
+        out = messages_request(asked, limits=Limits(), refusals=refusals)[0]
         assert out.get("output_config") == ({"format": config["format"]} if "format" in config else None)
 
 
 def test_betas_that_were_refused_stay_away_with_what_needs_them() -> None:
     asked = {**body(user(text("hi")), output_config={"effort": "low"}), "model": "claude-opus-4-6"}
     refusals = Refusals()
-    out, betas, _ = to_cortex(asked, limits=Limits())
+    out, betas, _ = messages_request(asked, limits=Limits())
     assert "output_config" in out
     assert refusals.learn_messages("invalid beta flag", out, betas) == ["beta effort-2025-11-24"]
-    out, betas, _ = to_cortex(asked, limits=Limits(), refusals=refusals)
+    out, betas, _ = messages_request(asked, limits=Limits(), refusals=refusals)
     assert betas == []
     assert "output_config" not in out
 
@@ -633,11 +636,11 @@ def test_a_new_token_is_taken_on_the_next_request_and_open_streams_go_on(route: 
         headers = {"Authorization": f"Bearer {route.master_key}"}
         with client.stream("POST", route.url + "/v1/messages", json=asked, headers=headers) as answer:
             held = route.stub.wait_for(lambda record: record["number"] >= before and record.get("held"))
-            settings = auto_refresh.load_settings(route.environ)
-            token = auto_refresh.sign(settings, time.time() - 10).value
+            settings = load_settings(route.environ)
+            token = sign(settings, time.time() - 10).value
             config = route.config.read_text()
             old = next(line for line in config.splitlines() if "api_key: eyJ" in line).split()[-1]
-            auto_refresh.write_private(route.config, config.replace(old, token))
+            write_private(route.config, config.replace(old, token))
             assert route.ask("[[text: next]]").status_code == 200
             route.stub.release()
             whole = answer.read().decode()

@@ -21,8 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
-import auto_refresh
-import claude_proxy
+from bundle.supervisor import LOG_BYTES, port_owner
 from patches import apply_patch
 from tests.conftest import BUNDLE, TOKEN, SetUp, copy_bundle, wait_until
 
@@ -159,19 +158,19 @@ def test_a_message_comes_in_one_piece_with_its_end() -> None:
     # Of a piece that does not end with its line, PM2 leaves out the last line: that is where the remedy stands.
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # keeps what is written apart
     with ours, theirs:
-        code = "import auto_refresh; auto_refresh.say('what is wrong\\nwhat mends it')"
+        code = "from bundle.errors import say; say('what is wrong\\nwhat fixes it')"
         environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
         subprocess.run([sys.executable, "-c", code], cwd=BUNDLE, env=environ, stdout=theirs.fileno(), check=True)
-        assert ours.recv(1000) == b"what is wrong\nwhat mends it\n"
+        assert ours.recv(1000) == b"what is wrong\nwhat fixes it\n"
 
 
 @pytest.mark.parametrize("name", sorted(APPS))
 def test_a_log_is_cut_before_it_fills_the_disk_and_its_last_part_kept(both: Machine, name: str) -> None:
     log = both.folder / "logs" / f"{name}.log"
     with log.open("ab") as file:
-        file.write(b"noise\n" * (auto_refresh.LOG_BYTES // 6 + 1))
+        file.write(b"noise\n" * (LOG_BYTES // 6 + 1))
     wait_until(lambda: log.stat().st_size < 100_000, 20)
-    assert (log.parent / f"{name}.log.1").stat().st_size > auto_refresh.LOG_BYTES
+    assert (log.parent / f"{name}.log.1").stat().st_size > LOG_BYTES
     both.pm2("sendSignal", "SIGHUP", "token-refresher")
     if name == "token-refresher":
         wait_until(lambda: "SIGHUP" in both.said(name), 10)
@@ -285,7 +284,7 @@ def test_a_reboot_with_answers_still_open_ends_with_one_proxy_on_the_port(both: 
         assert both.ask("hello").status_code == 200  # beside the old one, which still finishes its answer
         assert finish() == "one two three"
     wait_until(lambda: not is_running(before), 10)
-    assert claude_proxy.port_owner(both.port).endswith(f"(pid {both.pids()['claude-proxy']})")
+    assert port_owner(both.port).endswith(f"(pid {both.pids()['claude-proxy']})")
 
 
 def test_make_stop_ends_our_two_and_leaves_what_else_the_user_runs(both: Machine) -> None:
@@ -323,7 +322,7 @@ def test_a_mistake_in_the_settings_stops_both_with_its_message_and_no_restart(ma
     assert [row["pm2_env"]["restart_time"] for row in rows.values()] == [0, 0]
     for name in APPS:
         assert machine.said(name).count("other users can read the private key") == 1
-        assert f"Mend it with: chmod 600 {machine.key_path}" in machine.said(name)
+        assert f"Fix it with: chmod 600 {machine.key_path}" in machine.said(name)
     machine.key_path.chmod(0o600)
     with socket.create_server(("127.0.0.1", machine.port)):
         machine.pm2("start", machine.ecosystem)
@@ -351,11 +350,11 @@ def test_the_order_of_starting_does_not_matter_and_pm2_s_death_ends_a_proxy_that
 
 def test_a_template_that_litellm_does_not_start_with_is_one_message_and_no_restart(machine: Machine) -> None:
     template = machine.bundle / "litellm_config.template.yaml"
-    template.write_text(template.read_text().replace("patches.cortex_hooks.hooks", "patches.nothing.here"))
+    template.write_text(template.read_text().replace("bundle.proxy.hooks.hooks", "bundle.nothing.here"))
     machine.pm2("start", machine.ecosystem)
     wait_until(lambda: machine.status()["claude-proxy"] == "stopped", 60)
     said = machine.said("claude-proxy")
     assert "LiteLLM does not start with this configuration" in said
-    assert "Could not import here from patches.nothing" in said
+    assert "Could not import here from bundle.nothing" in said
     assert "Traceback" not in said
     assert machine.rows()["claude-proxy"]["pm2_env"]["restart_time"] == 0

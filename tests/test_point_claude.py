@@ -20,8 +20,8 @@ import pytest
 import yaml
 
 import point_claude
-from auto_refresh import ConfigError
 from bundle.bootstrap import BUNDLE
+from bundle.errors import ConfigError
 from tests.conftest import CLAUDE, SetUp, drop_root_powers
 
 TEMPLATE = (BUNDLE / "litellm_config.template.yaml").read_text()

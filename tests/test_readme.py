@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-import usage
 from patches import apply_patch
 from tests.conftest import BUNDLE
+from usage import statement
 
 README = (BUNDLE / "README.md").read_text()
 MAKEFILE = (BUNDLE / "Makefile").read_text()
@@ -54,7 +54,7 @@ def test_every_script_and_option_that_it_names_exists() -> None:
 
 
 def test_the_statement_for_snowsight_is_the_one_that_usage_runs() -> None:
-    assert usage.statement(7) in [block.strip() for block in blocks("sql")]
+    assert statement(7) in [block.strip() for block in blocks("sql")]
 
 
 def test_the_patch_by_hand_is_the_one_that_is_applied() -> None:
@@ -97,7 +97,12 @@ def test_the_table_of_settings_is_the_one_of_the_example_and_of_pm2() -> None:
 SPOKEN = (
     "".join(
         (BUNDLE / name).read_text()
-        for name in ("claude_proxy.py", "patches/front_door.py", "patches/cortex_errors.py", "tests/cortex_stub.py")
+        for name in (
+            "bundle/proxy/server.py",
+            "bundle/proxy/front_door.py",
+            "bundle/cortex/errors.py",
+            "tests/cortex_stub.py",
+        )
     )
     + (BUNDLE / "tests" / "cortex_rules.py").read_text()
 )

@@ -258,7 +258,7 @@ REMEDY = {
 
 
 @pytest.mark.parametrize("fault", FINAL)
-def test_what_only_the_user_can_mend_is_shown_at_once_with_its_remedy(running: SetUp, fault: str) -> None:
+def test_what_only_the_user_can_fix_is_shown_at_once_with_its_remedy(running: SetUp, fault: str) -> None:
     before = len(running.stub.requests)
     running.stub.fault(fault)
     try:

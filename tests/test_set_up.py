@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import configure
+from configure import make_key_pair
 from tests.conftest import ACCOUNT, BUNDLE, USER, free_port, wait_until
 from tests.cortex_rules import Options
 from tests.cortex_stub import CortexStub
@@ -169,7 +169,7 @@ def test_make_start_asks_for_the_route_that_takes_claude_code_and_a_word_of_the_
     clone: Clone,
 ) -> None:
     key = clone.home / ".ssh" / "snowflake_key.p8"
-    public = configure.make_key_pair(key).read_text()
+    public = make_key_pair(key).read_text()
     with CortexStub(ACCOUNT, USER, [public], options=Options(refused_fields=("reasoning",))) as stub:
         configured = {"SNOWFLAKE_ACCOUNT": ACCOUNT, "SNOWFLAKE_USER": USER, "SNOWFLAKE_HOST": stub.url}
         with clone.terminal("make start", **configured) as person:

@@ -11,12 +11,14 @@ from dataclasses import replace
 
 import pytest
 
-import usage
-from auto_refresh import Settings, load_settings
+from bundle import sql_api
+from bundle.settings import Settings, load_settings
+from bundle.sql_api import PATIENCE_SECONDS, QueryError, query, remedy
 from tests.conftest import BUNDLE, TOKEN, SetUp
 from tests.terminal import Terminal
+from usage import NUMBERS, statement
 
-COLUMNS = ["USAGE_DATE", "MODEL_NAME", *usage.NUMBERS.values()]
+COLUMNS = ["USAGE_DATE", "MODEL_NAME", *NUMBERS.values()]
 ROWS: list[list[str | None]] = [
     ["2026-11-24", "claude-opus-4-7", "120", "45678", "99999", "12000000", "200001", "12345678"],
     ["2026-11-24", "claude-haiku-4-5", "20", "4567", None, "0", "0", "45678"],
@@ -74,16 +76,14 @@ def test_the_configured_warehouse_is_used(set_up: SetUp) -> None:
 
 def test_all_partitions_are_read(set_up: SetUp) -> None:
     set_up.stub.sql_rows, set_up.stub.sql_page = (COLUMNS, ROWS), 1
-    assert [row["MODEL_NAME"] for row in usage.query(settings_of(set_up), usage.statement(7))] == [
-        row[1] for row in ROWS
-    ]
+    assert [row["MODEL_NAME"] for row in query(settings_of(set_up), statement(7))] == [row[1] for row in ROWS]
 
 
 def test_a_query_that_takes_long_is_waited_for(set_up: SetUp) -> None:
     set_up.stub.sql_rows = (COLUMNS, ROWS)
     set_up.stub.fault("sql_running", times=1, after=4, route="sql")
     slept: list[float] = []
-    assert len(usage.query(settings_of(set_up), usage.statement(7), slept.append)) == 3
+    assert len(query(settings_of(set_up), statement(7), slept.append)) == 3
     assert len(slept) == 4
     assert slept == sorted(slept)
 
@@ -91,15 +91,15 @@ def test_a_query_that_takes_long_is_waited_for(set_up: SetUp) -> None:
 def test_the_wait_has_an_end(set_up: SetUp) -> None:
     set_up.stub.fault("sql_running", times=1, after=100_000, route="sql")
     slept: list[float] = []
-    with pytest.raises(usage.QueryError, match="still running"):
-        usage.query(settings_of(set_up), usage.statement(7), slept.append)
-    assert usage.PATIENCE_SECONDS <= sum(slept) < usage.PATIENCE_SECONDS + 10
+    with pytest.raises(QueryError, match="still running"):
+        query(settings_of(set_up), statement(7), slept.append)
+    assert PATIENCE_SECONDS <= sum(slept) < PATIENCE_SECONDS + 10
 
 
 @pytest.mark.parametrize("link", ["https://elsewhere.example/x", "//elsewhere.example/x", "http://127.0.0.1:1/x"])
 def test_the_token_follows_no_link_to_another_host(set_up: SetUp, link: str) -> None:
-    with pytest.raises(usage.QueryError, match="another host"):
-        usage._own_url(settings_of(set_up), link)
+    with pytest.raises(QueryError, match="another host"):
+        sql_api._own_url(settings_of(set_up), link)
 
 
 # --------------------------------------------------------------------------------------------------------- how it shows
@@ -202,4 +202,4 @@ def test_a_configuration_error_has_its_own_status(set_up: SetUp) -> None:
 
 def test_a_host_without_the_account_is_named(set_up: SetUp) -> None:
     settings = replace(settings_of(set_up), base_url="https://nobody.snowflakecomputing.com")
-    assert "nobody.snowflakecomputing.com" in usage.remedy(settings, 404, "", "")
+    assert "nobody.snowflakecomputing.com" in remedy(settings, 404, "", "")

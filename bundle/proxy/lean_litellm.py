@@ -23,9 +23,10 @@ from typing import Any
 
 import httpx
 
-from auto_refresh import say
-from patches.front_door import printable
-from patches.live_config import LiveConfig, is_cortex
+from bundle.errors import say
+from bundle.proxy.front_door import printable
+from bundle.proxy.live_config import LiveConfig
+from bundle.render import is_cortex
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -270,7 +271,7 @@ def apply() -> Changes:
 # -------------------------------------------------------------------------------------------------------------- warm-up
 
 
-def warmed(app: App, changes: Changes, *, key: str, live: LiveConfig) -> App:
+def warmed(app: App, changes: Changes, *, key: str, config: LiveConfig) -> App:
     """LiteLLM's application, which has answered a request of each kind before it says that it has started.
 
     Asked for is a row that goes to Cortex's chat completions. There is no warm-up without one, or without a live token.
@@ -278,10 +279,10 @@ def warmed(app: App, changes: Changes, *, key: str, live: LiveConfig) -> App:
 
     async def outer(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         async def send_on(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "lifespan.startup.complete" and (trouble := await _warm_up(app, key, live)):
+            if message["type"] == "lifespan.startup.complete" and (trouble := await _warm_up(app, key, config)):
                 say(f"the warm-up failed; taking the steps of lean_litellm.py back: {printable(trouble)}")
                 changes.take_back()
-                await _warm_up(app, key, live)
+                await _warm_up(app, key, config)
             await send(message)
 
         await app(scope, receive, send_on if scope["type"] == "lifespan" else send)
@@ -289,12 +290,12 @@ def warmed(app: App, changes: Changes, *, key: str, live: LiveConfig) -> App:
     return outer
 
 
-async def _warm_up(app: App, key: str, live: LiveConfig) -> str:
+async def _warm_up(app: App, key: str, config: LiveConfig) -> str:
     """Let `app` answer a request of each kind. What is wrong with it, or ""."""
     try:
-        rows = [row for row in live.document["model_list"] if is_cortex(row) and "*" not in row["model_name"]]
+        rows = [row for row in config.document["model_list"] if is_cortex(row) and "*" not in row["model_name"]]
         names = [row["model_name"] for row in rows if row["litellm_params"]["model"].startswith("openai/")]
-        if not (names and live.is_live()):
+        if not (names and config.is_live()):
             return ""
         return await asyncio.wait_for(_ask(app, key, names[0]), WARM_UP_SECONDS)
     except Exception as error:  # noqa: BLE001 - LiteLLM raises many kinds, and none may keep it from starting

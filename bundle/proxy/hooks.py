@@ -30,11 +30,14 @@ from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
 from litellm.llms.openai.openai import OpenAIChatCompletion
 from litellm.types.utils import CallTypes, all_litellm_params
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # LiteLLM loads this file by its path
+from bundle.cortex.answers import WholeAnswer
+from bundle.cortex.messages import messages_request
+from bundle.cortex.models import Limits, family_of
+from bundle.cortex.requests import chat_request
 
-from auto_refresh import ConfigError, say
-from patches import cortex_dialect, cortex_messages
-from patches.cortex_answers import (
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # LiteLLM loads this file by its path
+
+from bundle.cortex.answers import (
     EmptyAnswerError,
     EventLines,
     IncompleteAnswerError,
@@ -42,10 +45,12 @@ from patches.cortex_answers import (
     StreamFix,
     fix_answer,
 )
-from patches.cortex_errors import words_of
-from patches.cortex_refusals import Refusals, without
-from patches.front_door import printable
-from patches.live_config import Call, LiveConfig, current_call, is_cortex, live
+from bundle.cortex.errors import words_of
+from bundle.cortex.refusals import Refusals, without
+from bundle.errors import ConfigError, say
+from bundle.proxy.front_door import printable
+from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange, live_config
+from bundle.render import is_cortex
 
 # ----------------------------------------------------------------------------------------------------------- requests
 
@@ -58,12 +63,10 @@ _NOT_FOR_THE_WIRE = frozenset(
 _DROPPED = frozenset({"user", "prompt_cache_key", "additional_drop_params"})
 
 
-def limits_of(info: dict[str, Any], learned: int | None = None) -> cortex_dialect.Limits:
+def limits_of(info: dict[str, Any], learned: int | None = None) -> Limits:
     """A row's `model_info` as the dialect takes it; `learned` is a limit of the output that Cortex itself has named."""
     known = [limit for limit in (info.get("max_output_tokens"), learned) if limit]
-    return cortex_dialect.Limits(
-        max_output_tokens=min(known, default=None), cache_tool_results=bool(info.get("cache_tool_results"))
-    )
+    return Limits(max_output_tokens=min(known, default=None), cache_tool_results=bool(info.get("cache_tool_results")))
 
 
 def bare(model: str) -> str:
@@ -76,9 +79,9 @@ def to_chat(kwargs: dict[str, Any], refusals: Refusals) -> tuple[dict[str, Any],
     left out because Cortex has refused it before."""
     model = bare(kwargs["model"])
     kwargs = {key: value for key, value in kwargs.items() if key not in _DROPPED}
-    out, notes, left_out = cortex_dialect.to_cortex(
+    out, notes, left_out = chat_request(
         kwargs,
-        family=cortex_dialect.family_of(model),
+        family=family_of(model),
         limits=limits_of(kwargs["model_info"], refusals.limits.get(model)),
         refused=refusals.chat.get(model, ()),
         keep=_NOT_FOR_THE_WIRE,
@@ -98,7 +101,7 @@ def to_messages(
     `supported_endpoints` makes it pass the body on instead, to `{api_base}/v1/messages`, and the answer back.
     """
     kwargs = {key: value for key, value in kwargs.items() if key not in _DROPPED}
-    out, betas, notes = cortex_messages.to_cortex(
+    out, betas, notes = messages_request(
         kwargs,
         limits=limits_of(kwargs["model_info"], refusals.limits.get(bare(kwargs["model"]))),
         betas=_betas_of(kwargs),
@@ -130,9 +133,9 @@ def _betas_of(kwargs: dict[str, Any]) -> list[str]:
 class CortexHooks(CustomLogger):
     """The callback that `litellm_settings.callbacks` names."""
 
-    def __init__(self, live: LiveConfig) -> None:
+    def __init__(self, config: LiveConfig) -> None:
         super().__init__()
-        self.live = live
+        self.config = config
         self.refusals = Refusals()
         self._said: set[str] = set()
         self._client: AsyncHTTPHandler | None = None
@@ -146,30 +149,30 @@ class CortexHooks(CustomLogger):
         """
         if not is_cortex(kwargs):
             return None
-        call = current_call.get()
-        if call is None:  # LiteLLM was started without our front door
-            call = Call()
-            current_call.set(call)
+        exchange = current_exchange.get()
+        if exchange is None:  # LiteLLM was started without our front door
+            exchange = Exchange()
+            current_exchange.set(exchange)
         try:
-            call.token = self.live.token()
+            exchange.token = self.config.token()
         except ConfigError as error:
-            call.trouble = str(error)
+            exchange.trouble = str(error)
             raise
-        out = {**kwargs, "api_key": call.token}
+        out = {**kwargs, "api_key": exchange.token}
         if str(kwargs["model"]).startswith("snowflake/"):
-            if cortex_dialect.family_of(kwargs["model"]) != "claude":
+            if family_of(kwargs["model"]) != "claude":
                 raise litellm.BadRequestError(
                     f"{kwargs['model']}: Cortex's Messages API has Claude models only. For another, "
                     f"litellm_config.template.yaml must say {kwargs['model'].replace('snowflake/', 'openai/', 1)}",
                     model=kwargs["model"],
                     llm_provider="snowflake",
                 )
-            out, notes, call.left_out = to_messages(out, self.refusals, self._messages_client())
-            call.facts, call.betas = RequestFacts.of(out), out["extra_headers"].get("anthropic-beta", "")
+            out, notes, exchange.left_out = to_messages(out, self.refusals, self._messages_client())
+            exchange.facts, exchange.betas = RequestFacts.of(out), out["extra_headers"].get("anthropic-beta", "")
         elif call_type == CallTypes.acompletion:
-            call.refused = frozenset(self.refusals.chat.get(bare(out["model"]), ()))
-            out, notes, call.left_out = to_chat(out, self.refusals)
-            call.facts = RequestFacts.of(out)
+            exchange.refused = frozenset(self.refusals.chat.get(bare(out["model"]), ()))
+            out, notes, exchange.left_out = to_chat(out, self.refusals)
+            exchange.facts = RequestFacts.of(out)
             self._listen_to_chat()
         else:
             notes = []
@@ -204,55 +207,55 @@ class CortexHooks(CustomLogger):
 
         LiteLLM adds betas of its own to some fields, and Cortex refuses those that it does not know: ours alone leave.
         """
-        if (call := current_call.get()) is None:
+        if (exchange := current_exchange.get()) is None:
             return
-        call.answer = None
+        exchange.answer = None
         request.headers.pop("anthropic-beta", None)
-        if call.betas:
-            request.headers["anthropic-beta"] = call.betas
+        if exchange.betas:
+            request.headers["anthropic-beta"] = exchange.betas
 
     async def on_answer(self, response: httpx.Response) -> None:
         """Look at one answer of Cortex before anybody has read it, and repair it in place; others pass as they are."""
-        call = current_call.get()
+        exchange = current_exchange.get()
         path = response.request.url.path
-        if call is None or call.facts is None:
+        if exchange is None or exchange.facts is None:
             return
         if path.endswith("/cortex/v1/messages"):
-            route: Route = cortex_messages.WholeAnswer()
+            reader: AnswerReader = WholeAnswer()
         elif path.endswith("/cortex/v1/chat/completions"):
-            route = ChatAnswer(call.facts)
+            reader = ChatAnswer(exchange.facts)
         else:
             return
         if response.status_code < 400:
-            await repair(response, call, route)
+            await repair(response, exchange, reader)
             return
         await response.aread()
         # After a 422 LiteLLM asks again by itself. (So it does on Messages for thinking that was signed for another
         # account, without it, and that is welcome.)
         status = 400 if response.status_code == 422 else response.status_code
-        call.answer = (status, response.text)
+        exchange.answer = (status, response.text)
         if status == 401:
-            call.token_was_new = self.live.refuse(call.token, response.headers.get("date", ""))
+            exchange.token_was_new = self.config.refuse(exchange.token, response.headers.get("date", ""))
         elif status == 400:
-            self._learn(response, call)
+            self._learn(response, exchange)
         response.status_code = status
 
-    def _learn(self, response: httpx.Response, call: Call) -> None:
+    def _learn(self, response: httpx.Response, exchange: Exchange) -> None:
         request = response.request
         words, sent = words_of(response.text)[1], json.loads(request.content)
         if request.url.path.endswith("/messages"):
             learned = self.refusals.learn_messages(words, sent, request.headers.get("anthropic-beta", "").split(","))
         else:
-            learned = self.refusals.learn_chat(words, sent, call.refused)
+            learned = self.refusals.learn_chat(words, sent, exchange.refused)
         told = printable(words[:200]).replace("\n", " ")
         for what in learned:
             self._say_once(f"Cortex refused {what}: left out from now on. Its words: {told}")
         if learned:
             # Worth another try, which Claude Code makes by itself on this status.
-            call.answer = (503, json.dumps({"message": f"refused {', '.join(learned)}; left out from now on."}))
+            exchange.answer = (503, json.dumps({"message": f"refused {', '.join(learned)}; left out from now on."}))
 
 
-class Route(Protocol):
+class AnswerReader(Protocol):
     """How one answer of a route is repaired, or found not to be whole (IncompleteAnswerError)."""
 
     def answer(self, body: Any) -> Any:
@@ -281,20 +284,20 @@ class ChatAnswer:
         return (b"data: %b\n\n" % event for event in self._fix.end())
 
 
-async def repair(response: httpx.Response, call: Call, route: Route) -> None:
+async def repair(response: httpx.Response, exchange: Exchange, reader: AnswerReader) -> None:
     """Rewrite one answer of Cortex in place."""
     if response.headers.get("content-type", "").startswith("text/event-stream"):
-        response.stream = RepairedStream(response, call, route)
+        response.stream = RepairedStream(response, exchange, reader)
         response.headers.pop("content-encoding", None)
         return
     raw = await response.aread()
     try:
-        response._content = json.dumps(route.answer(json.loads(raw))).encode()
+        response._content = json.dumps(reader.answer(json.loads(raw))).encode()
     except IncompleteAnswerError as error:
-        not_whole(response.request, call, error)
+        not_whole(response.request, exchange, error)
         response.status_code = 502
     except ValueError:
-        call.answer = (502, response.text)
+        exchange.answer = (502, response.text)
         response.status_code = 502
 
 
@@ -304,26 +307,26 @@ _EMPTY: deque[tuple[str, float]] = deque(maxlen=100)
 EMPTY_SECONDS = 300
 
 
-def not_whole(request: httpx.Request, call: Call, error: IncompleteAnswerError) -> None:
+def not_whole(request: httpx.Request, exchange: Exchange, error: IncompleteAnswerError) -> None:
     """Keep what the front door is to say of an answer that is none."""
     if error.body:  # the service's own words
-        call.answer = (502, error.body)
+        exchange.answer = (502, error.body)
     if isinstance(error, EmptyAnswerError):
         asked = json.dumps(json.loads(request.content)["messages"], sort_keys=True)
         digest = hashlib.sha256(asked.encode()).hexdigest()
         now = time.monotonic()
-        call.final = any(digest == known and now - then < EMPTY_SECONDS for known, then in _EMPTY)
+        exchange.final = any(digest == known and now - then < EMPTY_SECONDS for known, then in _EMPTY)
         _EMPTY.append((digest, now))
-        call.answer = (502, json.dumps({"message": f"{error}{', twice' if call.final else ''}."}))
+        exchange.answer = (502, json.dumps({"message": f"{error}{', twice' if exchange.final else ''}."}))
 
 
 class RepairedStream(httpx.AsyncByteStream):
     """The events of Cortex's stream, repaired. What ends too early is an error, never a short answer."""
 
-    def __init__(self, response: httpx.Response, call: Call, route: Route) -> None:
+    def __init__(self, response: httpx.Response, exchange: Exchange, reader: AnswerReader) -> None:
         # A response of its own on the same connection: it undoes the compression of a company's proxy.
         self._source = httpx.Response(200, headers=response.headers, stream=response.stream)
-        self._request, self._call, self._route = response.request, call, route
+        self._request, self._exchange, self._reader = response.request, exchange, reader
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         lines = EventLines()
@@ -332,21 +335,21 @@ class RepairedStream(httpx.AsyncByteStream):
                 events: list[bytes] = []
                 try:
                     for data in lines.feed(piece):
-                        events += self._route.feed(data)
+                        events += self._reader.feed(data)
                 finally:  # what came before a broken event, in the same piece, counts
                     if events:
                         yield b"".join(events)
             for data in lines.end():
-                for event in self._route.feed(data):
+                for event in self._reader.feed(data):
                     yield event
-            for event in self._route.end():
+            for event in self._reader.end():
                 yield event
         except IncompleteAnswerError as error:
-            not_whole(self._request, self._call, error)
+            not_whole(self._request, self._exchange, error)
             raise httpx.RemoteProtocolError(f"the answer of Snowflake Cortex is not whole: {error}") from None
 
     async def aclose(self) -> None:
         await self._source.aclose()
 
 
-hooks = CortexHooks(live)
+hooks = CortexHooks(live_config)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from patches.cortex_dialect import BESIDE_REASONING
+from bundle.cortex.requests import BESIDE_REASONING
 
 JSON = dict[str, Any]
 

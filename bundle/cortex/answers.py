@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-JSON = dict[str, Any]
+from bundle.cortex.errors import words_of
+from bundle.cortex.models import JSON
 
 HEAD_FIELDS = ("id", "object", "created", "model")
 USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "total_tokens")
@@ -274,3 +275,61 @@ def _fix_fragment(call: JSON) -> JSON:
 def _words(event: JSON) -> str:
     error = event.get("error")
     return str((error.get("message") if isinstance(error, dict) else error) or event.get("message") or "no words")
+
+
+class WholeAnswer:
+    """Answers pass as they are. What is no answer, ends before `message_stop`, or has neither text nor call though
+    nothing explains it (docs/cortex.md#answer-empty), raises IncompleteAnswerError. A stream is held until there is
+    something in it, so that an answer that stays empty is an error in time: Claude Code asks again after that."""
+
+    def __init__(self) -> None:
+        self._held: list[bytes] | None = []
+        self._ended = self._said = False
+        self._reason: object = None
+
+    def answer(self, body: Any) -> Any:
+        """One that was not streamed."""
+        if not isinstance(body, dict) or not isinstance(body.get("content"), list):
+            raise IncompleteAnswerError("an answer without content", json.dumps(body))
+        self._said = any(block.get("type") == "tool_use" or block.get("text") for block in body["content"])
+        self._reason = body.get("stop_reason")
+        self._is_answer()
+        return body
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The event of a stream to send on for one line of data, or none."""
+        if self._ended or data == b"[DONE]":
+            return
+        try:
+            event = json.loads(data)
+            kind = event.get("type")
+        except (ValueError, AttributeError):
+            raise IncompleteAnswerError("an event that is not JSON") from None
+        if kind is None and is_silent(event):
+            return
+        if kind in {None, "error"}:
+            text = data.decode("utf-8", "replace")
+            raise IncompleteAnswerError(f"an error in the middle: {words_of(text)[1]}", text)
+        block, delta = event.get("content_block") or {}, event.get("delta") or {}
+        self._said = self._said or block.get("type") == "tool_use" or bool(block.get("text") or delta.get("text"))
+        self._reason = delta.get("stop_reason") or self._reason
+        if kind == "message_stop":
+            self._is_answer()
+            self._ended = True
+        event_bytes = b"event: %b\ndata: %b\n\n" % (str(kind).encode(), data)
+        if self._held is not None:
+            self._held.append(event_bytes)
+            if not (self._said or self._ended or delta.get("thinking")):
+                return
+            event_bytes, self._held = b"".join(self._held), None
+        yield event_bytes
+
+    def _is_answer(self) -> None:
+        if not self._said and self._reason in {None, "end_turn", "tool_use"}:
+            raise EmptyAnswerError
+
+    def end(self) -> Iterator[bytes]:
+        """Called when the connection ends; nothing is left to say."""
+        if not self._ended:
+            raise IncompleteAnswerError("the connection ended in the middle")
+        yield from ()

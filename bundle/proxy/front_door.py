@@ -23,9 +23,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from auto_refresh import say
-from patches.cortex_errors import Explained, explain, explain_failure
-from patches.live_config import Call, LiveConfig, current_call
+from bundle.cortex.errors import Explained, explain, explain_failure
+from bundle.errors import say
+from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -48,7 +48,7 @@ _TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
 
 
 @dataclass(frozen=True)
-class Refusal:
+class ErrorAnswer:
     """An answer that is not 200, in Anthropic's terms."""
 
     status: int
@@ -57,29 +57,31 @@ class Refusal:
     final: bool = True  # whether trying again is of no use; Claude Code then shows the message at once
 
 
-def refusal(method: str, path: str, headers: dict[bytes, bytes], *, key: str, port: int) -> Refusal | None:
+def refusal(method: str, path: str, headers: dict[bytes, bytes], *, key: str, port: int) -> ErrorAnswer | None:
     """Why a request must not pass, or None. `headers` by lower-case name."""
     host = headers.get(b"host", b"").decode("latin-1").lower()
     if host not in {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}:
-        return Refusal(403, "permission_error", f"This proxy answers under 127.0.0.1:{port} only, not under {host!r}.")
+        return ErrorAnswer(
+            403, "permission_error", f"This proxy answers under 127.0.0.1:{port} only, not under {host!r}."
+        )
     if b"origin" in headers or headers.get(b"sec-fetch-site", b"none") != b"none":
-        return Refusal(403, "permission_error", "This proxy does not answer web pages.")
+        return ErrorAnswer(403, "permission_error", "This proxy does not answer web pages.")
     route = (method, path)
     if route not in LITELLM_ROUTES | OWN_ROUTES:
-        return Refusal(404, "not_found_error", f"There is no {method} {path} here.")
+        return ErrorAnswer(404, "not_found_error", f"There is no {method} {path} here.")
     if route not in WITHOUT_KEY and not _has_key(headers, key):
-        return Refusal(
+        return ErrorAnswer(
             401,
             "authentication_error",
             "The key does not match this proxy's. Start Claude Code with `make claude`, or take ANTHROPIC_AUTH_TOKEN "
             "from the proxy's .master_key. A saved claude.ai login is no key for it.",
         )
     if method == "POST" and headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
-        return Refusal(415, "invalid_request_error", "The content type must be application/json.")
+        return ErrorAnswer(415, "invalid_request_error", "The content type must be application/json.")
     return None
 
 
-def server_tools_only(body: bytes) -> Refusal | None:
+def server_tools_only(body: bytes) -> ErrorAnswer | None:
     """Why a request must not pass whose tools would all run on Anthropic's servers: Cortex would make an answer up.
 
     Claude Code hands the message to its model as the tool's result, and the model tells the user.
@@ -90,7 +92,7 @@ def server_tools_only(body: bytes) -> Refusal | None:
             message = (
                 f"Snowflake Cortex does not have this tool ({', '.join(kinds)}). Tell the user so, and do without it."
             )
-            return Refusal(400, "invalid_request_error", message)
+            return ErrorAnswer(400, "invalid_request_error", message)
     return None
 
 
@@ -127,8 +129,8 @@ def estimate_tokens(body: Any) -> int:
 class FrontDoor:
     """ASGI application around LiteLLM's; `key` and `port` are the proxy's own."""
 
-    def __init__(self, app: App, *, key: str, port: int, live: LiveConfig) -> None:
-        self._app, self._key, self._port, self._live = app, key, port, live
+    def __init__(self, app: App, *, key: str, port: int, config: LiveConfig) -> None:
+        self._app, self._key, self._port, self._config = app, key, port, config
         self._minute, self._refusals = 0, 0
         self.start_failure = ""  # why LiteLLM did not start
 
@@ -160,7 +162,7 @@ class FrontDoor:
             words = "The proxy was stopped; trying again." if stopped else "An error in the proxy: see make logs"
             # Claude Code asks again after either; after a connection that just ends it shows half an answer.
             if not sent:
-                await _send_error(send, Refusal(503 if stopped else 500, "api_error", words, final=False))
+                await _send_error(send, ErrorAnswer(503 if stopped else 500, "api_error", words, final=False))
             elif streams:
                 await send({"type": "http.response.body", "body": _error_event("api_error", words)})
 
@@ -183,7 +185,7 @@ class FrontDoor:
             # The whole body at once: it is bounded, counted here, and LiteLLM would collect it anyway.
             body, refused = await _read_body(receive, headers)
             if refused is None and body[:100].lstrip()[:1] != b"{":
-                refused = Refusal(400, "invalid_request_error", "The body is not a JSON object.")
+                refused = ErrorAnswer(400, "invalid_request_error", "The body is not a JSON object.")
         if refused is None and path == "/v1/messages" and _SERVER_TOOL.search(body):
             refused = server_tools_only(body)
         if refused is not None:
@@ -209,8 +211,8 @@ class FrontDoor:
             say("… and more that are refused in this minute")
 
     def _models(self) -> dict[str, Any]:
-        self._live.reload()
-        names = dict.fromkeys(row["model_name"] for row in self._live.document.get("model_list", ()))
+        self._config.reload()
+        names = dict.fromkeys(row["model_name"] for row in self._config.document.get("model_list", ()))
         data = [
             {"type": "model", "id": name, "display_name": name, "created_at": "1970-01-01T00:00:00Z"}
             for name in names
@@ -223,14 +225,14 @@ class FrontDoor:
         try:
             count = estimate_tokens(json.loads(body))
         except (ValueError, TypeError, AttributeError, KeyError):
-            await _send_error(send, Refusal(400, "invalid_request_error", "The body is not a Messages request."))
+            await _send_error(send, ErrorAnswer(400, "invalid_request_error", "The body is not a Messages request."))
             return
         await _send_json(send, 200, {"input_tokens": count})
 
     async def _pass_on(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Let LiteLLM answer; its errors are collected and said again in Anthropic's shape."""
-        call = Call()
-        current_call.set(call)
+        exchange = Exchange()
+        current_exchange.set(exchange)
         sent_body = False
 
         async def receive_body() -> Message:
@@ -256,19 +258,19 @@ class FrontDoor:
                     failed = message["status"]
                     return
                 kept = [(name, value) for name, value in message["headers"] if name.lower() in KEPT_HEADERS]
-                if call.left_out:
-                    kept.append((LEFT_OUT_HEADER, ", ".join(call.left_out).encode()))
+                if exchange.left_out:
+                    kept.append((LEFT_OUT_HEADER, ", ".join(exchange.left_out).encode()))
                 await send({**message, "headers": kept})
             elif failed is None:
                 if message.get("body", b"").startswith(b"event: error"):
-                    error, words = _broken_off(message["body"], call, count)
+                    error, words = _broken_off(message["body"], exchange, count)
                     say(f"error in the middle of an answer: {words}")
                     message = {**message, "body": error}
                 await send(message)
             else:
                 collected += message.get("body", b"")
                 if not message.get("more_body"):
-                    refused = self._explained(call, failed, collected, count)
+                    refused = self._explained(exchange, failed, collected, count)
                     if failed != CLIENT_LEFT:
                         say(f"error {refused.status} to Claude Code: {printable(refused.message)}")
                     await _send_error(send, refused)
@@ -277,25 +279,25 @@ class FrontDoor:
         kept_headers = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]
         await self._app({**scope, "headers": kept_headers}, receive_body, send_on)
 
-    def _explained(self, call: Call, status: int, body: bytes, count: Callable[[], int]) -> Refusal:
-        if call.trouble is not None:
-            return Refusal(401, "authentication_error", call.trouble)
-        told = _told(call, count) or explain_failure(status, _message_of(body))
-        refused = _refusal_of(told, is_new_token=call.token_was_new)
-        return replace(refused, final=refused.final or call.final)
+    def _explained(self, exchange: Exchange, status: int, body: bytes, count: Callable[[], int]) -> ErrorAnswer:
+        if exchange.trouble is not None:
+            return ErrorAnswer(401, "authentication_error", exchange.trouble)
+        told = _told(exchange, count) or explain_failure(status, _message_of(body))
+        refused = _refusal_of(told, is_new_token=exchange.token_was_new)
+        return replace(refused, final=refused.final or exchange.final)
 
 
-def _told(call: Call, count: Callable[[], int]) -> Explained | None:
+def _told(exchange: Exchange, count: Callable[[], int]) -> Explained | None:
     """What Cortex's own answer means, where it gave one; `count` estimates the tokens of the prompt."""
-    if call.answer is None:
+    if exchange.answer is None:
         return None
-    return explain(*call.answer, asked=call.facts.limit if call.facts else None, count=count)
+    return explain(*exchange.answer, asked=exchange.facts.limit if exchange.facts else None, count=count)
 
 
-def _refusal_of(told: Explained, *, is_new_token: bool) -> Refusal:
+def _refusal_of(told: Explained, *, is_new_token: bool) -> ErrorAnswer:
     # A 401 on an older token is worth another try, with a new one; on a new one it is the key that is not accepted.
     final = is_new_token if told.status == 401 else not told.retry
-    return Refusal(told.status, told.kind, told.message, final)
+    return ErrorAnswer(told.status, told.kind, told.message, final)
 
 
 def _message_of(body: bytes) -> str:
@@ -305,9 +307,9 @@ def _message_of(body: bytes) -> str:
         return body.decode("utf-8", "replace")
 
 
-def _broken_off(event: bytes, call: Call, count: Callable[[], int]) -> tuple[bytes, str]:
+def _broken_off(event: bytes, exchange: Exchange, count: Callable[[], int]) -> tuple[bytes, str]:
     """LiteLLM's `event: error` in the middle of a stream, said again in our words, and these."""
-    told = _told(call, count) or explain_failure(502, _message_of(event.partition(b"data: ")[2]))
+    told = _told(exchange, count) or explain_failure(502, _message_of(event.partition(b"data: ")[2]))
     return _error_event(told.kind, redact(told.message)), printable(told.message)
 
 
@@ -326,8 +328,8 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in redact(text))
 
 
-async def _read_body(receive: Receive, headers: dict[bytes, bytes]) -> tuple[bytes, Refusal | None]:
-    too_large = Refusal(
+async def _read_body(receive: Receive, headers: dict[bytes, bytes]) -> tuple[bytes, ErrorAnswer | None]:
+    too_large = ErrorAnswer(
         413, "request_too_large", "The request is over 20 MiB, more than Snowflake Cortex takes. Try /compact."
     )
     length = headers.get(b"content-length", b"0")
@@ -345,7 +347,7 @@ async def _read_body(receive: Receive, headers: dict[bytes, bytes]) -> tuple[byt
             return bytes(body), None
 
 
-async def _send_error(send: Send, refused: Refusal) -> None:
+async def _send_error(send: Send, refused: ErrorAnswer) -> None:
     error = {"type": refused.kind, "message": redact(refused.message)}
     retry = [(b"x-should-retry", b"false")] if refused.final else []
     await _send_json(send, refused.status, {"type": "error", "error": error}, retry)

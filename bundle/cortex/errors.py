@@ -1,4 +1,4 @@
-"""What an error of Cortex means, and what mends it.
+"""What an error of Cortex means, and what fixes it.
 
 Cortex answers in Snowflake's envelope, with a status that Claude Code's retry logic would often misread, and in words
 that name no remedy. `explain` turns one into Anthropic's terms: the status that makes Claude Code do the right thing,
@@ -28,7 +28,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Explained:
-    """An error in Anthropic's terms. The first line of `message` says what is wrong, the others what mends it."""
+    """An error in Anthropic's terms. The first line of `message` says what is wrong, the others what fixes it."""
 
     status: int
     kind: str
@@ -64,7 +64,7 @@ CASES = (
     _Case(
         400,
         r"max_tokens is deprecated",
-        f"LiteLLM runs without the patch. Mend it: python3 patches/apply_patch.py && {PM2} restart claude-proxy",
+        f"LiteLLM runs without the patch. Fix it: python3 patches/apply_patch.py && {PM2} restart claude-proxy",
     ),
     _Case(
         400,
@@ -122,15 +122,13 @@ CASES = (
     _Case(
         500,
         r"internal error",
-        "Trying again. If the same session fails again and again, /compact or /clear mends it.",
+        "Trying again. If the same session fails again and again, /compact or /clear fixes it.",
         retry=True,
     ),
 )
 _LATER = _Case(0, r"", "Trying again. `make doctor` looks for the cause.", retry=True)
 _NEVER = _Case(0, r"", "")
 _UUID = re.compile(r"\[([0-9a-f-]{36})\]")
-
-
 MAX_OUTPUT_TOKENS = 131_072  # docs/cortex.md#chat-output-limit
 MAX_WORDS = 2_000  # of a text that comes from outside, as far as a pattern sees it
 # How services say that a context is full (docs/cortex.md#status-context-full): Cortex, Anthropic, Bedrock, OpenAI. (Not

@@ -9,8 +9,6 @@ Also here, because LiteLLM loads the callback's file as a module of its own: wha
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import time
 from collections.abc import Callable
@@ -22,9 +20,13 @@ from typing import Any
 
 import yaml
 
-import auto_refresh
-from auto_refresh import ConfigError
-from patches.cortex_answers import RequestFacts
+from bundle import files
+from bundle.cortex.answers import RequestFacts
+from bundle.errors import ConfigError, say
+from bundle.files import Stamp
+from bundle.render import is_cortex
+from bundle.settings import Settings, load_settings, state_folder
+from bundle.tokens import sign, token_times
 
 MARGIN_SECONDS = 60  # a token this close to its end could be dead when it arrives
 NEW_TOKEN_SECONDS = 120  # refused this soon after its signature, it is refused for good: a newer one is no better
@@ -35,7 +37,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass
-class Call:
+class Exchange:
     """What the hooks on one request tell each other, and the front door."""
 
     facts: RequestFacts | None = None  # what was asked, as far as it decides how the answer reads
@@ -49,22 +51,7 @@ class Call:
     trouble: str | None = None  # a mistake in the settings that only shows now
 
 
-current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
-
-
-def is_cortex(row: dict[str, Any]) -> bool:
-    """Whether a row of the configuration, or a call's arguments, go to Cortex (the renderer marks them)."""
-    return bool((row.get("model_info") or {}).get("cortex"))
-
-
-def token_times(token: str) -> tuple[int, int]:
-    """(`iat`, `exp`) of a JWT in seconds since the epoch; (0, 0) for what is not one."""
-    try:
-        body = token.split(".")[1]
-        payload = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-        return int(payload["iat"]), int(payload["exp"])
-    except (IndexError, KeyError, TypeError, ValueError):
-        return 0, 0
+current_exchange: ContextVar[Exchange | None] = ContextVar("current_exchange", default=None)
 
 
 class LiveConfig:
@@ -77,15 +64,15 @@ class LiveConfig:
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path, self._clock = path, clock
         self.document: dict[str, Any] = {}
-        self.settings: auto_refresh.Settings | None = None  # the last good ones
-        self._stamp: auto_refresh.Stamp = ()
+        self.settings: Settings | None = None  # the last good ones
+        self._stamp: Stamp = ()
         self._written = ""
         self._signed = ""
         self._refused: set[str] = set()
 
     def reload(self) -> bool:
         """Read the file again if it changed; whether it did. A file that cannot be read leaves what was known."""
-        stamp = auto_refresh.stamp([self.path])
+        stamp = files.stamp([self.path])
         if stamp == self._stamp or not stamp:
             return False
         try:
@@ -111,7 +98,7 @@ class LiveConfig:
         # No await from here to the end: the requests of a burst come one after the other, and the second finds
         # what the first has signed.
         try:
-            signed = auto_refresh.sign(self._settings_now(), now)
+            signed = sign(self._settings_now(), now)
         except ConfigError:
             for token in candidates:  # the last minute of one, before the user hears of the mistake
                 if _is_live(token, now, margin=1):
@@ -119,12 +106,12 @@ class LiveConfig:
             raise
         self._signed = signed.value
         self._refused &= {self._written}
-        auto_refresh.say("the token in litellm_config.yaml is not usable: signed one in memory")
+        say("the token in litellm_config.yaml is not usable: signed one in memory")
         return signed.value
 
-    def _settings_now(self) -> auto_refresh.Settings:
+    def _settings_now(self) -> Settings:
         try:
-            self.settings = auto_refresh.load_settings()
+            self.settings = load_settings()
         except ConfigError:  # a broken edit, which the refresher's log names
             if self.settings is None:
                 raise
@@ -137,9 +124,9 @@ class LiveConfig:
         """
         self._refused.add(token)
         now = self._clock()
-        call = current_call.get()
-        if call is not None and (trouble := clock_trouble(token, now, date)):
-            call.trouble = trouble
+        exchange = current_exchange.get()
+        if exchange is not None and (trouble := clock_trouble(token, now, date)):
+            exchange.trouble = trouble
         return abs(now - token_times(token)[0]) < NEW_TOKEN_SECONDS
 
 
@@ -167,4 +154,4 @@ def _is_live(token: str, now: float, margin: int = MARGIN_SECONDS) -> bool:
     return issued <= now < expires - margin
 
 
-live = LiveConfig(auto_refresh.state_folder(os.environ) / "litellm_config.yaml")
+live_config = LiveConfig(state_folder(os.environ) / "litellm_config.yaml")

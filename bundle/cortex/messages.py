@@ -1,24 +1,24 @@
-"""Anthropic's Messages API as Cortex serves it: requests into what it accepts, answers checked for being whole.
+"""Anthropic's Messages API as Cortex serves it: requests into what it accepts (answers: `answers.WholeAnswer`).
 
 The problem: Claude Code speaks Anthropic's API of the day of its release. Cortex serves the same API, but strictly: one
 field, block or beta that it does not know is a 400, and a refused history is sent again with every later turn. The
 mechanism: allow-lists, and small functions on plain dicts, each for one line of the contract (docs/cortex.md, named in
-its docstring), put together in `to_cortex`; `WholeAnswer` watches what Cortex answers. Standard library only, no I/O,
-no clock. The promises are those of `cortex_dialect`.
+its docstring), put together in `messages_request`. The promises are those of requests.py.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from patches import cortex_dialect
-from patches.cortex_answers import EmptyAnswerError, IncompleteAnswerError, is_silent
-from patches.cortex_dialect import EFFORT_BUDGETS, JSON, MIN_BUDGET, Limits, Note, is_adaptive
-from patches.cortex_errors import words_of
-from patches.cortex_refusals import Refusals, without
+from bundle.cortex import contents
+from bundle.cortex.contents import EMPTY, MAX_MARKS, NO_OUTPUT, plain_part
+from bundle.cortex.models import EFFORT_BUDGETS, EFFORTS, JSON, MARK, MIN_BUDGET, Limits, Note, is_adaptive
+from bundle.cortex.refusals import Refusals, without
+from bundle.cortex.requests import max_tokens, sampling
+from bundle.cortex.schemas import object_schema
+from bundle.cortex.turns import LOST_RESULT, NO_RESULT, ends_with_user, plain_id
 
 # Everything that may leave for Cortex, level by level. What is marked for the cache is marked anew.
 WIRE_FIELDS = frozenset(
@@ -42,14 +42,13 @@ BLOCKS: Mapping[str, tuple[str, ...]] = {
     "tool_result": ("text", "image"),
 }
 IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
-
 # Of the betas that Snowflake documents, those that something here makes use of, and sent only where it does: each one
 # more is one more that could be refused.
 EFFORT_BETA = "effort-2025-11-24"
 THINKING_BETA = "interleaved-thinking-2025-05-14"
 
 
-def to_cortex(
+def messages_request(
     body: Mapping[str, Any],
     *,
     limits: Limits,
@@ -73,12 +72,12 @@ def to_cortex(
     tools = plain_tools(body.get("tools") or (), note)
     system = plain_system(body.get("system"), note)
     messages = results_after_calls(plain_messages(body["messages"], note), note)
-    messages = cortex_dialect.ends_with_user(messages, note)
+    messages = ends_with_user(messages, note)
     limit_images(messages, note)
     cache_marks(tools, system, messages, whole_prompt=bool(body.get("cache_control")))
     choice = plain_choice(body.get("tool_choice"), tools, note)
     out |= {"messages": messages, "system": system, "tools": tools, "tool_choice": choice}
-    out |= cortex_dialect.max_tokens(body, limits, note)
+    out |= max_tokens(body, limits, note)
     out["thinking"] = thinking(
         {**out, "output_config": body.get("output_config")}, asked=body.get("thinking"), note=note
     )
@@ -88,7 +87,7 @@ def to_cortex(
         for key in ("temperature", "top_k", "top_p"):
             out.pop(key, None)
     else:
-        out = cortex_dialect.sampling(out, note)
+        out = sampling(out, note)
     sent = [beta for beta in useful_betas(out, betas, note, effort=wanted) if beta not in refusals.betas]
     taken = wanted if wanted and EFFORT_BETA in sent else {}
     out["output_config"] = {**taken, **output_format(body, note)} or None
@@ -97,9 +96,6 @@ def to_cortex(
         out = without(out, path)
     out = {key: value for key, value in out.items() if value != {}}  # nothing is left of it
     return {**{key: value for key, value in body.items() if key in keep}, **out}, sent, notes
-
-
-# --- Contents -------------------------------------------------------------------------------------------------------
 
 
 def plain_messages(messages: Sequence[JSON], note: Note) -> list[JSON]:
@@ -118,7 +114,7 @@ def plain_messages(messages: Sequence[JSON], note: Note) -> list[JSON]:
         elif blocks:
             out.append({"role": role, "content": blocks})
     if not out or out[0]["role"] != "user":
-        out.insert(0, {"role": "user", "content": [_text(cortex_dialect.EMPTY)]})
+        out.insert(0, {"role": "user", "content": [_text(EMPTY)]})
     return out
 
 
@@ -154,7 +150,7 @@ def _plain_block(part: JSON, place: str, note: Note) -> JSON | None:
     elif kind == "tool_use" and not isinstance(part.get("input"), dict):
         out["input"] = {"input": part["input"]} if part.get("input") else {}
     elif kind == "tool_result":
-        out["content"] = plain_blocks(_parts(part.get("content")), kind, note) or [_text(cortex_dialect.NO_OUTPUT)]
+        out["content"] = plain_blocks(_parts(part.get("content")), kind, note) or [_text(NO_OUTPUT)]
         for block in out["content"]:  # a mark inside is the whole result's
             mark = {"cache_control": block.pop("cache_control")} if "cache_control" in block else mark
     return {**out, **mark}
@@ -171,7 +167,7 @@ def _in_words(part: JSON, note: Note) -> JSON | None:
     if kind in {"document", "image"}:
         media = _media_type(part) or (source.get("type") if isinstance(source, dict) else None)
         kind = "PDF" if media == "application/pdf" else f"{kind} ({media})"
-    return cortex_dialect.plain_part({**part, "type": kind}, note)
+    return plain_part({**part, "type": kind}, note)
 
 
 def _media_type(part: JSON) -> str:
@@ -205,10 +201,7 @@ def _mark(part: JSON, note: Note) -> JSON:
     if not isinstance(part.get("cache_control"), dict):
         return {}
     _only(part["cache_control"], (), note, "cache_control")  # whether Cortex takes a `ttl` is not known
-    return {"cache_control": cortex_dialect.MARK}
-
-
-# --- Calls, images, cache marks -------------------------------------------------------------------------------------
+    return {"cache_control": MARK}
 
 
 def results_after_calls(messages: Sequence[JSON], note: Note) -> list[JSON]:
@@ -231,7 +224,7 @@ def results_after_calls(messages: Sequence[JSON], note: Note) -> list[JSON]:
                 first.append({**block, "tool_use_id": waiting[str(block["tool_use_id"])].pop(0)})
             else:
                 note("tool result without its call turned into text")
-                rest += [_text(cortex_dialect.LOST_RESULT), *block["content"]]
+                rest += [_text(LOST_RESULT), *block["content"]]
         first += [_no_result(call, note) for call in chain.from_iterable(waiting.values())]
         if first and message["role"] != "user":
             out.append({"role": "user", "content": first})
@@ -239,7 +232,7 @@ def results_after_calls(messages: Sequence[JSON], note: Note) -> list[JSON]:
         waiting = {}
         for place, block in enumerate(rest):
             if block["type"] == "tool_use":
-                identity = cortex_dialect.plain_id(block.get("id"), seen)
+                identity = plain_id(block.get("id"), seen)
                 waiting.setdefault(str(block.get("id")), []).append(identity)
                 rest[place] = {**block, "id": identity}
         if first or rest:
@@ -249,7 +242,7 @@ def results_after_calls(messages: Sequence[JSON], note: Note) -> list[JSON]:
 
 def _no_result(call: str, note: Note) -> JSON:
     note("missing tool result filled in")
-    return {"type": "tool_result", "tool_use_id": call, "content": [_text(cortex_dialect.NO_RESULT)]}
+    return {"type": "tool_result", "tool_use_id": call, "content": [_text(NO_RESULT)]}
 
 
 def limit_images(messages: Sequence[JSON], note: Note) -> None:
@@ -257,7 +250,7 @@ def limit_images(messages: Sequence[JSON], note: Note) -> None:
     by now."""
     images = [block for message in messages for block in _with_inner(message) if block["type"] == "image"]
     urls = [{"type": "image_url", "image_url": {"url": image["source"]["data"]}} for image in images]
-    (kept,) = cortex_dialect.limit_images([{"role": "user", "content": urls}], note)
+    (kept,) = contents.limit_images([{"role": "user", "content": urls}], note)
     for image, part in zip(images, kept["content"], strict=True):
         if part["type"] == "text":
             mark = _mark(image, note)
@@ -279,14 +272,11 @@ def cache_marks(tools: list[JSON], system: list[JSON], messages: list[JSON], *, 
     """
     blocks = list(chain.from_iterable(message["content"] for message in messages))
     if whole_prompt and "thinking" not in blocks[-1]["type"]:
-        blocks[-1]["cache_control"] = cortex_dialect.MARK
+        blocks[-1]["cache_control"] = MARK
     shared = [block for block in (*tools, *system) if "cache_control" in block]
     newest = [block for block in blocks if "cache_control" in block][::-1]
-    for block in [*shared[-1:], *newest, *shared[-2::-1]][cortex_dialect.MAX_MARKS :]:
+    for block in [*shared[-1:], *newest, *shared[-2::-1]][MAX_MARKS:]:
         del block["cache_control"]
-
-
-# --- Tools and settings ---------------------------------------------------------------------------------------------
 
 
 def plain_tools(tools: Iterable[JSON], note: Note) -> list[JSON]:
@@ -301,7 +291,7 @@ def plain_tools(tools: Iterable[JSON], note: Note) -> list[JSON]:
             continue
         plain = _only(tool, TOOL_FIELDS, note, "tool")
         plain.pop("type", None)
-        schema = cortex_dialect.object_schema(tool.get("input_schema"))
+        schema = object_schema(tool.get("input_schema"))
         schema = {key: value for key, value in schema.items() if key != "$schema"}
         out[name] = {**plain, "input_schema": schema, **_mark(tool, note)}
     return list(out.values())
@@ -374,65 +364,4 @@ def useful_betas(body: JSON, betas: Iterable[str], note: Note, *, effort: JSON |
 def _effort(body: Mapping[str, Any]) -> str | None:
     config = body.get("output_config")
     named = config.get("effort") if isinstance(config, dict) else None
-    return cortex_dialect.EFFORTS.get(named) if isinstance(named, str) else None
-
-
-# --- Answers --------------------------------------------------------------------------------------------------------
-
-
-class WholeAnswer:
-    """Answers pass as they are. What is no answer, ends before `message_stop`, or has neither text nor call though
-    nothing explains it (docs/cortex.md#answer-empty), raises IncompleteAnswerError. A stream is held until there is
-    something in it, so that an answer that stays empty is an error in time: Claude Code asks again after that."""
-
-    def __init__(self) -> None:
-        self._held: list[bytes] | None = []
-        self._ended = self._said = False
-        self._reason: object = None
-
-    def answer(self, body: Any) -> Any:
-        """One that was not streamed."""
-        if not isinstance(body, dict) or not isinstance(body.get("content"), list):
-            raise IncompleteAnswerError("an answer without content", json.dumps(body))
-        self._said = any(block.get("type") == "tool_use" or block.get("text") for block in body["content"])
-        self._reason = body.get("stop_reason")
-        self._is_answer()
-        return body
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """The event of a stream to send on for one line of data, or none."""
-        if self._ended or data == b"[DONE]":
-            return
-        try:
-            event = json.loads(data)
-            kind = event.get("type")
-        except (ValueError, AttributeError):
-            raise IncompleteAnswerError("an event that is not JSON") from None
-        if kind is None and is_silent(event):
-            return
-        if kind in {None, "error"}:
-            text = data.decode("utf-8", "replace")
-            raise IncompleteAnswerError(f"an error in the middle: {words_of(text)[1]}", text)
-        block, delta = event.get("content_block") or {}, event.get("delta") or {}
-        self._said = self._said or block.get("type") == "tool_use" or bool(block.get("text") or delta.get("text"))
-        self._reason = delta.get("stop_reason") or self._reason
-        if kind == "message_stop":
-            self._is_answer()
-            self._ended = True
-        event_bytes = b"event: %b\ndata: %b\n\n" % (str(kind).encode(), data)
-        if self._held is not None:
-            self._held.append(event_bytes)
-            if not (self._said or self._ended or delta.get("thinking")):
-                return
-            event_bytes, self._held = b"".join(self._held), None
-        yield event_bytes
-
-    def _is_answer(self) -> None:
-        if not self._said and self._reason in {None, "end_turn", "tool_use"}:
-            raise EmptyAnswerError
-
-    def end(self) -> Iterator[bytes]:
-        """Called when the connection ends; nothing is left to say."""
-        if not self._ended:
-            raise IncompleteAnswerError("the connection ended in the middle")
-        yield from ()
+    return EFFORTS.get(named) if isinstance(named, str) else None

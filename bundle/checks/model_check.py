@@ -16,13 +16,15 @@ from typing import Literal
 
 import httpx
 
-import auto_refresh
-from auto_refresh import CLAUDE_ROUTES, ConfigError, Settings
-from patches import cortex_dialect, cortex_messages
-from patches.cortex_answers import EventLines, IncompleteAnswerError, RequestFacts, StreamFix
-from patches.cortex_dialect import JSON, Limits
-from patches.cortex_errors import explain
-from patches.cortex_messages import WholeAnswer
+from bundle.cortex.answers import EventLines, IncompleteAnswerError, RequestFacts, StreamFix, WholeAnswer
+from bundle.cortex.errors import explain
+from bundle.cortex.messages import messages_request
+from bundle.cortex.models import JSON, MARK, Limits
+from bundle.cortex.requests import chat_request
+from bundle.errors import ConfigError
+from bundle.render import template_rows
+from bundle.settings import CLAUDE_ROUTES, Settings
+from bundle.tokens import sign
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ BUDGET = 1024  # of thinking, the smallest that there is
 # of an effort is not documented, and a budget must be smaller than this.
 MAX_TOKENS = 5000
 
-_MARK: JSON = {"cache_control": cortex_dialect.MARK}
+_MARK: JSON = {"cache_control": MARK}
 
 
 def _tool(name: str, description: str, properties: JSON, *required: str) -> JSON:
@@ -117,9 +119,9 @@ def for_cortex(route: Route, model: str) -> tuple[JSON, dict[str, str]]:
     """The same request as the proxy would send it on this route, and the headers that belong to it."""
     asked = request(model)
     if route is MESSAGES:
-        body, betas, *_ = cortex_messages.to_cortex(asked, limits=Limits(), betas=BETAS)
+        body, betas, *_ = messages_request(asked, limits=Limits(), betas=BETAS)
         return body, {**VERSION, **({"anthropic-beta": ",".join(betas)} if betas else {})}
-    body, *_ = cortex_dialect.to_cortex(_as_openai(asked), family="claude", limits=Limits())
+    body, *_ = chat_request(_as_openai(asked), family="claude", limits=Limits())
     return body, {}
 
 
@@ -280,7 +282,7 @@ def check_route(settings: Settings, model: str, route: Route) -> Verdict | None:
         return of_cortex(route, answer.status_code, answer.text)
 
     try:
-        token = auto_refresh.sign(settings, time.time()).value
+        token = sign(settings, time.time()).value
         return patiently(directly)
     except (httpx.HTTPError, ConfigError):
         return None
@@ -311,7 +313,7 @@ def with_remedy(settings: Settings, model: str, name: str, found: Report) -> Rep
     word = found.better.word
     wanted = f"{CLAUDE_ROUTES[word]}/{model}"
     try:
-        rows = auto_refresh.template_rows(settings, word)
+        rows = template_rows(settings, word)
     except ConfigError:  # a broken edit, which doctor names by itself: no word can change anything before it is fixed
         return replace(found, better=None)
     if not any(row["model_name"] == name and row["litellm_params"]["model"] == wanted for row in rows):

@@ -1,0 +1,35 @@
+"""Blocks of a message's content, as the functions of this package build and read them."""
+
+from __future__ import annotations
+
+from bundle.cortex.models import JSON, MARK
+
+
+def text_block(text: object) -> JSON:
+    return {"type": "text", "text": text if isinstance(text, str) else str(text)}
+
+
+def is_blank(text: str) -> bool:
+    return not text or text.isspace()
+
+
+def blocks_of(content: object) -> list[JSON]:
+    return content if isinstance(content, list) else [text_block(content)] if content else []
+
+
+def joined_text(content: object) -> str:
+    # LiteLLM joins an assistant's blocks without a separator when none of them is marked: the same here, so that a mark
+    # that moves on does not change the text.
+    return "".join(str(part.get("text") or part.get("refusal") or "") for part in blocks_of(content))
+
+
+def mark_of(item: JSON) -> JSON:
+    return {"cache_control": MARK} if item.get("cache_control") else {}
+
+
+def mark_within(content: object) -> JSON:
+    return next((mark for part in blocks_of(content) if (mark := mark_of(part))), {})
+
+
+def unmarked(item: JSON) -> JSON:
+    return {k: v for k, v in item.items() if k != "cache_control"} if "cache_control" in item else item

@@ -1,0 +1,81 @@
+"""How the bundle writes files: private from the start, replaced as a whole, one writer at a time."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from bundle.errors import ConfigError, WriteError
+
+
+def write_private(path: Path, text: str, *, only_if_absent: bool = False) -> None:
+    """Write a file that nobody else can read, so that a reader sees the old text or the new one, also after a crash.
+
+    Raises WriteError for what may pass by itself (disk full, read-only file system), ConfigError for the rest.
+    """
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)  # mode 0600
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            if only_if_absent:
+                with suppress(FileExistsError):
+                    os.link(temporary, path)
+            else:
+                Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise write_error(path, error) from None
+
+
+def write_error(path: Path, error: OSError) -> ConfigError:
+    kind = WriteError if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO} else ConfigError
+    return kind(f"cannot write {path}: {error.strerror}.\nCheck with: df -h {path.parent}; ls -ld {path.parent}")
+
+
+Stamp = tuple[tuple[str, int, int, int], ...]
+
+
+def stamp(paths: Sequence[Path]) -> Stamp:
+    """What tells that one of the files changed: (path, mtime in ns, size, inode) of each that exists."""
+    marks = []
+    for path in paths:
+        with suppress(OSError):
+            found = path.stat()
+            marks.append((str(path), found.st_mtime_ns, found.st_size, found.st_ino))
+    return tuple(marks)
+
+
+@contextmanager
+def instance_lock(path: Path) -> Iterator[int | None]:
+    """Hold the lock for the block and yield None; or yield the pid that holds it (0 when unknown)."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise write_error(path, error) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 20).strip()
+            yield int(holder) if holder.isdigit() else 0
+            return
+        with suppress(OSError):  # the pid is for messages; a full disk must not keep us from the rest
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield None
+    finally:
+        os.close(descriptor)

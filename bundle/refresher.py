@@ -1,0 +1,215 @@
+"""The refresher: when a new token is due, what to do when it cannot be had, and what was done last."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from bundle.bootstrap import PM2
+from bundle.errors import ConfigError, say
+from bundle.files import Stamp, stamp, write_private
+from bundle.render import render_config
+from bundle.settings import Settings
+from bundle.tokens import Token, sign
+
+RETRY_CEILING_SECONDS = 60.0
+WARN_SECONDS = 600  # with less than this left, a failing refresh is no longer a passing thing
+
+
+def remove_leftovers(settings: Settings) -> None:
+    """Remove temporary files of a refresher that was killed before its rename; only while holding the lock."""
+    for path in (settings.config_path, settings.state_path):
+        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the last refresh was made from, and what it wrote."""
+
+    issued_at: int
+    expires_at: int
+    refresh_seconds: int
+    sources: Stamp
+    config: Stamp
+
+
+def due(now: float, last: Written | None, sources: Stamp, config: Stamp) -> str | None:
+    """Why a refresh is due at `now` (seconds since the epoch, wall clock), or None.
+
+    The wall clock, because the monotonic one stands still while a laptop sleeps: a sleep of 3000 s can last a night.
+    """
+    if last is None:
+        return "the refresher has started"
+    if now < last.issued_at:
+        return "the clock went back"
+    if now >= last.issued_at + last.refresh_seconds:
+        return f"the token is {int(now - last.issued_at) // 60} minutes old"
+    if not config:
+        return "litellm_config.yaml was deleted"
+    if config != last.config:
+        return "litellm_config.yaml was altered by something else (edits belong in litellm_config.template.yaml)"
+    if sources != last.sources:
+        changed = sorted({Path(mark[0]).name for mark in set(sources) ^ set(last.sources)})
+        return f"{' and '.join(changed)} changed"
+    return None
+
+
+def refresh(settings: Settings, now: float) -> tuple[Token, Written]:
+    """Sign a token, write the configuration with it; raises ConfigError and leaves the old file in that case."""
+    watched = [*settings.sources, settings.template_path, settings.private_key_path]
+    before = stamp(watched)  # before reading: an edit that comes in between is seen at the next look
+    token = sign(settings, now)
+    write_private(settings.config_path, render_config(settings, token))
+    written = Written(
+        token.issued_at, token.expires_at, settings.refresh_seconds, before, stamp([settings.config_path])
+    )
+    return token, written
+
+
+def retry_delay(failures: int, jitter: float) -> float:
+    """Seconds until the next try: 1, 2, 4 … 60, times 0.75 to 1.25; `jitter` from 0 to 1."""
+    return min(RETRY_CEILING_SECONDS, 2.0 ** min(failures - 1, 10)) * (0.75 + jitter / 2)
+
+
+@dataclass
+class RefresherState:
+    """What `--status` and doctor read from `.refresher.json`; times in seconds since the epoch, no secrets."""
+
+    pid: int
+    issued: int | None = None
+    expires: int | None = None
+    next_refresh: int | None = None
+    last_error: str | None = None
+    last_error_at: int | None = None
+    key_fingerprint: str | None = None
+    account: str | None = None
+    user: str | None = None
+
+
+class Refresher:
+    """The loop's memory: what was written last, what failed, when to look again. One step per wake-up."""
+
+    def __init__(
+        self,
+        load: Callable[[], Settings],
+        clock: Callable[[], float] = time.time,
+        log: Callable[[str], None] = say,
+    ) -> None:
+        self._load, self._clock, self._log = load, clock, log
+        self.settings = load()
+        self.last: Written | None = None
+        self.state = RefresherState(pid=os.getpid())
+        self._asked = False  # by a signal, and not done yet
+        self._failures = 0
+        self._retry_at = 0.0
+        self._failed_sources: Stamp = ()
+        self._said: str | None = None
+
+    def step(self, *, now_please: bool = False) -> bool:
+        """Refresh when it is due; return whether a new configuration was written. Never raises ConfigError."""
+        now = self._clock()
+        sources = self._sources()
+        self._asked = self._asked or now_please
+        config = stamp([self.settings.config_path])
+        reason = "asked to (SIGHUP)" if self._asked else due(now, self.last, sources, config)
+        if reason is None:
+            self._recovered()
+            return False
+        waiting = self._failures and self._retry_at - RETRY_CEILING_SECONDS * 2 < now < self._retry_at
+        if waiting and sources == self._failed_sources and not now_please:
+            return False
+        try:
+            self.refresh(now, reason)
+        except Exception as error:  # noqa: BLE001 - nothing may end the loop: the old token is better than none
+            self._failed(now, sources, error)
+            return False
+        return True
+
+    def refresh(self, now: float, reason: str) -> None:
+        """One refresh, with its line in the log and its state file; errors pass through."""
+        before, self.settings = self.settings, self._load()
+        if before.proxy_port != self.settings.proxy_port:
+            self._log(f"PROXY_PORT changed: takes effect with `{PM2} restart claude-proxy`")
+        token, self.last = refresh(self.settings, now)
+        self._asked, self._failures, self._said = False, 0, None
+        self.state = RefresherState(
+            pid=os.getpid(),
+            issued=token.issued_at,
+            expires=token.expires_at,
+            next_refresh=token.issued_at + self.settings.refresh_seconds,
+            key_fingerprint=token.fingerprint,
+            account=self.settings.account,
+            user=self.settings.user,
+        )
+        self._log(f"new token, valid until {clock_time(token.expires_at)}, because {reason}")
+        self._save_state()
+
+    def _sources(self) -> Stamp:
+        return stamp([*self.settings.sources, self.settings.template_path, self.settings.private_key_path])
+
+    def _failed(self, now: float, sources: Stamp, error: Exception) -> None:
+        self._failures += 1
+        self._failed_sources = sources
+        self._retry_at = now + retry_delay(self._failures, random.random())  # noqa: S311 - spreads retries, no secret
+        message = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        left = (self.last.expires_at - now) if self.last else 0
+        if left < WARN_SECONDS:
+            self._log(f"ERROR: no new token, and the last one ends in {max(0, int(left)) // 60} minutes: {message}")
+        elif message != self._said:
+            self._log(f"WARNING: the last good configuration stays, trying again: {message}")
+        self._said = message
+        self.state.last_error, self.state.last_error_at = message, int(now)
+        self._save_state()
+
+    def _recovered(self) -> None:
+        # An edit that was refused and then taken back leaves nothing due: the warning must not stay in --status.
+        if self._failures:
+            self._failures, self._said = 0, None
+            self.state.last_error = self.state.last_error_at = None
+            self._log("the configuration is good again")
+            self._save_state()
+
+    def _save_state(self) -> None:
+        # The state is for people to read; a full disk must not count as a failed refresh.
+        with suppress(ConfigError):
+            write_private(self.settings.state_path, json.dumps(asdict(self.state), indent=2) + "\n")
+
+
+def clock_time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%H:%M:%S")
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The refresher's last words, or an empty mapping when it never ran or the file is damaged."""
+    try:
+        state = json.loads((folder / ".refresher.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def status_lines(state: Mapping[str, Any], now: float) -> list[str]:
+    """What `--status` prints."""
+    if not state.get("expires"):
+        lines = ["token:    none yet"]
+    else:
+        left = int(state["expires"] - now)
+        live = f"{left // 60} minutes left" if left > 0 else "EXPIRED"
+        lines = [
+            f"token:    issued {clock_time(state['issued'])}, expires {clock_time(state['expires'])} ({live})",
+            f"next:     {clock_time(state['next_refresh'])}",
+            f"identity: {state['account']}.{state['user']}",
+            f"key:      {state['key_fingerprint']}",
+        ]
+    if state.get("last_error"):
+        lines.append(f"error:    {state['last_error']} (at {clock_time(state['last_error_at'])})")
+    return lines

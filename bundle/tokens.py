@@ -1,0 +1,123 @@
+"""The private key, and the token that is signed with it (docs/cortex.md#jwt-claims).
+
+Security invariants
+- The private key is read from its file for each signature and never kept, copied or printed.
+- No message and no exception text contains a token or a passphrase.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from bundle.errors import ConfigError
+from bundle.settings import Settings
+
+TOKEN_SECONDS = 3600  # Snowflake's ceiling; a later `exp` does not lengthen it
+
+
+def load_key(path: Path, passphrase: str | None) -> rsa.RSAPrivateKey:
+    """Load the RSA private key (PEM; PKCS8, encrypted or not) after checking that nobody else can read it.
+
+    Raises ConfigError with the remedy for each thing that can be wrong with it.
+    """
+    make_one = f"  openssl genrsa 2048 | openssl pkcs8 -topk8 -inform PEM -nocrypt -out {path} && chmod 600 {path}"
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ConfigError(f"{path} is a folder; SNOWFLAKE_PRIVATE_KEY_PATH must name the key file in it.")
+        if mode & 0o077:
+            raise ConfigError(f"other users can read the private key {path}.\nFix it with: chmod 600 {path}")
+        pem = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"there is no private key at {path}.\nMake one with:\n{make_one}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the private key {path}: {error.strerror}.") from None
+
+    if b"PRIVATE KEY-----" not in pem:
+        what = "a public key" if b"PUBLIC KEY-----" in pem else "not a PEM private key"
+        raise ConfigError(
+            f"{path} is {what}; it must start with -----BEGIN PRIVATE KEY-----.\nMake one with:\n{make_one}"
+        )
+    encrypted = b"ENCRYPTED" in pem
+    if encrypted and not passphrase:
+        raise ConfigError(
+            f"the private key {path} is encrypted.\nPut its passphrase into .env: PRIVATE_KEY_PASSPHRASE=…"
+        )
+    try:
+        key = serialization.load_pem_private_key(pem, passphrase.encode() if encrypted and passphrase else None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        why = "PRIVATE_KEY_PASSPHRASE does not open it" if encrypted else "the file is damaged or of an unknown format"
+        raise ConfigError(f"cannot use the private key {path}: {why}.") from None
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise ConfigError(f"{path} is not an RSA key; Snowflake takes RSA only.\nMake one with:\n{make_one}")
+    if key.key_size < 2048:
+        raise ConfigError(
+            f"the key in {path} has {key.key_size} bits; Snowflake wants 2048 at least.\nMake one with:\n{make_one}"
+        )
+    return key
+
+
+def public_der(key: rsa.RSAPrivateKey) -> bytes:
+    return key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def fingerprint(key: rsa.RSAPrivateKey) -> str:
+    """`SHA256:…` as DESC USER shows it in RSA_PUBLIC_KEY_FP: base64 of the SHA-256 of the DER public key."""
+    return "SHA256:" + base64.b64encode(hashlib.sha256(public_der(key)).digest()).decode()
+
+
+def claims(account: str, user: str, key_fingerprint: str, now: float) -> dict[str, str | int]:
+    """The four claims of a key-pair JWT (docs/cortex.md#jwt-claims, docs/cortex.md#jwt-hour); `now` in seconds since
+    the epoch, cut to whole ones."""
+    subject = f"{account.upper()}.{user.upper()}"
+    issued = int(now)
+    return {"iss": f"{subject}.{key_fingerprint}", "sub": subject, "iat": issued, "exp": issued + TOKEN_SECONDS}
+
+
+@dataclass(frozen=True)
+class Token:
+    value: str = field(repr=False)
+    issued_at: int  # seconds since the epoch
+    expires_at: int
+    fingerprint: str
+
+
+def sign(settings: Settings, now: float) -> Token:
+    """Sign a token that is valid for the hour from `now`; raises ConfigError when the key is not usable."""
+    key = load_key(settings.private_key_path, settings.passphrase)
+    payload = claims(settings.account, settings.user, fingerprint(key), now)
+    value = jwt.encode(payload, key, algorithm="RS256")
+    # A token that does not read back as what was meant would fail at Snowflake with nothing but a UUID.
+    untimed = jwt.decode(  # by the claims' own clock: a caller's `now` need not be this machine's
+        value, key.public_key(), algorithms=["RS256"], options={"verify_exp": False, "verify_iat": False}
+    )
+    if untimed != payload:
+        raise RuntimeError("the signed token does not decode to its claims")
+    return Token(value, int(payload["iat"]), int(payload["exp"]), fingerprint(key))
+
+
+def register_statement(user: str, key: rsa.RSAPrivateKey, *, slot: str = "RSA_PUBLIC_KEY") -> str:
+    """The SQL that registers the key's public half; `slot` is RSA_PUBLIC_KEY_2 while keys are rotated."""
+    name = user if re.fullmatch(r"[A-Z_][A-Z0-9_$]*", user) else '"' + user.replace('"', '""') + '"'
+    return f"ALTER USER {name} SET {slot}='{base64.b64encode(public_der(key)).decode()}';"
+
+
+def token_times(token: str) -> tuple[int, int]:
+    """(`iat`, `exp`) of a JWT in seconds since the epoch; (0, 0) for what is not one."""
+    try:
+        body = token.split(".")[1]
+        payload = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        return int(payload["iat"]), int(payload["exp"])
+    except (IndexError, KeyError, TypeError, ValueError):
+        return 0, 0
