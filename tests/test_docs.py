@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
 from docs import generate, import_graph
 from tests.conftest import BUNDLE
@@ -197,3 +198,14 @@ def test_a_circle_and_an_import_that_goes_up_are_found() -> None:
     assert import_graph.going_up(graph, order) == ["folder.one imports high"]
     with pytest.raises(CycleError):
         import_graph.levels({**graph, "low": {"folder.one"}})
+
+
+# ------------------------------------------------------------------------------------------ the picture, and the issues
+
+
+def test_a_report_asks_for_what_doctor_says_and_warns_of_every_file_with_a_secret() -> None:
+    form = yaml.safe_load((BUNDLE / ".github" / "ISSUE_TEMPLATE" / "bug.yml").read_text(encoding="utf-8"))
+    said = str(form["body"])
+    assert "python3 doctor.py --json" in said
+    for secret in (".env", ".master_key", "litellm_config.yaml", "claude.json", "snowflake_key.p8"):
+        assert secret in said
