@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from graphlib import CycleError
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -201,6 +202,18 @@ def test_a_circle_and_an_import_that_goes_up_are_found() -> None:
 
 
 # ------------------------------------------------------------------------------------------ the picture, and the issues
+
+
+def test_the_picture_shows_the_commands_and_fetches_nothing() -> None:
+    picture = (BUNDLE / "docs" / "picture.svg").read_text(encoding="utf-8")
+    assert "docs/picture.svg" in (BUNDLE / "README.md").read_text(encoding="utf-8")
+    text = " ".join("".join(ElementTree.fromstring(picture).itertext()).split())  # noqa: S314 - our own file
+    for words in ("make demo", "make claude", "make status", "not a model", "token-refresher: online"):
+        assert words in text
+    assert re.findall(r"https?://[^\"]+", picture) == ["http://www.w3.org/2000/svg"]
+    assert set(re.findall(r"url\((.)", picture)) == {"#"}
+    assert "/home/" not in picture
+    assert str(BUNDLE) not in picture
 
 
 def test_a_report_asks_for_what_doctor_says_and_warns_of_every_file_with_a_secret() -> None:
