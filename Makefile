@@ -1,4 +1,4 @@
-# The front door. `make` alone lists what there is; each command also works by hand (README, "By hand").
+# The front door. `make` alone lists what there is; each command also works by hand (docs/by-hand.md).
 
 PYTHON ?= python3
 PY := .venv/bin/python

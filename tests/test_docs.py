@@ -1,4 +1,8 @@
-"""docs/cortex.md against the code: who refers to a line finds it, and every line says where it comes from."""
+"""docs/ against the code.
+
+docs/cortex.md: who refers to a line finds it, and every line says where it comes from. Everything else: what a script
+of docs/ makes is up to date, and the imports of the bundle go one way.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,15 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from graphlib import CycleError
 from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
 
+import pytest
+import yaml
+
+from docs import generate, import_graph
 from tests.conftest import BUNDLE
 from tests.cortex_rules import Options
 from tests.cortex_stub import CortexStub
@@ -124,3 +135,90 @@ def test_every_switch_that_it_names_exists() -> None:
 
 def test_every_switch_of_the_rules_is_named() -> None:
     assert {field.name for field in dataclasses.fields(Options)} - {"models"} <= switches("Options")
+
+
+# --------------------------------------------------------------------------------------------------- troubleshooting.md
+
+
+def test_the_table_of_errors_is_the_one_that_the_proxy_uses() -> None:
+    page = generate.PAGE.read_text(encoding="utf-8")
+    assert page == generate.render(page), "Bring it up to date: python docs/generate.py"
+
+
+def test_the_words_that_it_shows_are_explained_by_their_own_line() -> None:
+    for case in generate.CASES:
+        shown = generate.phrases(case.words)
+        assert bool(shown) == bool(case.words)
+        for phrase in shown:
+            assert re.search(case.words, phrase.replace("N", "200000") + " "), phrase
+
+
+def test_it_names_nothing_of_the_machine_on_which_it_was_made() -> None:
+    assert str(BUNDLE) not in generate.table()
+    assert "node_modules" not in generate.table()
+
+
+# ------------------------------------------------------------------------------------------------------ architecture.md
+
+
+def test_the_imports_of_the_bundle_have_no_circle_and_reach_no_script() -> None:
+    graph = {name: imported for name, imported in import_graph.read().items() if name.split(".")[0] == "bundle"}
+    assert "bundle.bootstrap" in graph
+    import_graph.levels(graph)
+    scripts = {path.stem for path in BUNDLE.glob("*.py")}
+    assert {(name, each) for name, imported in graph.items() for each in imported & scripts} == set()
+
+
+def test_the_imports_of_the_bundle_go_the_way_that_the_page_shows() -> None:
+    graph = {name: imported for name, imported in import_graph.read().items() if name.split(".")[0] == "bundle"}
+    order = import_graph.order_of((BUNDLE / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    assert "bundle.bootstrap" in order
+    assert import_graph.going_up(graph, order) == []
+
+
+def test_the_graph_of_imports_sees_every_form_of_one(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import os, bundle.high\nfrom bundle import low as other\n")
+    (tmp_path / "bundle" / "deep").mkdir(parents=True)
+    (tmp_path / "bundle" / "__init__.py").touch()
+    (tmp_path / "bundle" / "low.py").touch()
+    (tmp_path / "bundle" / "high.py").write_text("def late():\n    from .low import word\n")
+    (tmp_path / "bundle" / "deep" / "__init__.py").write_text("from . import inner\n")
+    (tmp_path / "bundle" / "deep" / "inner.py").write_text("from ..high import late\n")
+    graph = import_graph.read(tmp_path)
+    assert graph["script"] == {"bundle", "bundle.high", "bundle.low"}
+    assert graph["bundle.high"] == {"bundle.low"}
+    assert graph["bundle.deep"] == {"bundle.deep.inner"}
+    assert graph["bundle.deep.inner"] == {"bundle.high"}
+    assert import_graph.levels(graph)["bundle.deep"] == 3
+
+
+def test_a_circle_and_an_import_that_goes_up_are_found() -> None:
+    graph = {"high": {"low"}, "folder.one": {"high", "folder.two"}, "folder.two": set(), "low": set()}
+    order = import_graph.order_of("```order\nhigh        # a remark\nfolder low\n```")
+    assert order == {"high": 0, "folder": 1, "low": 1}
+    assert import_graph.going_up(graph, order) == ["folder.one imports high"]
+    with pytest.raises(CycleError):
+        import_graph.levels({**graph, "low": {"folder.one"}})
+
+
+# ------------------------------------------------------------------------------------------ the picture, and the issues
+
+
+def test_the_picture_shows_the_commands_and_fetches_nothing() -> None:
+    picture = (BUNDLE / "docs" / "picture.svg").read_text(encoding="utf-8")
+    assert "docs/picture.svg" in (BUNDLE / "README.md").read_text(encoding="utf-8")
+    text = " ".join("".join(ElementTree.fromstring(picture).itertext()).split())  # noqa: S314 - our own file
+    for words in ("make demo", "make claude", "make status", "not a model", "token-refresher: online"):
+        assert words in text
+    assert re.findall(r"https?://[^\"]+", picture) == ["http://www.w3.org/2000/svg"]
+    assert set(re.findall(r"url\((.)", picture)) == {"#"}
+    assert "/home/" not in picture
+    assert str(BUNDLE) not in picture
+
+
+def test_a_report_asks_for_what_doctor_says_and_warns_of_every_file_with_a_secret() -> None:
+    form = yaml.safe_load((BUNDLE / ".github" / "ISSUE_TEMPLATE" / "bug.yml").read_text(encoding="utf-8"))
+    said = str(form["body"])
+    assert "python3 doctor.py --json" in said
+    for secret in (".env", ".master_key", "litellm_config.yaml", "claude.json", "snowflake_key.p8"):
+        assert secret in said

@@ -111,7 +111,7 @@ def test_the_demo_answers_with_the_printed_command_and_leaves_nothing_behind(clo
 
 
 def test_by_hand_as_written(clone: Clone) -> None:
-    install, key, *rest = blocks("bash")[3:]
+    install, key, *rest = blocks("bash", "docs/by-hand.md")
     assert "requirements.txt" in install
     assert "openssl genrsa" in key
     clone.good(key)

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bundle.bootstrap import PM2
-
 KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -64,7 +62,7 @@ CASES = (
     _Case(
         400,
         r"max_tokens is deprecated",
-        f"LiteLLM runs without the patch. Fix it: python3 patches/apply_patch.py && {PM2} restart claude-proxy",
+        "LiteLLM runs without the patch. Fix it: python3 patches/apply_patch.py && make stop start",
     ),
     _Case(
         400,

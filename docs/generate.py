@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Write the generated table of docs/troubleshooting.md anew, from the table that the proxy itself uses.
+
+    python docs/generate.py            write it
+    python docs/generate.py --check    only say whether it is up to date: exit status 0 or 1
+
+Everything else on the page is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bundle.bootstrap import BUNDLE
+from bundle.cortex.errors import CASES, explain
+
+__all__ = ["CASES", "PAGE", "phrases", "render", "table"]
+
+PAGE = BUNDLE / "docs" / "troubleshooting.md"
+BEGIN, END = "<!-- begin: written by docs/generate.py -->\n", "<!-- end -->\n"
+HEAD = ["Status", "Cortex's words", "What it means and what to do", "Claude Code tries again"]
+FULL = (
+    "`max tokens of N exceeded`, where N is the model's window (200000 or 1000000), or `prompt is too long`",
+    "The context is full. Claude Code compacts the conversation by itself and goes on. If it cannot: /clear",
+)
+UNKNOWN = "Cortex's own words are all that is known. Try: make doctor"
+
+
+def phrases(pattern: str) -> list[str]:
+    """The words that a pattern of CASES looks for, as a person would read them in a message."""
+    plain = re.sub(r"\((\w+)(?:\|\w+)+\)", r"\1", pattern)  # the first of several words for the same
+    plain = plain.replace(r"\d+", "N").replace(".*", "… ").removeprefix("^")
+    return [" ".join(each.split()) for each in plain.split("|") if each.strip()]
+
+
+def row(status: str, words: str, remedy: str, *, retry: bool) -> str:
+    remedy = remedy.replace("{uuid}", "UUID").strip().replace("<", "&lt;").replace("|", "\\|").replace("\n", "<br>")
+    return f"| {status} | {words} | {remedy} | {'yes' if retry else 'no'} |"
+
+
+def table() -> str:
+    """The table, in the order in which the proxy looks through its own."""
+    lines = [f"| {' | '.join(HEAD)} |", "|---|---|---|---|"]
+    lines.append(row("400", *FULL, retry=False))
+    seen: set[int] = set()
+    for case in CASES:
+        words = " or ".join(f"`{each}`" for each in phrases(case.words))
+        words = words or ("any other words" if case.status in seen else "any words")
+        seen.add(case.status)
+        status = str(case.status or "any") + (f", becomes {case.becomes}" if case.becomes else "")
+        lines.append(row(status, words, case.remedy, retry=case.retry))
+    for status, example in (("any other 4xx", 418), ("any other 5xx", 500)):
+        rest = explain(example, json.dumps({"message": "?"}))
+        lines.append(row(status, "any words", rest.message.partition("\n")[2] or UNKNOWN, retry=rest.retry))
+    return "\n".join(lines) + "\n"
+
+
+def render(page: str) -> str:
+    """The page with its table brought up to date."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the page has no lines {BEGIN!r} and {END!r}")
+    return before + begin + "\n" + table() + "\n" + end + after
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write the generated table of docs/troubleshooting.md anew.")
+    parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    check = parser.parse_args().check
+    page = PAGE.read_text(encoding="utf-8")
+    wanted = render(page)
+    if check and wanted != page:
+        print(f"{PAGE} is out of date. Bring it up to date: python docs/generate.py", file=sys.stderr)
+        return 1
+    if wanted != page:
+        PAGE.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
