@@ -21,7 +21,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from decimal import Decimal
 from typing import Any
@@ -41,6 +42,7 @@ from bundle.sql_api import QueryError, query
 
 NO_PRIVILEGE = "002003"
 LAG = "The view lags: the last two hours may be missing."
+NARROW = 72  # columns; a narrower terminal gets the two numbers that matter most
 Row = dict[str, Any]
 NUMBERS = {  # our name: the statement's column
     "requests": "TOTAL_REQUESTS",
@@ -94,14 +96,6 @@ def usage(answer: Sequence[Mapping[str, str | None]]) -> list[Row]:
     ]
 
 
-def cells(rows: Sequence[Row], number: Callable[[int], str]) -> list[list[str]]:
-    """Header, rows and sum as text."""
-    header = [name.replace("_", " ") for name in ("date", "model", *NUMBERS)]
-    sums = {name: sum(row[name] for row in rows) for name in NUMBERS}
-    lines = [*rows, {"date": "all", "model": "", **sums}]
-    return [header, *([row["date"], row["model"], *(number(row[name]) for name in NUMBERS)] for row in lines)]
-
-
 def short(number: int) -> str:
     """At most seven characters: 9,999, 45.7k, 12.3M."""
     for size, least, letter in ((10**9, 10**9, "B"), (10**6, 10**6, "M"), (10**3, 10**4, "k")):
@@ -110,51 +104,35 @@ def short(number: int) -> str:
     return f"{number:,}"
 
 
-def plain(table: Sequence[Sequence[str]], columns: int | None) -> str:
-    """Aligned columns; where `columns` characters do not hold them, a paragraph for each row."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    if columns and sum(widths) + 2 * len(widths) > columns:
-        paragraphs = [
-            [" ".join(filter(None, row[:2])), *(f"  {name}: {cell}" for name, cell in zip(table[0], row, strict=True))]
-            for row in table[1:]
-        ]
-        return "\n".join(line for title, _, _, *lines in paragraphs for line in (title, *lines))
-    aligned = [
-        [
-            cell.rjust(width) if at >= 2 else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in table
-    ]
-    return "\n".join("  ".join(row) for row in aligned)
-
-
 def show(rows: Sequence[Row], days: int) -> None:
     """The table for people; colour, short numbers and bars only in a terminal that wants them."""
-    width = shutil.get_terminal_size().columns
-    print(f"Tokens on Snowflake Cortex, whole account, last {days} days.\n{LAG}\n")
-    if not _styled(sys.stdout) or width < 72:
-        print(plain(cells(rows, "{:,}".format), width if sys.stdout.isatty() else None))
-        return
-    table = cells(rows, short)
-    drawn = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for at, column in enumerate(zip(*table, strict=True)):
-        least = max(map(len, column[1:])) if at != 1 else None  # long names of models may wrap
-        drawn.add_column(
-            column[0].replace(" ", "\n"), justify="left" if at < 2 else "right", min_width=least, overflow="fold"
-        )
-    for line in table[1:-1]:
-        drawn.add_row(*line)
-    drawn.add_row(*table[-1], style="bold")
-    totals: dict[str, int] = {}
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    styled, narrow = _styled(sys.stdout), width < NARROW
+    number = short if styled else "{:,}".format
+    names = ("requests", "total") if narrow else tuple(NUMBERS)
+    table = Table("date", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("model", overflow="fold")
+    for name in names:
+        table.add_column(name.replace("_", "\n" if styled else " "), justify="right", no_wrap=True)
     for row in rows:
-        totals[row["date"]] = totals.get(row["date"], 0) + row["total"]
+        table.add_row(row["date"], row["model"], *(number(row[name]) for name in names))
+    table.add_row("all", "", *(number(sum(row[name] for row in rows)) for name in names), style="bold")
+    console = Console(highlight=False, markup=False, width=width, force_terminal=styled)
+    print(f"Tokens on Snowflake Cortex, whole account, last {days} days.\n{LAG}\n", flush=True)
+    console.print(table)
+    if styled and not narrow:
+        console.print("", _bars(rows, min(50, width - 25)), sep="\n")
+
+
+def _bars(rows: Sequence[Row], width: int) -> Table:
+    """A bar for each day, the longest `width` columns wide."""
+    totals: Counter[str] = Counter()
+    for row in rows:
+        totals[row["date"]] += row["total"]
     chart = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     for day, total in totals.items():
-        chart.add_row(
-            day, Bar(max(totals.values()) or 1, 0, total, width=min(50, width - 25), color="cyan"), short(total)
-        )
-    Console(highlight=False, markup=False).print(drawn, "", chart, sep="\n")
+        chart.add_row(day, Bar(max(totals.values()) or 1, 0, total, width=width, color="cyan"), short(total))
+    return chart
 
 
 def _styled(stream: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +9,10 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
+from bundle.cortex.errors import explain_query, words_of
+from bundle.network import company_proxy, why_unreachable
 from bundle.settings import Settings
-from bundle.tokens import sign
+from bundle.tokens import auth_headers, sign
 
 STATEMENTS = "/api/v2/statements"
 PATIENCE_SECONDS = 600  # a warehouse that must wake up and a large view take minutes, not hours
@@ -29,13 +30,8 @@ class QueryError(Exception):
 
 def query(settings: Settings, sql: str, sleep: Callable[[float], None] = time.sleep) -> list[dict[str, str | None]]:
     """Run one statement as the configured user; one mapping of column to text a row. Raises QueryError, ConfigError."""
-    token = sign(settings, time.time()).value
-    headers = {
-        "Authorization": f"Bearer {token}",
-        "X-Snowflake-Authorization-Token-Type": "KEYPAIR_JWT",
-        "Accept": "application/json",
-        "User-Agent": "claude-code-on-snowflake-cortex",
-    }
+    headers = auth_headers(sign(settings, time.time()).value)
+    headers |= {"Accept": "application/json", "User-Agent": "claude-code-on-snowflake-cortex"}
     body = {"statement": sql, "timeout": PATIENCE_SECONDS}
     if settings.warehouse:
         body["warehouse"] = settings.warehouse
@@ -57,7 +53,8 @@ def query(settings: Settings, sql: str, sleep: Callable[[float], None] = time.sl
                 url = _own_url(settings, f"{STATEMENTS}/{first['statementHandle']}")
                 rows += _document(settings, client.get(url, params={"partition": number}))["data"]
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        raise QueryError(unreachable(settings, error)) from None
+        host = urlsplit(settings.base_url).hostname or ""
+        raise QueryError("\n".join(why_unreachable(host, company_proxy(settings.base_url), error))) from None
     except (KeyError, TypeError, AttributeError):
         raise QueryError(f"{settings.base_url} answered with {STRANGE}") from None
     names = [column["name"] for column in meta["rowType"]]
@@ -80,42 +77,5 @@ def _document(settings: Settings, answer: httpx.Response) -> dict[str, Any]:
         return document
     if not isinstance(document, dict) and answer.status_code != 404:
         raise QueryError(f"{settings.base_url} answered {answer.status_code} with {STRANGE}")
-    found = document if isinstance(document, dict) else {}
-    code, detail = str(found.get("code", "")), " ".join(str(found.get("message", "")).split())
-    raise QueryError(remedy(settings, answer.status_code, code, detail), code, detail)
-
-
-def remedy(settings: Settings, status: int, code: str, detail: str) -> str:
-    """What a failed call means and what fixes it, from the HTTP status and Snowflake's code and message."""
-    host, user = urlsplit(settings.base_url).hostname, settings.user
-    if status == 401:
-        return (
-            f"Snowflake refused the key of {settings.account}.{user}: {detail}\n"
-            f"Register it with the statement that this prints: python3 auto_refresh.py --public-key\n{DOCTOR}"
-        )
-    if status == 403:
-        return (
-            f"Snowflake does not let {user} in: {code} {detail}\n"
-            f"A network policy, or a proxy on the way, may be the reason: ask an administrator. {DOCTOR}"
-        )
-    if status == 404:
-        return f"there is no Snowflake account at {host}. Check SNOWFLAKE_ACCOUNT (it came from {settings.origin})."
-    if "warehouse" in detail.lower():
-        given = f"the warehouse {settings.warehouse} is not usable" if settings.warehouse else "no warehouse is set"
-        return (
-            f"the query needs a warehouse, and {given}: {detail}\n"
-            f"Name one that {user}'s default role may use, in .env: SNOWFLAKE_WAREHOUSE=COMPUTE_WH"
-        )
-    if status == 429:
-        return "Snowflake has too many requests from this account. Try again in a minute."
-    return f"Snowflake failed the query with {status} {code}: {detail or 'no message'}\n{DOCTOR}"
-
-
-def unreachable(settings: Settings, error: Exception) -> str:
-    """What a call that got no answer means."""
-    proxy = next((name for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY") if os.environ.get(name)), None)
-    through = f"through the proxy in {proxy}" if proxy else "directly; behind a company proxy, set HTTPS_PROXY"
-    return (
-        f"cannot reach {settings.base_url} ({through}): {error or type(error).__name__}\n"
-        f"Check the account ({settings.account}, from {settings.origin}) and the network. {DOCTOR}"
-    )
+    code, words = words_of(answer.text)
+    raise QueryError(explain_query(settings.base_url, answer.status_code, code, words), code, words)

@@ -107,6 +107,11 @@ def sign(settings: Settings, now: float) -> Token:
     return Token(value, int(payload["iat"]), int(payload["exp"]), fingerprint(key))
 
 
+def auth_headers(token: str) -> dict[str, str]:
+    """The headers with which Snowflake takes a key-pair token."""
+    return {"Authorization": f"Bearer {token}", "X-Snowflake-Authorization-Token-Type": "KEYPAIR_JWT"}
+
+
 def register_statement(user: str, key: rsa.RSAPrivateKey, *, slot: str = "RSA_PUBLIC_KEY") -> str:
     """The SQL that registers the key's public half; `slot` is RSA_PUBLIC_KEY_2 while keys are rotated."""
     name = user if re.fullmatch(r"[A-Z_][A-Z0-9_$]*", user) else '"' + user.replace('"', '""') + '"'

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +18,7 @@ import pytest
 from bundle.proxy import lean_litellm
 from bundle.proxy.lean_litellm import Changes, apply, pinged, warmed
 from bundle.proxy.live_config import LiveConfig
-from tests.conftest import SetUp, events
+from tests.conftest import BUNDLE, SetUp, events
 
 ROW = {
     "model_name": "claude-sonnet-4-5",
@@ -168,6 +171,46 @@ def test_a_stream_that_nobody_listens_to_is_closed(words: list[tuple[float, str 
     stream = Stream(*words)
     assert heard(stream, stop_after=1) == ["a"]
     assert stream.closed
+
+
+KEY_CHECK = """
+import asyncio
+from litellm.proxy import proxy_server
+from starlette.requests import Request
+from bundle.proxy import lean_litellm
+
+lean_litellm.one_user(lean_litellm.Changes())
+(user,) = proxy_server.app.dependency_overrides.values()
+
+async def ask(given):
+    async def body():
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+    scope = {"type": "http", "method": "POST", "path": "/v1/messages", "query_string": b"", "headers": given}
+    try:
+        return (await user(Request(scope, body))).api_key
+    except proxy_server.ProxyException as error:
+        return error.code
+
+for proxy_server.master_key in ("sk-the-right-one", "", None):
+    for given in (b"Bearer sk-the-right-one", b"Bearer sk-another", b"Bearer ", b"Bearer None", None):
+        print(asyncio.run(ask([(b"authorization", given)] if given is not None else [])))
+"""
+
+
+@pytest.mark.real
+def test_litellm_itself_lets_nobody_in_without_the_key() -> None:
+    environ = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    done = subprocess.run(
+        [sys.executable, "-c", KEY_CHECK],
+        cwd=BUNDLE,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["claude-proxy", *["401"] * 14]
 
 
 @pytest.mark.real

@@ -6,13 +6,11 @@ import email.utils
 import json
 import re
 import socket
-import ssl
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -22,9 +20,10 @@ from bundle.checks.finding import Finding, Findings, Installation, from_message,
 from bundle.checks.model_check import CHAT
 from bundle.cortex.errors import explain
 from bundle.errors import ConfigError
+from bundle.network import company_proxy, why_unreachable
 from bundle.settings import Settings
 from bundle.supervisor import output_of, port_owner
-from bundle.tokens import fingerprint, load_key, register_statement, sign
+from bundle.tokens import auth_headers, fingerprint, load_key, register_statement, sign
 
 CLOCK_SECONDS = 30.0  # Snowflake refuses tokens from the future; how far it lets a clock be ahead is not documented
 
@@ -105,11 +104,10 @@ class LoginAnswer:
 
 def ask_for_login(settings: Settings, token_value: str) -> LoginAnswer:
     """Authentication is checked before the body, so an empty one tells whether the token is taken. Raises as httpx."""
-    headers = {"Authorization": f"Bearer {token_value}", "X-Snowflake-Authorization-Token-Type": "KEYPAIR_JWT"}
     # A stand-in on this machine is never behind a company's proxy.
     https = settings.base_url.startswith("https:")
     with httpx.Client(timeout=httpx.Timeout(10, connect=5), trust_env=https) as client:
-        answer = client.post(settings.base_url + CHAT.path, headers=headers, json={})
+        answer = client.post(settings.base_url + CHAT.path, headers=auth_headers(token_value), json={})
         date, now = email.utils.parsedate_tz(answer.headers.get("date", "")), time.time()
     return LoginAnswer(answer.status_code, answer.text, now - email.utils.mktime_tz(date) if date else None)
 
@@ -122,7 +120,7 @@ def snowflake(setup: Installation) -> Findings:
     try:
         answer = ask_for_login(settings, signed.value if signed else "none")
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ImportError) as error:
-        yield unreachable(host, through, error)
+        yield Finding("Host", "fail", *why_unreachable(host, through, error))
         return
     yield Finding("Host", "ok", f"{host} answers {f'through {through}' if through else 'directly'}")
     if answer.ahead is not None:
@@ -131,33 +129,6 @@ def snowflake(setup: Installation) -> Findings:
         state = "fail" if answer.status == 401 else "warn"
         yield verdict("Clock", abs(answer.ahead) < CLOCK_SECONDS, found, fix, state)
     yield login(answer, settings) if signed else Finding("Login", "skip", "there is no usable key")
-
-
-def company_proxy(url: str) -> str:
-    """HOST:PORT of the HTTP proxy between here and `url`, without its password; empty when there is none."""
-    parts, proxies = urlsplit(url), getproxies()
-    address = proxies.get(parts.scheme) or proxies.get("all") or ""
-    return "" if proxy_bypass(parts.hostname or "") else re.sub(r"^(\w+://)?(.*@)?|/$", "", address)
-
-
-def unreachable(host: str, through: str, error: BaseException) -> Finding:
-    """Which part of the way failed: the errors inside an error of httpx tell."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    if any(isinstance(one, ssl.SSLError) for one in chain):
-        fix = "A company proxy that opens TLS has its own certificates: export SSL_CERT_FILE=…, then make stop start"
-        return Finding("Host", "fail", f"the certificate of {host} is not trusted: {error}", fix)
-    if through:
-        fix = f"Check HTTPS_PROXY (user and password too), or go around it: export NO_PROXY={host}"
-        return Finding("Host", "fail", f"the HTTP proxy {through} does not let us through: {error}", fix)
-    if any(isinstance(one, socket.gaierror) for one in chain):
-        fix = "Check SNOWFLAKE_ACCOUNT in .env (a locator needs its region), DNS and VPN"
-        return Finding("Host", "fail", f"there is no host {host}", fix)
-    fix = "Check network, VPN and firewall; in a company perhaps: export HTTPS_PROXY=http://HOST:PORT"
-    return Finding("Host", "fail", f"{host} cannot be reached: {str(error) or type(error).__name__}", fix)
 
 
 def login(answer: LoginAnswer, settings: Settings) -> Finding:

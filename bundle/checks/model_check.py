@@ -24,7 +24,7 @@ from bundle.cortex.requests import chat_request
 from bundle.errors import ConfigError
 from bundle.render import template_rows
 from bundle.settings import CLAUDE_ROUTES, Settings
-from bundle.tokens import sign
+from bundle.tokens import auth_headers, sign
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def check(settings: Settings, master_key: str, model: str, name: str, *, has_rou
     body, url = request(name.replace("*", "doctor")), f"http://127.0.0.1:{settings.proxy_port}/v1/messages?beta=true"
 
     def through_the_proxy() -> Verdict:
-        answer = _post(url, master_key, body, HEADERS)
+        answer = _post(url, body, {**HEADERS, "Authorization": f"Bearer {master_key}"})
         return of_proxy(answer.status_code, answer.headers, answer.text)
 
     try:
@@ -275,10 +275,9 @@ def check(settings: Settings, master_key: str, model: str, name: str, *, has_rou
 def check_route(settings: Settings, model: str, route: Route) -> Verdict | None:
     """How Cortex itself answers on a route; None when it cannot be asked."""
     body, headers = for_cortex(route, model)
-    headers["X-Snowflake-Authorization-Token-Type"] = "KEYPAIR_JWT"
 
     def directly() -> Verdict:
-        answer = _post(settings.base_url + route.path, token, body, headers)
+        answer = _post(settings.base_url + route.path, body, {**headers, **auth_headers(token)})
         return of_cortex(route, answer.status_code, answer.text)
 
     try:
@@ -288,11 +287,11 @@ def check_route(settings: Settings, model: str, route: Route) -> Verdict | None:
         return None
 
 
-def _post(url: str, key: str, body: JSON, headers: Mapping[str, str]) -> httpx.Response:
+def _post(url: str, body: JSON, headers: Mapping[str, str]) -> httpx.Response:
     # Neither the proxy nor a stand-in on this machine is ever behind a company's proxy.
     timeout = httpx.Timeout(ANSWER_SECONDS, connect=5)
     with httpx.Client(timeout=timeout, trust_env=url.startswith("https:")) as client:
-        return client.post(url, headers={**headers, "Authorization": f"Bearer {key}"}, json=body)
+        return client.post(url, headers=headers, json=body)
 
 
 def patiently(send: Callable[[], Verdict]) -> Verdict:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -124,8 +124,21 @@ CASES = (
         retry=True,
     ),
 )
+# Of the SQL API; what is not here means what it means above.
+SQL_CASES = (
+    _Case(
+        0,
+        r"(?i)warehouse",
+        "The query needs a warehouse that the user's default role may use. Name one in .env:\n"
+        "SNOWFLAKE_WAREHOUSE=COMPUTE_WH",
+    ),
+    _Case(404, r"", "There is no Snowflake account at this address. Check the account and SNOWFLAKE_HOST: make doctor"),
+    _Case(429, r"", "Snowflake limits how much this account may ask at once. Try again in a minute."),
+    *(case for case in CASES if case.status == 401 or "390422" in case.words),
+)
 _LATER = _Case(0, r"", "Trying again. `make doctor` looks for the cause.", retry=True)
 _NEVER = _Case(0, r"", "")
+_QUERY = _Case(0, r"", "Look closer with: make doctor")
 _UUID = re.compile(r"\[([0-9a-f-]{36})\]")
 MAX_OUTPUT_TOKENS = 131_072  # docs/cortex.md#chat-output-limit
 MAX_WORDS = 2_000  # of a text that comes from outside, as far as a pattern sees it
@@ -189,13 +202,21 @@ def explain(status: int, body: str, *, asked: int | None = None, count: Callable
         prompt = max(prompt or count(), window + 1)
         message = f"prompt is too long: {prompt} tokens > {window or prompt - 1} maximum"
         return _explained(400, message, retry=False)
+    case = _find(CASES, status, code, words, default=_LATER if status >= 500 else _NEVER)
+    return _explained(case.becomes or status, f"Snowflake Cortex: {words}\n{case.remedy}", retry=case.retry)
+
+
+def explain_query(url: str, status: int, code: str, words: str) -> str:
+    """What an error of the SQL API at `url` means and what fixes it, from the status and Snowflake's code and words."""
+    case = _find(SQL_CASES, status, code, words, default=_QUERY)
+    return f"{url} refused the query ({status}): {' '.join(f'{code} {words}'.split())}\n{case.remedy}"
+
+
+def _find(cases: Sequence[_Case], status: int, code: str, words: str, *, default: _Case) -> _Case:
     text = f"{code} {words}"[:MAX_WORDS]
-    default = _LATER if status >= 500 else _NEVER
-    case = next((case for case in CASES if case.status in (0, status) and re.search(case.words, text)), default)
-    shown = case.becomes or status
+    case = next((case for case in cases if case.status in (0, status) and re.search(case.words, text)), default)
     failure = _UUID.search(words)
-    remedy = case.remedy.replace("{uuid}", failure[1] if failure else "UUID")
-    return _explained(shown, f"Snowflake Cortex: {words}\n{remedy}", retry=case.retry)
+    return case._replace(remedy=case.remedy.replace("{uuid}", failure[1] if failure else "UUID"))
 
 
 def explain_failure(status: int, words: str) -> Explained:

@@ -69,7 +69,7 @@ def refusal(method: str, path: str, headers: dict[bytes, bytes], *, key: str, po
     route = (method, path)
     if route not in LITELLM_ROUTES | OWN_ROUTES:
         return ErrorAnswer(404, "not_found_error", f"There is no {method} {path} here.")
-    if route not in WITHOUT_KEY and not _has_key(headers, key):
+    if route not in WITHOUT_KEY and not has_key(headers, key):
         return ErrorAnswer(
             401,
             "authentication_error",
@@ -96,10 +96,11 @@ def server_tools_only(body: bytes) -> ErrorAnswer | None:
     return None
 
 
-def _has_key(headers: dict[bytes, bytes], key: str) -> bool:
+def has_key(headers: dict[bytes, bytes], key: str) -> bool:
+    """Whether a request presents the proxy's key. Nobody has an empty one."""
     bearer = headers.get(b"authorization", b"")
     given = bearer[7:] if bearer[:7].lower() == b"bearer " else headers.get(b"x-api-key", b"")
-    return hmac.compare_digest(given.strip(), key.encode())
+    return bool(key) and hmac.compare_digest(given.strip(), key.encode())
 
 
 BYTES_PER_TOKEN = 3.5  # Claude's tokens are shorter than others' in code: rather too many than a late compaction

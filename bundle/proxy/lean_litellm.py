@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 
 from bundle.errors import say
-from bundle.proxy.front_door import printable
+from bundle.proxy.front_door import has_key, printable
 from bundle.proxy.live_config import LiveConfig
 from bundle.render import is_cortex
 
@@ -113,15 +113,18 @@ def no_company_hooks(changes: Changes) -> None:
 
 
 def one_user(changes: Changes) -> None:
-    """The front door has checked the key, and there is only one. LiteLLM would check it again, and look for its owner's
-    team, project, budget and customers. Its check that a body names no other server stays. Saves 1.5 ms a request."""
+    """There is one key. LiteLLM would look for its owner's team, project, budget and customers. The key itself is still
+    checked here, apart from the front door, and so is that a body names no other server. Saves 1.3 ms a request."""
     from fastapi import Request  # noqa: PLC0415
+    from litellm.proxy import proxy_server  # noqa: PLC0415
     from litellm.proxy._types import LitellmUserRoles, ProxyException, UserAPIKeyAuth  # noqa: PLC0415
     from litellm.proxy.auth.auth_utils import pre_db_read_auth_checks  # noqa: PLC0415
     from litellm.proxy.auth.user_api_key_auth import user_api_key_auth  # noqa: PLC0415
     from litellm.proxy.common_utils.http_parsing_utils import _read_request_body  # noqa: PLC0415
 
     async def the_user(request: Request) -> UserAPIKeyAuth:
+        if not has_key(dict(request.headers.raw), str(proxy_server.master_key or "")):
+            raise ProxyException("The key does not match this proxy's.", "auth_error", None, 401)
         body = await _read_request_body(request)
         try:
             await pre_db_read_auth_checks(request, body, request.url.path)
