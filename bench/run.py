@@ -3,7 +3,7 @@
 
     python bench/run.py           one table, and the goals
     python bench/run.py --json    the same numbers for a program
-    python bench/run.py --steps   what each part of patches/lean_litellm.py saves (ten minutes)
+    python bench/run.py --steps   what each part of bundle/proxy/lean_litellm.py saves (ten minutes)
 
 The upstream is the local stand-in for Cortex, which answers at once: what is measured is what a proxy adds. All three
 are asked in turns, in several rounds, so that what else the machine does hits all of them; the numbers are medians over
@@ -28,13 +28,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bundle.proxy.lean_litellm import STEPS
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.load import JSON, Answer, Target, long_answer_body, run_load, session_body, small_body
 from bench.own import body_size, hook_costs, refresher_costs
 from bench.world import Running, World, cpu_seconds, megabytes
+from bundle.proxy.lean_litellm import STEPS
 
 STARTS = 3
 ROUNDS = 5
@@ -371,14 +370,14 @@ def steps_report(results: JSON) -> str:
         for part, saved in results["steps"].items()
     ]
     heads = [f"one of {column}" if column == LONG.name else column for column in columns]
-    note = "Milliseconds that each part of patches/lean_litellm.py saves: what it takes longer without that part."
+    note = "Milliseconds that each part of bundle/proxy/lean_litellm.py saves: what it takes longer without that part."
     return "\n".join([results["machine"], note, "", table(["without", *heads], rows)])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
-    parser.add_argument("--steps", action="store_true", help="what each part of patches/lean_litellm.py saves")
+    parser.add_argument("--steps", action="store_true", help="what each part of bundle/proxy/lean_litellm.py saves")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended too
     results = measure_steps() if options.steps else measure()

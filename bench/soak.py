@@ -34,15 +34,14 @@ from pathlib import Path
 import httpx
 import yaml
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from bundle.files import write_private
 from bundle.proxy.server import LITELLM_ENVIRONMENT
 from bundle.render import render_config
 from bundle.settings import load_settings
 from bundle.tokens import sign
 from configure import make_key_pair
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from tests.cortex_stub import CortexStub
 
 BUNDLE = Path(__file__).resolve().parent.parent

@@ -1,4 +1,4 @@
-"""Run the proxy without one part of `patches/lean_litellm.py`: `make bench ARGS=--steps` compares it with the whole."""
+"""The proxy without one part of bundle/proxy/lean_litellm.py, for `make bench ARGS=--steps`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from bundle.proxy import lean_litellm
 from bundle.proxy.lean_litellm import STEPS
 from claude_proxy import main
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 
 name = sys.argv[1]
 lean_litellm.STEPS = tuple(step for step in STEPS if step.__name__ != name)

@@ -40,7 +40,7 @@ class Day(SetUp):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, bundle=copy_bundle(folder / "bundle"))
-        script = self.bundle / PROXY
+        script = self.bundle / "bundle" / "proxy" / "server.py"
         script.write_text(script.read_text().replace("DRAIN_SECONDS = 30", "DRAIN_SECONDS = 3"))
         self.template_file = self.bundle / "litellm_config.template.yaml"
         self.shipped = self.template_file.read_text()
