@@ -342,7 +342,7 @@ def claude(setup: Setup) -> Found:
     elif not problems:
         yield Finding("Goes to", "ok", "the proxy")
     else:
-        yield from (Finding("Goes to", "fail" if one.final else "warn", one.found, one.mend) for one in problems)
+        yield from (Finding("Goes to", "fail" if one.final else "warn", one.found, one.fix) for one in problems)
 
 
 # ----------------------------------------------------------------------------------------------------------- Snowflake
