@@ -27,8 +27,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-import point_claude
-from bundle import settings, supervisor
+from bundle import claude_settings, settings, supervisor
 from bundle.checks import connections, first_answer, model_check, this_machine
 from bundle.checks import processes as processes_module
 from bundle.checks import report as report_module
@@ -55,7 +54,7 @@ SECRET = "sk-a-key-that-nobody-may-see-0123456789"
 def nobody_s_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(point_claude, "MANAGED", Path("/no/such/folder"))
+    monkeypatch.setattr(claude_settings, "MANAGED", Path("/no/such/folder"))
 
 
 def findings(set_up: SetUp, check: Check, **environ: str) -> dict[str, Finding]:
@@ -695,7 +694,7 @@ def test_it_says_where_a_plain_claude_goes(set_up: SetUp, tmp_path: Path, monkey
     lost = point(set_up, **{**ours, "ANTHROPIC_AUTH_TOKEN": SECRET})
     assert (lost.state, lost.fix) == ("warn", "python3 point_claude.py")
     assert SECRET not in lost.found
-    monkeypatch.setattr(point_claude, "MANAGED", tmp_path)
+    monkeypatch.setattr(claude_settings, "MANAGED", tmp_path)
     (tmp_path / "managed-settings.json").write_text(json.dumps({"env": {"ANTHROPIC_BASE_URL": "https://g.example"}}))
     managed = point(set_up, **ours)
     assert (managed.state, "manages this machine" in managed.fix) == ("fail", True)

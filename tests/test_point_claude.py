@@ -5,12 +5,9 @@ from __future__ import annotations
 import http.server
 import json
 import os
-import re
 import shlex
 import shutil
 import stat
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +17,11 @@ import pytest
 import yaml
 
 import point_claude
+from bundle import claude_settings
 from bundle.bootstrap import BUNDLE
+from bundle.claude_settings import NOT_POINTED, UserSettings, aliases, around_proxy
 from bundle.errors import ConfigError
+from bundle.files import write_private
 from tests.conftest import CLAUDE, SetUp, drop_root_powers
 
 TEMPLATE = (BUNDLE / "litellm_config.template.yaml").read_text()
@@ -29,27 +29,36 @@ BLOCK: dict[str, Any] = {
     "env": {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8001", "ANTHROPIC_AUTH_TOKEN": "sk-proxy", "SWITCH": "1"},
     "permissions": {"deny": ["WebSearch"]},
 }
-WHERE = Path("settings.json")
+OTHER_ENV = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8123", "ANTHROPIC_AUTH_TOKEN": "sk-new", "NO_PROXY": "127.0.0.1"}
 
 USERS = {
     "empty file": "",
-    "blank": " \n",
-    "empty object": "{}",
     "two spaces": '{\n  "model": "opus",\n  "env": {\n    "A": "1"\n  }\n}\n',
     "no last newline": '{\n    "permissions": {\n        "allow": ["Bash(ls)"],\n        "deny": []\n    }\n}',
     "tabs": '{\n\t"env": {},\n\t"permissions": {\n\t\t"deny": [\n\t\t\t"Read(./.env)"\n\t\t]\n\t}\n}\n',
     "one line": '{"env":{"ANTHROPIC_BASE_URL":"https://other.example"},"permissions":{"deny":["A","WebSearch"]}}',
     "windows newlines": '{\r\n  "env": {\r\n    "A": "1"\r\n  }\r\n}\r\n',
     "byte order mark": '\ufeff{ "a" : 1 }',
-    "odd spacing": '{\n\n "b":[1,\n2 ] ,"env"  :{"x":"y"  }\n  }\n\n',
-    "strings": '{"hooks": {"x": "echo \\"{[,:]}\\" \\\\"}, "ü": "\\u00fc\\ud83d\\ude00 😀", "n": 1.50e3}',
-    "a name twice": '{"env": {"A": "1"}, "env": {"B": "2"}}',
-    "no value": '{\n  "env": {\n    "ANTHROPIC_AUTH_TOKEN": "mine"\n  },\n  "statusLine": null\n}\n',
+    "strings": '{"hooks": {"x": "echo \\"{[,:]}\\" \\\\"}, "ü": "\\u00fc\\ud83d\\ude00 😀 \\ud83d", "n": 1.50e3}',
+    "a key": '{\n  "env": {\n    "ANTHROPIC_AUTH_TOKEN": "mine"\n  },\n  "statusLine": null\n}\n',
+}
+EDITS: dict[str, Any] = {
+    "nothing": {},
+    "an entry": {"theirs": {"new": [1]}},
+    "some of ours": {"env": {"ANTHROPIC_BASE_URL": "http://127.0.0.1:3456", "SWITCH": "2"}},
+    "the deny list": {"permissions": {"deny": ["WebFetch"]}},
 }
 
 
 def text_of(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
+
+
+def added(tree: Any, change: Any) -> Any:
+    """`tree` with `change` in it: objects are joined, lists get longer, everything else is replaced."""
+    if isinstance(change, dict):
+        return {**(tree or {}), **{name: added((tree or {}).get(name), value) for name, value in change.items()}}
+    return [*(tree or []), *change] if isinstance(change, list) else change
 
 
 class Home:
@@ -77,8 +86,16 @@ class Home:
         return str(done.stdout)
 
     @property
+    def settings(self) -> UserSettings:
+        return UserSettings(self.set_up.environ)
+
+    @property
     def tree(self) -> Any:
         return json.loads(self.path.read_text(encoding="utf-8-sig"))
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir())
 
 
 @pytest.fixture
@@ -86,96 +103,102 @@ def home(set_up: SetUp) -> Home:
     return Home(set_up)
 
 
-# ------------------------------------------------------------------------------------------------------------ the text
-
-
 @pytest.mark.parametrize("text", USERS.values(), ids=USERS)
-def test_the_text_is_edited_and_not_rewritten(text: str) -> None:
-    merged = point_claude.merge(text, BLOCK, WHERE)
-    before, after = point_claude.parse(text, WHERE), point_claude.parse(merged, WHERE)
-    assert after["env"] == {**before.get("env", {}), **BLOCK["env"]}
-    assert after["permissions"].pop("deny")[-1:] == ["WebSearch"]
-    assert {**after, "env": 0, "permissions": 0} == {**before, "env": 0, "permissions": 0}
-    # What is left of the user's text, in its order, is all of it but replaced values.
-    values = {"ANTHROPIC_BASE_URL": "https://other.example", "ANTHROPIC_AUTH_TOKEN": "mine"}
-    kept = re.split("|".join(values.values()), text.strip("\ufeff \t\r\n")) if before else []
-    rest = iter(merged)
-    assert all(character in rest for part in kept for character in part if not character.isspace())
-    assert ("\r\n" in text) == ("\r\n" in merged)
-    assert "\n" not in merged.replace("\r\n", "") or "\r\n" not in merged
-
-
-@pytest.mark.parametrize("text", USERS.values(), ids=USERS)
-def test_a_second_merge_changes_nothing(text: str) -> None:
-    once = point_claude.merge(text, BLOCK, WHERE)
-    assert point_claude.merge(once, BLOCK, WHERE) == once
-
-
-@pytest.mark.parametrize("text", USERS.values(), ids=USERS)
-def test_after_the_users_own_edit_only_our_entries_go(text: str) -> None:
-    written = point_claude.merge(text, BLOCK, WHERE)
-    edited = point_claude.put(written, ("theirs",), {"new": [1]})
-    edited = point_claude.put(edited, ("env", "SWITCH"), "2")
-    back = point_claude.take_back(edited, text, written, WHERE)
-    before = point_claude.parse(text, WHERE)
-    wanted = {**before, "theirs": {"new": [1]}, "env": {**before.get("env", {}), "SWITCH": "2"}}
-    assert point_claude.parse(back, WHERE) == wanted
-
-
-def test_a_new_entry_looks_like_its_neighbours() -> None:
-    assert point_claude.put('{\n\t"env": {\n\t\t"A": "1"\n\t}\n}\n', ("env", "B"), "2") == (
-        '{\n\t"env": {\n\t\t"A": "1",\n\t\t"B": "2"\n\t}\n}\n'
-    )
-    assert (
-        point_claude.put('{\n   "a": 1\n}', ("env", "B"), "2") == '{\n   "a": 1,\n   "env": {\n      "B": "2"\n   }\n}'
-    )
-    assert point_claude.put('{"a": 1}', ("deny", 0), "X") == '{"a": 1, "deny": ["X"]}'
-
-
-# ------------------------------------------------------------------------------------------------------------ the file
-
-
-@pytest.mark.parametrize("text", USERS.values(), ids=USERS)
-def test_undo_gives_the_same_bytes_and_mode(home: Home, text: str) -> None:
+def test_nothing_is_lost_and_undo_gives_the_same_bytes_and_mode(home: Home, text: str) -> None:
     before = home.write(text, 0o640)
+    tree = home.tree if text.strip() else {}
     assert "Other users could read" in home.good()
-    assert stat.S_IMODE(home.path.stat().st_mode) == 0o600
-    assert home.tree["env"]["ANTHROPIC_AUTH_TOKEN"] == home.set_up.master_key
-    home.good("--undo")
+    ours = json.loads(home.good("--print"))["env"] | {"ANTHROPIC_AUTH_TOKEN": home.set_up.master_key}
+    deny = tree.get("permissions", {}).get("deny", [])
+    assert home.tree["env"] == {**tree.get("env", {}), **ours}
+    assert home.tree["permissions"]["deny"] == [*deny, *([] if "WebSearch" in deny else ["WebSearch"])]
+    assert {**home.tree, "env": 0, "permissions": 0} == {**tree, "env": 0, "permissions": 0}
+    assert list(home.tree)[: len(tree)] == list(tree)
+    assert text_of(home.folder / "settings.json.before-cortex") == before
+    modes = [stat.S_IMODE((home.folder / name).stat().st_mode) for name in home.names]
+    assert modes == [0o600, 0o640, 0o600]  # the one in the middle is the backup, without the key
+    home.good("--undo", SNOWFLAKE_ACCOUNT="")  # needs no configuration
     assert text_of(home.path) == before
     assert stat.S_IMODE(home.path.stat().st_mode) == 0o640
-    assert [path.name for path in home.folder.iterdir()] == ["settings.json"]
+    assert home.names == ["settings.json"]
 
 
-def test_without_settings_a_private_file_is_made_and_taken_away(home: Home) -> None:
-    home.folder.rmdir()
-    home.good()
-    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in home.folder.iterdir()} == {
-        "settings.json": 0o600,
-        "settings.json.with-cortex": 0o600,
-    }
-    assert not (home.set_up.folder / ".claude.json").exists()
-    home.good("--undo")
-    assert list(home.folder.iterdir()) == []
-    assert "nothing to take back" in home.good("--undo")
+@pytest.mark.parametrize(
+    ("text", "indent", "newline"),
+    [("", "  ", "\n"), (USERS["tabs"], "\t", "\n"), (USERS["no last newline"], "    ", ""), ('{"a": 1}', None, "")],
+)
+def test_the_indentation_and_the_last_newline_are_kept(home: Home, text: str, indent: str, newline: str) -> None:
+    home.write(text)
+    home.settings.point(BLOCK)
+    assert home.path.read_text() == json.dumps(home.tree, indent=indent) + newline
+
+
+@pytest.mark.parametrize("text", [None, *(USERS[name] for name in ("two spaces", "one line", "a key", "tabs"))])
+@pytest.mark.parametrize("change", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("again", [False, True], ids=["", "other port, key and network"])
+@pytest.mark.parametrize("old", [False, True], ids=["", "pointed by an older release"])
+def test_undo_takes_our_entries_and_nothing_else(
+    home: Home, text: str | None, change: Any, *, again: bool, old: bool
+) -> None:
+    before = home.write(text) if text else None
+    home.settings.point(BLOCK)
+    if old:  # it kept all settings as it had written them
+        shutil.copy(home.path, home.folder / "settings.json.with-cortex")
+    # Claude Code changes an entry on the user's word: it writes the whole file, in its own format.
+    home.path.write_text(json.dumps(added(home.tree, change), sort_keys=True))
+    if again:
+        home.settings.point({**BLOCK, "env": OTHER_ENV})
+        assert home.tree["env"].items() >= OTHER_ENV.items()
+        assert text_of(home.folder / "settings.json.before-cortex") == before
+    home.settings.undo()
+    assert home.names == (["settings.json"] if text or change else [])
+    assert not home.names or home.tree == added(json.loads(text or "{}"), change)
+    assert change or text_of(home.path) == before
+    assert "nothing to take back" in home.settings.undo()[0]
 
 
 def test_a_second_run_changes_nothing(home: Home) -> None:
     home.write(USERS["tabs"])
     home.good()
-    marks = {path.name: (path.read_bytes(), path.stat().st_ino) for path in home.folder.iterdir()}
+    marks = {path: (path.read_bytes(), path.stat().st_ino) for path in home.folder.iterdir()}
     assert "already" in home.good()
-    assert {path.name: (path.read_bytes(), path.stat().st_ino) for path in home.folder.iterdir()} == marks
+    assert {path: (path.read_bytes(), path.stat().st_ino) for path in home.folder.iterdir()} == marks
 
 
-def test_a_new_port_and_an_edit_in_between_can_still_be_undone(home: Home) -> None:
-    home.write(USERS["one line"])
-    home.good()
-    home.path.write_text(point_claude.put(home.path.read_text(), ("theirs",), True))
-    home.good(PROXY_PORT="8123")
-    assert home.tree["env"]["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:8123"
-    home.good("--undo")
-    assert home.tree == {**json.loads(USERS["one line"]), "theirs": True}
+@pytest.mark.parametrize("new", ['{"env": {"ANTHROPIC_AUTH_TOKEN": "new"}}', None])
+def test_settings_that_the_user_has_replaced_or_removed_come_back(home: Home, new: str | None) -> None:
+    before = home.write(USERS["a key"])
+    home.settings.point(BLOCK)
+    home.path.unlink()
+    before = home.write(new) if new else before
+    home.settings.point(BLOCK)
+    home.settings.undo()
+    assert text_of(home.path) == before
+
+
+def test_the_file_is_replaced_and_never_half_written(home: Home) -> None:
+    before = home.write(USERS["two spaces"])
+    other_name = home.set_up.folder / "the same file"
+    other_name.hardlink_to(home.path)
+    home.settings.point(BLOCK)
+    assert other_name.read_bytes() == before
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_write_that_fails_changes_nothing(home: Home, monkeypatch: pytest.MonkeyPatch, *, again: bool) -> None:
+    def full(path: Path, text: str) -> None:
+        if path == home.path:
+            raise ConfigError("no space left")
+        write_private(path, text)
+
+    home.write(USERS["two spaces"])
+    if again:
+        home.settings.point(BLOCK)
+    before = {path: path.read_bytes() for path in home.folder.iterdir()}
+    monkeypatch.setattr("bundle.claude_settings.write_private", full)
+    with pytest.raises(ConfigError):
+        home.settings.point({**BLOCK, "env": OTHER_ENV})
+    assert {path: path.read_bytes() for path in home.folder.iterdir()} == before
 
 
 def test_a_link_stays_a_link(home: Home) -> None:
@@ -193,76 +216,45 @@ def test_a_link_stays_a_link(home: Home) -> None:
     assert [path.name for path in dotfiles.iterdir()] == ["claude.json"]
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('{"env": {"A": "1",}}', "not valid JSON"),
-        ("{\n  // mine\n}", "not valid JSON"),
-        ("[]", "shape"),
-        ('{"env": []}', "shape"),
-        ('{"permissions": null}', "shape"),
-    ],
-)
-def test_broken_settings_are_left_alone(home: Home, text: str, words: str) -> None:
-    before = home.write(text)
+BROKEN = ['{"env": {"A": "1",}}', "{\n  // mine\n}", "\udcff", "[]", '{"env": []}', '{"permissions": {"deny": {}}}']
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_broken_settings_are_left_alone(home: Home, text: str) -> None:
+    home.path.write_bytes(before := text.encode("utf-8", "surrogateescape"))
     done = home.run()
     assert done.returncode == 78
-    assert words in done.stderr
     assert str(home.path) in done.stderr
+    assert ("wrong shape" if BROKEN.index(text) > 2 else "not valid JSON") in done.stderr
     assert text_of(home.path) == before
-    assert [path.name for path in home.folder.iterdir()] == ["settings.json"]
+    assert home.names == ["settings.json"]
     assert home.run("--file").returncode == 0  # does not need them
 
 
-def test_a_read_only_file_is_left_alone(home: Home) -> None:
-    before = home.write("{}", 0o400)
-    done = home.run()
-    assert done.returncode == 78
-    assert "chmod u+w" in done.stderr
-    assert text_of(home.path) == before
-    assert [path.name for path in home.folder.iterdir()] == ["settings.json"]
-
-
-def test_a_read_only_folder_is_left_alone(home: Home) -> None:
-    before = home.write("{}")
-    home.folder.chmod(0o500)
-    done = subprocess.run(
-        [sys.executable, str(BUNDLE / "point_claude.py")],
-        env=home.set_up.environ,
-        preexec_fn=drop_root_powers,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+@pytest.mark.parametrize(("file", "folder", "words"), [(0o400, 0o700, "chmod u+w"), (0o600, 0o500, "denied")])
+def test_what_is_read_only_is_left_alone(home: Home, file: int, folder: int, words: str) -> None:
+    before = home.write("{}", file)
+    home.folder.chmod(folder)
+    home.set_up.before_exec = drop_root_powers
+    process = home.set_up.start("point_claude.py")
+    assert process.wait(60) == 78
     home.folder.chmod(0o700)
-    assert done.returncode == 78, done.stderr
-    assert "Permission denied" in done.stderr
+    assert words in home.set_up.log("point_claude.py")
     assert text_of(home.path) == before
-    assert [path.name for path in home.folder.iterdir()] == ["settings.json"]
+    assert home.names == ["settings.json"]
 
 
-# ---------------------------------------------------------------------------------------------------------- the block
-
-
-def test_an_alias_is_named_after_the_model_that_answers() -> None:
-    variables = point_claude.aliases(TEMPLATE)
+def test_an_alias_is_named_after_the_model_that_answers_and_asks_for_a_name_that_the_template_routes_to_it() -> None:
+    variables = aliases(TEMPLATE)
     assert variables["ANTHROPIC_DEFAULT_OPUS_MODEL"] == "claude-opus-4-7"
     assert variables["ANTHROPIC_DEFAULT_OPUS_MODEL_NAME"] == "Claude Opus 4.7"
     assert variables["ANTHROPIC_DEFAULT_HAIKU_MODEL"] == "claude-haiku-4-5"
     assert "ANTHROPIC_DEFAULT_FABLE_MODEL" not in variables  # would be a second Sonnet in the list of /model
-
-
-@pytest.mark.parametrize(
-    ("model", "asked_for"),
-    [("openai/openai-gpt-4.1", "claude-opus-latest"), ("snowflake/claude-opus-9", "claude-opus-9")],
-)
-def test_an_alias_asks_for_a_name_that_the_template_routes_to_its_model(model: str, asked_for: str) -> None:
-    template = "model_list:\n- {model_name: claude-opus-*, litellm_params: {model: MODEL}}\n".replace("MODEL", model)
-    variables = point_claude.aliases(template)
-    assert variables["ANTHROPIC_DEFAULT_OPUS_MODEL"] == asked_for
-    assert model.partition("/")[2] in variables["ANTHROPIC_DEFAULT_OPUS_MODEL_DESCRIPTION"]
-    assert "ANTHROPIC_DEFAULT_HAIKU_MODEL" not in variables
+    for model, name in (("openai-gpt-4.1", "claude-opus-latest"), ("claude-opus-9", "claude-opus-9")):
+        variables = aliases(f"model_list: [{{model_name: claude-opus-*, litellm_params: {{model: openai/{model}}}}}]")
+        assert variables["ANTHROPIC_DEFAULT_OPUS_MODEL"] == name
+        assert model in variables["ANTHROPIC_DEFAULT_OPUS_MODEL_DESCRIPTION"]
+        assert "ANTHROPIC_DEFAULT_HAIKU_MODEL" not in variables
 
 
 def test_print_shows_the_block_and_where_the_key_is(home: Home) -> None:
@@ -270,22 +262,23 @@ def test_print_shows_the_block_and_where_the_key_is(home: Home) -> None:
     assert tree["env"]["ANTHROPIC_BASE_URL"] == home.set_up.url
     assert str(home.set_up.folder / ".master_key") in tree["env"]["ANTHROPIC_AUTH_TOKEN"]
     assert tree["permissions"] == {"deny": ["WebSearch"]}
-    assert list(home.folder.iterdir()) == []
+    assert home.names == []
 
 
 def test_a_company_proxy_is_told_to_leave_loopback_alone() -> None:
-    assert point_claude.around_proxy({"NO_PROXY": "a"}) == {}
-    assert point_claude.around_proxy({"https_proxy": "http://p:1"}) == {"NO_PROXY": "127.0.0.1"}
+    assert around_proxy({"NO_PROXY": "a"}) == {}
+    assert around_proxy({"https_proxy": "http://p:1"}) == {"NO_PROXY": "127.0.0.1"}
     with_both = {"HTTP_PROXY": "http://p:1", "no_proxy": "a,b", "NO_PROXY": "c,127.0.0.1"}
-    assert point_claude.around_proxy(with_both) == {"no_proxy": "a,b,127.0.0.1", "NO_PROXY": "c,127.0.0.1"}
+    assert around_proxy(with_both) == {"no_proxy": "a,b,127.0.0.1", "NO_PROXY": "c,127.0.0.1"}
     for enough in ("*", " * ", "127.0.0.1", "a, 127.0.0.1", "a,127.0.0.1,"):
-        assert point_claude.around_proxy({"HTTP_PROXY": "http://p:1", "NO_PROXY": enough}) == {"NO_PROXY": enough}
+        assert around_proxy({"HTTP_PROXY": "http://p:1", "NO_PROXY": enough}) == {"NO_PROXY": enough}
     for too_little in ("a,*", "a 127.0.0.1", "localhost"):
-        around = point_claude.around_proxy({"HTTP_PROXY": "http://p:1", "NO_PROXY": too_little})
+        around = around_proxy({"HTTP_PROXY": "http://p:1", "NO_PROXY": too_little})
         assert around == {"NO_PROXY": f"{too_little},127.0.0.1"}
 
 
-# ----------------------------------------------------------------------------------------------------------- the check
+POINTED = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8001", "ANTHROPIC_AUTH_TOKEN": "sk-1"}
+AGAIN = "python3 point_claude.py"
 
 
 def test_check_is_content_after_pointing_and_not_before(home: Home) -> None:
@@ -294,61 +287,41 @@ def test_check_is_content_after_pointing_and_not_before(home: Home) -> None:
     assert "make claude" in before.stdout
     home.good()
     home.good("--check", ANTHROPIC_BASE_URL="https://exported.example", ANTHROPIC_API_KEY="mine")
-
-
-OTHERS = {
-    "the url of the project": (".claude/settings.local.json", {"env": {"ANTHROPIC_BASE_URL": "https://x.example"}}),
-    "a key of the project": (".claude/settings.local.json", {"env": {"ANTHROPIC_AUTH_TOKEN": "old"}}),
-    "an API key": (".claude/settings.local.json", {"env": {"ANTHROPIC_API_KEY": "mine"}}),
-    "another cloud": (".claude/settings.local.json", {"env": {"CLAUDE_CODE_USE_BEDROCK": "1"}}),
-    "a helper": (".claude/settings.local.json", {"apiKeyHelper": "x"}),
-    "a proxy": (".claude/settings.local.json", {"env": {"HTTPS_PROXY": "http://p.example"}}),
-    "broken": (".claude/settings.local.json", None),
-}
-
-
-@pytest.mark.parametrize(("name", "tree"), OTHERS.values(), ids=OTHERS)
-def test_check_names_the_settings_that_win(home: Home, name: str, tree: Any) -> None:
-    home.good()
-    path = home.set_up.folder / name
-    path.write_text(json.dumps(tree) if tree else "{")
-    done = home.run("--check")
-    assert done.returncode != 0
-    assert str(path) in done.stdout + done.stderr or "NO_PROXY" in done.stdout
-    path.unlink()
-    home.good("--check")
-
-
-def test_what_who_manages_the_machine_has_set_is_said_to_be_theirs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(point_claude, "MANAGED", tmp_path)
-    (tmp_path / "managed-settings.d").mkdir()
-    (tmp_path / "managed-settings.d" / "1.json").write_text(json.dumps({"apiKeyHelper": "vault"}))
-    environ = {"HOME": str(tmp_path), "ANTHROPIC_BASE_URL": "http://localhost:8001", "ANTHROPIC_AUTH_TOKEN": "sk-1"}
-    (problem,) = point_claude.check(8001, "sk-1", environ, tmp_path)
-    assert problem.final
-    assert "managed-settings.d/1.json" in problem.found
-    assert "vault" not in problem.found
-
-
-@pytest.mark.parametrize("tree", [{"apiKeyHelper": "vault"}, {"env": {"CLAUDE_CODE_USE_BEDROCK": "1"}}])
-def test_what_keeps_even_make_claude_away_is_said_also_where_nothing_points_at_the_proxy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: Any
-) -> None:
-    monkeypatch.setattr(point_claude, "MANAGED", tmp_path)
-    (tmp_path / "managed-settings.json").write_text(json.dumps(tree))
-    not_pointed, problem = point_claude.check(8001, "sk-1", {"HOME": str(tmp_path)}, tmp_path)
-    assert not_pointed == point_claude.NOT_POINTED
-    assert problem.final
-
-
-POINTED = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8001", "ANTHROPIC_AUTH_TOKEN": "sk-1"}
-AGAIN = "python3 point_claude.py"
+    (home.folder / "settings.local.json").write_text("{")
+    assert str(home.folder / "settings.local.json") in home.run("--check").stderr
 
 
 @pytest.mark.parametrize(
-    ("environ", "mends"),
+    ("tree", "fix"),
+    [
+        ({"env": {"ANTHROPIC_BASE_URL": "https://user:hidden@x.example"}}, "Take ANTHROPIC_BASE_URL out of"),
+        ({"env": {"ANTHROPIC_AUTH_TOKEN": "hidden"}}, "Take ANTHROPIC_AUTH_TOKEN out of"),
+        ({"env": {"ANTHROPIC_API_KEY": "hidden"}}, "Take ANTHROPIC_API_KEY out of"),
+        ({"env": {"CLAUDE_CODE_USE_BEDROCK": "1"}}, "Take CLAUDE_CODE_USE_BEDROCK out of"),
+        ({"apiKeyHelper": "hidden"}, "Take apiKeyHelper out of"),
+        ({"env": {"HTTPS_PROXY": "http://p.example", "NO_PROXY": "corp"}}, "Add 127.0.0.1 to NO_PROXY in"),
+    ],
+)
+def test_check_names_the_settings_that_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: Any, fix: str
+) -> None:
+    monkeypatch.setattr(claude_settings, "MANAGED", tmp_path / "managed")
+    for name in (".claude/settings.local.json", "managed/managed-settings.json", "managed/managed-settings.d/1.json"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(tree))
+        (problem,) = claude_settings.check(8001, "sk-1", {"HOME": str(tmp_path), **POINTED}, tmp_path)
+        assert str(path) in problem.found
+        assert "hidden" not in problem.found
+        assert problem.final == name.startswith("managed")
+        assert problem.fix == ("Only whoever manages this machine can change it" if problem.final else f"{fix} {path}")
+        if problem.final and "apiKeyHelper" in fix:  # it keeps even `make claude` away, so it is said in any case
+            assert claude_settings.check(8001, "sk-1", {"HOME": str(tmp_path)}, tmp_path) == [NOT_POINTED, problem]
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("environ", "fixes"),
     [
         ({}, []),
         ({"ANTHROPIC_BASE_URL": "http://localhost:8001/"}, []),
@@ -365,47 +338,41 @@ AGAIN = "python3 point_claude.py"
         ({"HTTPS_PROXY": "http://p", "NO_PROXY": "*"}, []),
     ],
 )
-def test_each_problem_comes_with_what_mends_it(tmp_path: Path, environ: dict[str, str], mends: list[str]) -> None:
-    problems = point_claude.check(8001, "sk-1", {"HOME": str(tmp_path), **POINTED, **environ}, tmp_path)
-    assert [problem.mend for problem in problems] == mends
+def test_each_problem_comes_with_what_fixes_it(tmp_path: Path, environ: dict[str, str], fixes: list[str]) -> None:
+    problems = claude_settings.check(8001, "sk-1", {"HOME": str(tmp_path), **POINTED, **environ}, tmp_path)
+    assert [problem.fix for problem in problems] == fixes
     assert "hidden" not in str(problems)
     assert not any(problem.final for problem in problems)
 
 
-# ------------------------------------------------------------------------------------------------- the real Claude Code
+MESSAGE = {"id": "m", "type": "message", "role": "assistant", "content": [], "usage": {"input_tokens": 1}}
+EVENTS: list[dict[str, Any]] = [
+    {"type": "message_start", "message": {**MESSAGE, "model": "m"}},
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hi"}},
+    {"type": "content_block_stop", "index": 0},
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1}},
+    {"type": "message_stop"},
+]
 
 
 class Recorder(http.server.BaseHTTPRequestHandler):
     """Answers every message with "hi", and keeps what was sent."""
 
-    protocol_version = "HTTP/1.1"
     seen: list[dict[str, Any]] = []  # noqa: RUF012 - one server a test, emptied by its fixture
 
     def do_HEAD(self) -> None:
-        self._answer(b"", "text/plain")
+        self.send_response(200)
+        self.end_headers()
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.seen.append({"path": self.path, "headers": headers, "body": body})
-        message = {"id": "m", "type": "message", "role": "assistant", "model": body["model"], "content": []}
-        events: list[dict[str, Any]] = [
-            {"type": "message_start", "message": {**message, "usage": {"input_tokens": 1, "output_tokens": 1}}},
-            {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
-            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hi"}},
-            {"type": "content_block_stop", "index": 0},
-            {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1}},
-            {"type": "message_stop"},
-        ]
-        text = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
-        self._answer(text.encode(), "text/event-stream")
-
-    def _answer(self, content: bytes, kind: str) -> None:
+        self.seen.append({"headers": {name.lower(): value for name, value in self.headers.items()}, "body": body})
         self.send_response(200)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(content)))
+        self.send_header("content-type", "text/event-stream")
         self.end_headers()
-        self.wfile.write(content)
+        for event in EVENTS:
+            self.wfile.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
 
     def log_message(self, *arguments: Any) -> None:
         pass
@@ -414,15 +381,13 @@ class Recorder(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def recorded(home: Home) -> Iterator[list[dict[str, Any]]]:
     Recorder.seen = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    home.set_up.environ["PROXY_PORT"] = str(server.server_port)
-    home.set_up.environ["DISABLE_AUTOUPDATER"] = "1"
-    yield Recorder.seen
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recorder) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        home.set_up.environ |= {"PROXY_PORT": str(server.server_port), "DISABLE_AUTOUPDATER": "1"}
+        yield Recorder.seen
+        server.shutdown()
+        thread.join()
 
 
 OBSTACLES: dict[str, tuple[dict[str, Any] | None, dict[str, str]]] = {
@@ -470,7 +435,7 @@ def test_claude_reaches_the_proxy_with_its_key_only(
 @pytest.mark.parametrize("alias", ["opus", "sonnet", "haiku"])
 def test_an_alias_asks_for_the_model_of_the_template(home: Home, recorded: list[dict[str, Any]], alias: str) -> None:
     home.good("--run", "--model", alias, "-p", "hello")
-    assert recorded[-1]["body"]["model"] == point_claude.aliases(TEMPLATE)[f"ANTHROPIC_DEFAULT_{alias.upper()}_MODEL"]
+    assert recorded[-1]["body"]["model"] == aliases(TEMPLATE)[f"ANTHROPIC_DEFAULT_{alias.upper()}_MODEL"]
 
 
 def test_without_claude_the_install_command_is_said(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

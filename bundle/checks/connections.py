@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-import point_claude
+from bundle import claude_settings
 from bundle.bootstrap import BUNDLE
 from bundle.checks.finding import Finding, Findings, Installation, from_message, span, verdict
 from bundle.checks.model_check import CHAT
@@ -81,16 +81,16 @@ def claude(setup: Installation) -> Findings:
     )
     yield verdict("Version", bool(version), version.strip() or "not installed", "make install")
     try:
-        problems = point_claude.check(setup.settings.proxy_port, setup.master_key, setup.environ, Path.cwd())
+        problems = claude_settings.check(setup.settings.proxy_port, setup.master_key, setup.environ, Path.cwd())
     except ConfigError as error:
         yield from_message("Settings", error)
         return
-    if problems == [point_claude.NOT_POINTED]:
+    if problems == [claude_settings.NOT_POINTED]:
         yield Finding("Goes to", "ok", "the proxy as `make claude`, Anthropic as plain `claude`")
     elif not problems:
         yield Finding("Goes to", "ok", "the proxy")
     else:
-        yield from (Finding("Goes to", "fail" if one.final else "warn", one.found, one.mend) for one in problems)
+        yield from (Finding("Goes to", "fail" if one.final else "warn", one.found, one.fix) for one in problems)
 
 
 @dataclass(frozen=True)
