@@ -70,7 +70,7 @@ def mend_patch() -> None:
     """Apply the patch where an upgrade has undone it; raises ConfigError when that is not possible."""
     try:
         before = apply_patch.inspect()
-        if before.state is not apply_patch.State.PATCHED:
+        if before.state is not apply_patch.PatchState.PATCHED:
             after = apply_patch.apply()
             if after.state is not before.state:
                 say(f"LiteLLM {after.version} was not patched; patched it: {after.path}")

@@ -1,20 +1,16 @@
 #!/usr/bin/env python3
-"""Make the installed LiteLLM say `max_completion_tokens` where Cortex refuses `max_tokens`.
+"""Make the installed LiteLLM send `max_completion_tokens`, because Cortex refuses `max_tokens`.
 
-The problem: Cortex answers 400 to `max_tokens`, also when both names are sent. LiteLLM's `openai/` provider sends it.
+In litellm/llms/openai/openai.py, class OpenAIChatCompletion, four statements pass the request, a local dict called
+`data`, to the function that sends it. This script puts four lines before each of them, which rename the key. It finds
+the statements in the syntax tree, so their line numbers and layout do not matter.
 
-The mechanism: in litellm/llms/openai/openai.py, class OpenAIChatCompletion, four statements hand the payload, a local
-dict called `data`, to the function that sends it. A marked block of four lines before each renames the key. The
-statements are found in the syntax tree, so that neither line numbers nor layout matter.
-
-What can be relied on:
-- all four calls or none: the result is parsed and tried out in memory before anything is written
-- applying twice changes nothing; undoing takes out our lines only, so that the rest is the same to the byte
-- the file is replaced, never written into: copies that share its inode (uv's hard links) or that it links to
-  (symlinks into uv's cache) keep their content
-- an edit by somebody else (seen by the hash in LiteLLM's RECORD) is kept and named; only one inside our own lines,
-  or one that the four calls did not survive, stops us
-- when `.venv` stands beside this folder, its LiteLLM is the one that is patched: PM2 runs the proxy with it
+What it promises:
+- All four statements are patched, or none. The new text is checked in memory before the file is written.
+- A second run changes nothing. --undo removes only our lines: the rest of the file stays the same, byte for byte.
+- The file is replaced, never written into: uv installs hard links and symlinks into its cache, which must not change.
+- What somebody else changed in the file stays. LiteLLM's RECORD has the hash of the file as it was shipped.
+- When there is a `.venv` in the bundle's folder, its LiteLLM is patched, because PM2 runs the proxy with it.
 
 Exit status: 0 done, or nothing to do; 1 not patched (--check); 2 usage; 3 LiteLLM is not installed; 4 LiteLLM's code
 has moved; 5 somebody else's change is in the way; 6 the file cannot be read or written; 7 this LiteLLM release is
@@ -28,26 +24,24 @@ import ast
 import base64
 import contextlib
 import difflib
-import errno
 import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
 import os
-import py_compile
 import re
 import shlex
 import stat
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from enum import Enum, IntEnum
+from enum import Enum
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).absolute().parent.parent))  # as a script, this file has only its own folder
 
@@ -56,7 +50,8 @@ from bundle.bootstrap import BUNDLE, PM2, enter_venv
 THIS = shlex.join([sys.executable, str(Path(__file__).absolute())])
 TARGET = "litellm/llms/openai/openai.py"
 CLASS = "OpenAIChatCompletion"
-CALLS = {
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+CALLS = {  # each method, and the function that it passes `data` to
     "completion": "make_sync_openai_chat_completion_request",
     "acompletion": "make_openai_chat_completion_request",
     "streaming": "make_sync_openai_chat_completion_request",
@@ -64,133 +59,133 @@ CALLS = {
 }
 
 MARK = b"claude-code-on-snowflake-cortex"
-# When both names are there, the new one wins: it is the one that a caller sets on purpose.
+# When a request has both names, the value of the new one is kept: a caller sets that name on purpose.
 BLOCK = (
     b"# >>> " + MARK + b": Cortex refuses max_tokens",
     b'if "max_tokens" in data:',
     b'    data.setdefault("max_completion_tokens", data.pop("max_tokens"))',
     b"# <<< " + MARK,
 )
+OUR_RENAME = ast.unparse(ast.parse(b"\n".join(BLOCK)))
+# LiteLLM needs no patch when one of these stands before each call. If it renames in another way, our lines do no harm.
+RENAMES = {OUR_RENAME, "if 'max_tokens' in data:\n    data['max_completion_tokens'] = data.pop('max_tokens')"}
 
 MADE_FOR = "1.106.2"  # the release that requirements.in pins
-# Releases that somebody else put on the index, and where that is said. They were removed there; a mirror may have them.
+# Releases that attackers published, and who says so. The package index removed them; a mirror may still have them.
 MALICIOUS = {
     "1.82.7": "PYSEC-2026-2",
     "1.82.8": "PYSEC-2026-2",
     "1.107.0": "compromised release of 2026-10-21",
 }
-FLOOR = (1, 84, 0)  # CVE-2026-49468
+FLOOR = (1, 84, 0)  # the first release without CVE-2026-49468
 
-# Another run takes well under a second; one that is stopped in the middle must not hang the proxy's start.
-LOCK_SECONDS = 10.0
-
-
-class Exit(IntEnum):
-    OK = 0
-    NOT_PATCHED = 1
-    USAGE = 2  # argparse's own
-    MISSING = 3
-    MOVED = 4
-    CHANGED = 5
-    NO_ACCESS = 6
-    MALICIOUS = 7
+LOCK_SECONDS = 10  # another run takes less than one; the proxy, which runs this at its start, must not wait for ever
 
 
-class State(Enum):
-    """How it stands, with the exit status of `--check`."""
+class PatchState(Enum):
+    """What was found: the exit status for it, and the message. What the braces stand for is in PatchReport.detail."""
 
-    PRISTINE = "pristine", Exit.NOT_PATCHED  # as LiteLLM shipped it
-    PATCHED = "patched", Exit.OK  # all four blocks in place
-    PARTIAL = "partial", Exit.NOT_PATCHED  # some of them, or not where they belong
-    UNNEEDED = "unneeded", Exit.OK  # the code renames without us
-    FOREIGN = "foreign", Exit.NOT_PATCHED  # not patched, and not known to be as shipped; can be patched
-    DAMAGED = "damaged", Exit.CHANGED  # somebody else's edit is where ours would be, or in it
-    MOVED = "moved", Exit.MOVED  # the four calls are not where they were
-    MISSING = "missing", Exit.MISSING  # this interpreter has no LiteLLM
-    MALICIOUS = "malicious", Exit.MALICIOUS  # a release that steals credentials
+    PATCHED = 0, "{release} is patched: its four chat calls send max_completion_tokens."
+    UNNEEDED = 0, "{release} needs no patch: its own code renames max_tokens."
+    NOT_PATCHED = 1, "{release} is not patched: Cortex refuses its requests (max_tokens).\nPatch it: {this}"
+    PARTIAL = 1, "{release} is patched only in part: Cortex refuses its requests (max_tokens).\nPatch it: {this}"
+    MISSING = 3, "LiteLLM is not installed for this interpreter.\nInstall it: {install}"
+    MOVED = (
+        4,
+        "{release} lacks the code that this patch (made for {made_for}) changes.\n  found        {reason}\n"
+        "A newer LiteLLM may send max_completion_tokens itself. It does not if Cortex answers that max_tokens is\n"
+        "deprecated. Install the release that works: {install}",
+    )
+    CHANGED = (
+        5,
+        "Somebody else changed {release} where the patch belongs.\n  found        {reason}\n"
+        "Reinstall it, then patch it: {reinstall} && {this}",
+    )
+    NO_ACCESS = 6, "The file cannot be read or written: {reason}"
+    MALICIOUS = (
+        7,
+        "{release} steals credentials ({reason}). Do not start it.\nReplace it: {install}\n"
+        "Then replace every key and password that this machine could read since it was installed.",
+    )
 
-    def __init__(self, label: str, exit_code: Exit) -> None:
-        self.label = label
-        self.exit_code = exit_code
+    def __init__(self, exit_status: int, message: str) -> None:
+        self.exit_status = exit_status
+        self.message = message
 
 
 class PatchError(Exception):
-    """Nothing was changed. `str()` is the message for the user, `exit_code` the status of the process."""
+    """Nothing was changed. `str()` is the message for the user."""
 
-    def __init__(self, message: str, exit_code: Exit) -> None:
+    def __init__(self, message: str, state: PatchState) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.state = state
 
 
 @dataclass(frozen=True)
 class PatchReport:
-    """What was found. `str()` is the message for the user.
+    """What was found. `str()` is the message for the user."""
 
-    `genuine` says whether the file without our lines is what LiteLLM shipped; None when RECORD does not list it.
-    `changed` says whether this very call wrote the file.
-    """
-
-    state: State
-    interpreter: str
+    state: PatchState
+    reason: str = ""
+    current: bytes = b""  # the file's text
+    original: bytes | None = None  # that text without our lines; None when somebody edited them
+    patched: bytes | None = None  # that text with our lines; None when they do not fit
+    foreign: bool = False  # `original` is not what LiteLLM shipped
     version: str | None = None
     path: Path | None = None
-    detail: str = ""
-    genuine: bool | None = None
-    changed: bool = False
+    changed: bool = False  # this call wrote the file
 
     @property
     def ok(self) -> bool:
         """Whether requests leave with `max_completion_tokens`."""
-        return self.state.exit_code == Exit.OK
+        return self.state.exit_status == 0
+
+    @property
+    def detail(self) -> str:
+        """What was found in the first line; in the others why, and the command that fixes it."""
+        pip = f"{shlex.quote(sys.executable)} -m pip install"
+        reinstall = f"{pip} --force-reinstall --no-deps litellm=={self.version or MADE_FOR}"
+        if sys.prefix == sys.base_prefix:  # Debian's and Homebrew's Python refuse to install outside of a .venv
+            venv = shlex.quote(str(BUNDLE / ".venv"))
+            pip = f"python3 -m venv {venv} && {venv}/bin/python -m pip install"
+        install = f"{pip} -r {shlex.quote(str(BUNDLE / 'requirements.txt'))}"
+        release = f"LiteLLM {self.version or '(unknown version)'}"
+        text = self.state.message.format(
+            release=release, reason=self.reason, made_for=MADE_FOR, install=install, reinstall=reinstall, this=THIS
+        )
+        if self.foreign:
+            text += "\nSomebody else changed this file too: its hash is not LiteLLM's RECORD's. Those changes stay."
+        return text
 
     def __str__(self) -> str:
         first, *rest = self.detail.splitlines()
         file = [f"  file         {self.path}"] if self.path else []
-        return "\n".join([first, *file, f"  interpreter  {self.interpreter}", *rest])
+        return "\n".join([first, *file, f"  interpreter  {sys.executable}", *rest])
 
 
-class Verdict(NamedTuple):
-    """`base` is the source without our lines, `wanted` the source as it should be; None where there is no such."""
-
-    state: State
-    genuine: bool | None = None
-    base: bytes | None = None
-    wanted: bytes | None = None
-    reasons: list[str] = []  # noqa: RUF012 - never changed in place
-
-
-class Call(NamedTuple):
-    """`statement` hands `data` over. `before` (in its block) and `inside` (the helper) run first, come what may."""
-
-    method: str
-    helper: str
+class ChatCall(NamedTuple):
+    label: str  # the function, its argument and the method
     statement: ast.stmt
-    before: list[ast.stmt]
-    inside: list[ast.stmt]
-    passes_data: bool
+    previous: str  # the statement directly before, as ast.unparse writes it
 
 
-def judge(current: bytes, shipped: str | None) -> Verdict:
-    """Judge a source by its bytes and RECORD's hash (`digest`) of what was shipped, None when that is unknown."""
-    base = without_block(current)
-    if MARK in base:
-        return Verdict(State.DAMAGED, reasons=["lines between our markers that are not ours"])
-    genuine = None if shipped is None else digest(base) == shipped
-    calls, reasons = find_calls(base)
-    if not reasons:
-        if base == current and all(renames(call.before + call.inside) for call in calls):
-            return Verdict(State.UNNEEDED, genuine, base, current)
-        wanted = with_block(base, calls)
-        calls, broken = find_calls(wanted)
-        if broken or not all(renames(call.before[-1:]) for call in calls) or without_block(wanted) != base:
-            reasons = ["a layout in which our lines would not take effect"]
-    if reasons:
-        return Verdict(State.DAMAGED if genuine is False else State.MOVED, genuine, base, reasons=reasons)
-    if current == wanted:
-        return Verdict(State.PATCHED, genuine, base, wanted)
-    if current != base:
-        return Verdict(State.PARTIAL, genuine, base, wanted)
-    return Verdict(State.PRISTINE if genuine else State.FOREIGN, genuine, base, wanted)
+def judge(current: bytes, shipped: str | None) -> PatchReport:
+    """Judge the file's text. `shipped` is its hash in RECORD, None when RECORD does not list it."""
+    original = without_block(current)
+    if MARK in original:
+        return PatchReport(PatchState.CHANGED, "somebody else's edit between our markers")
+    foreign = shipped not in {None, digest(original)}
+    try:
+        calls = find_calls(original)
+        patched = with_block(original, calls)
+        if {call.previous for call in find_calls(patched)} != {OUR_RENAME} or without_block(patched) != original:
+            raise ValueError("a layout in which our lines would have no effect")
+    except (SyntaxError, ValueError) as error:
+        return PatchReport(PatchState.CHANGED if foreign else PatchState.MOVED, str(error), current, original)
+    if current == original and {call.previous for call in calls} <= RENAMES:
+        return PatchReport(PatchState.UNNEEDED, "", current, original, original, foreign)
+    states = {patched: PatchState.PATCHED, original: PatchState.NOT_PATCHED}
+    return PatchReport(states.get(current, PatchState.PARTIAL), "", current, original, patched, foreign)
 
 
 def digest(content: bytes) -> str:
@@ -198,225 +193,139 @@ def digest(content: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
 
 
-def find_calls(source: bytes) -> tuple[list[Call], list[str]]:
-    """Find the four calls. The second list says what was found instead; it is empty when all is as expected."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # LiteLLM's invalid escapes are not this user's business
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError) as error:
-        return [], [f"no valid Python: {error}"]
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == CLASS]
-    if len(classes) != 1:
-        return [], [f"{len(classes)} classes of that name"]
-    functions = {
-        node.name: node for node in classes[0].body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
-    calls = []
-    for method in functions.values():
-        # Each statement with those before it in its block: bodies, else branches, handlers, at any depth.
-        placed = [
-            (statement, block[:index])
-            for node in ast.walk(method)
-            for _, block in ast.iter_fields(node)
-            if isinstance(block, list)
-            for index, statement in enumerate(block)
-            if isinstance(statement, ast.stmt)
-        ]
-        for node in ast.walk(method):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
-                continue
-            helper = node.func.attr
-            if helper not in CALLS.values():
-                continue
-            around = [pair for pair in placed if pair[0].lineno <= node.lineno <= (pair[0].end_lineno or 0)]
-            statement, before = max(around, key=lambda pair: pair[0].lineno)
-            inside = functions[helper].body if helper in functions else []
-            passes_data = any(k.arg == "data" and ast.unparse(k.value) == "data" for k in node.keywords)
-            calls.append(Call(method.name, helper, statement, before, inside, passes_data))
-
-    counts = Counter((call.method, call.helper) for call in calls)
-    expected = Counter(CALLS.items())
-    reasons = [
-        f"{counts[pair]} calls of self.{pair[1]} in {pair[0]}"
-        for pair in sorted(counts | expected)
-        if counts[pair] != expected[pair]
-    ]
-    return calls, reasons + [f"{call.method} without data=data" for call in calls if not call.passes_data]
+def find_calls(source: bytes) -> list[ChatCall]:
+    """Find the four calls. SyntaxError or ValueError when the source is not as expected."""
+    classes = [node for node in ast.parse(source, TARGET).body if isinstance(node, ast.ClassDef) and node.name == CLASS]
+    methods = [node for found in classes for node in found.body if isinstance(node, Function)]
+    calls = [call for method in methods for call in _calls_in(method)]
+    expected = Counter(f"self.{function}(data=data) in {CLASS}.{method}" for method, function in CALLS.items())
+    counts = Counter(call.label for call in calls)
+    if wrong := [label for label in sorted(counts | expected) if counts[label] != expected[label]]:
+        raise ValueError(", ".join(f"{counts[label]} times {label}" for label in wrong))
+    return calls
 
 
-def renames(statements: list[ast.stmt]) -> bool:
-    """Whether these statements rename the key in every payload, ours and anybody's way of writing it alike.
-
-    They are tried out instead of compared with a pattern. Only such as look at nothing but `data` and its two keys
-    count: a rename for some models only is none, and nothing else of LiteLLM runs here.
-    """
-    code = compile(ast.Module([s for s in statements if _is_about_the_keys(s)], type_ignores=[]), TARGET, "exec")
-    for payload in ({"max_tokens": 1}, {"max_tokens": 1, "max_completion_tokens": 2}, {"max_completion_tokens": 2}, {}):
-        data = dict(payload)
-        try:
-            exec(code, {"__builtins__": {}}, {"data": data})  # noqa: S102 - lines of the package that is run anyway
-        except (AttributeError, LookupError, TypeError, ValueError):
-            return False
-        if data.keys() != ({"max_completion_tokens"} if payload else set()):
-            return False
-    return True
+def _calls_in(method: Function) -> Iterator[ChatCall]:
+    """The calls in plain statements. (No line fits before the condition of an `elif`, for example.)"""
+    blocks = [block for node in ast.walk(method) for _, block in ast.iter_fields(node) if isinstance(block, list)]
+    for previous, statement in (pair for block in blocks for pair in pairwise([None, *block])):
+        if not isinstance(statement, ast.stmt) or hasattr(statement, "body"):
+            continue
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CALLS.values():
+                data = next((ast.unparse(word.value) for word in node.keywords if word.arg == "data"), "")
+                label = f"self.{node.func.attr}(data={data}) in {CLASS}.{method.name}"
+                yield ChatCall(label, statement, ast.unparse(previous) if previous else "")
 
 
-def _is_about_the_keys(statement: ast.stmt) -> bool:
-    nodes = list(ast.walk(statement))
-    names = {node.id for node in nodes if isinstance(node, ast.Name)}
-    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    simple = isinstance(statement, ast.Assign | ast.Delete | ast.Expr | ast.If)
-    return simple and names == {"data"} and texts <= {"max_tokens", "max_completion_tokens"}
-
-
-def with_block(base: bytes, calls: list[Call]) -> bytes:
-    """Insert the block before each call's statement, with that line's indentation and line ending."""
-    # Split as Python's tokenizer does; str.splitlines would also split at form feeds and separators.
-    lines = base.splitlines(keepends=True)
-    for call in sorted(calls, key=lambda call: call.statement.lineno, reverse=True):
-        index = call.statement.lineno - 1
-        indent = lines[index][: call.statement.col_offset]
+def with_block(original: bytes, calls: list[ChatCall]) -> bytes:
+    """Put our lines before each call's statement, with its indentation and line ending."""
+    lines = original.splitlines(keepends=True)  # of bytes: str.splitlines also splits where Python does not
+    for statement in sorted((call.statement for call in calls), key=lambda found: -found.lineno):
+        index = statement.lineno - 1
+        indent = lines[index][: statement.col_offset]
         newline = lines[index][len(lines[index].rstrip(b"\r\n")) :]
         lines[index:index] = [indent + text + newline for text in BLOCK]
     return b"".join(lines)
 
 
 def without_block(source: bytes) -> bytes:
-    """Take out our blocks. Whatever was edited in one is not ours any more and stays, with its markers."""
-    block = b"".join(rb"[ \t]*" + re.escape(text.strip()) + rb"(?:\r\n|\r|\n)" for text in BLOCK)
-    return re.sub(rb"(?<![^\r\n])" + block, b"", source)
+    """Remove our lines. A block that somebody edited stays, with its markers."""
+    block = b"".join(rb"[ \t]*" + re.escape(text.strip()) + rb"\r?\n" for text in BLOCK)
+    return re.sub(rb"^" + block, b"", source, flags=re.MULTILINE)
 
 
 class Installed(NamedTuple):
-    """`path` is never resolved: behind a symlink lies uv's cache. `shipped` is RECORD's hash of the file."""
-
-    path: Path
+    path: Path  # never resolved: a symlink leads into uv's cache
     version: str | None
-    shipped: str | None
-
-
-def inspect() -> PatchReport:
-    """Say how this interpreter's LiteLLM stands, without importing it. PatchError when the file is not readable."""
-    return _look()[0]
-
-
-def apply() -> PatchReport:
-    """Patch this interpreter's LiteLLM unless it is patched. PatchError when that was not possible."""
-    return _change(patch=True)
-
-
-def undo() -> PatchReport:
-    """Take our lines out again, whatever else is in the file. PatchError when that was not possible."""
-    return _change(patch=False)
-
-
-def diff() -> str:
-    """The unified diff of what is patched, or else of what would be. PatchError where nothing can be."""
-    report, verdict, current = _look()
-    if verdict.base is None or verdict.wanted is None:
-        raise PatchError(str(report), report.state.exit_code)
-    before = verdict.base if report.state is State.PATCHED else current
-    old, new = (source.decode(errors="replace").splitlines(keepends=True) for source in (before, verdict.wanted))
-    return "".join(difflib.unified_diff(old, new, f"a/{TARGET}", f"b/{TARGET}"))
-
-
-def _change(*, patch: bool) -> PatchReport:
-    report, path, current, goal = _plan(patch=patch)
-    if current == goal:
-        return report
-    with _alone_at(path):
-        # Looked at again: whoever held the lock may have done the work meanwhile.
-        report, path, current, goal = _plan(patch=patch)
-        if current == goal:
-            return report
-        _replace_file(path, current, goal)
-        _renew_bytecode(path)
-        report, path, current, goal = _plan(patch=patch)
-        if current != goal:
-            raise _somebody_else_writes(path)
-    return replace(report, changed=True)
-
-
-def _plan(*, patch: bool) -> tuple[PatchReport, Path, bytes, bytes]:
-    """What is there, and what shall be there instead. PatchError when that cannot be said."""
-    report, verdict, current = _look()
-    goal = verdict.wanted if patch else verdict.base
-    if report.path is None or goal is None:
-        raise PatchError(str(report), report.state.exit_code)
-    return report, report.path, current, goal
-
-
-def _look() -> tuple[PatchReport, Verdict, bytes]:
-    found = _find()
-    current = b""
-    if found is None:
-        verdict = Verdict(State.MISSING)
-        return PatchReport(verdict.state, sys.executable, detail=_detail(verdict, None)), verdict, current
-    try:
-        current = found.path.read_bytes()
-        verdict = judge(current, found.shipped)
-    except FileNotFoundError:
-        verdict = Verdict(State.MOVED, reasons=["no such file"])
-    except OSError as error:
-        raise _no_access(found.path, error) from error
-    if found.version in MALICIOUS:
-        verdict = verdict._replace(state=State.MALICIOUS, wanted=None)
-    detail = _detail(verdict, found.version)
-    report = PatchReport(verdict.state, sys.executable, found.version, found.path, detail, verdict.genuine)
-    return report, verdict, current
+    shipped: str | None  # the file's hash in RECORD
 
 
 def _find() -> Installed | None:
     spec = importlib.util.find_spec("litellm")
     if spec is None or spec.origin is None:  # no origin: an empty folder that an uninstall left behind
         return None
-    package = Path(spec.origin).parent
-    beside = importlib.metadata.distributions(name="litellm", path=[str(package.parent)])
-    distribution = next(iter(beside), None) or next(iter(importlib.metadata.distributions(name="litellm")), None)
+    distribution = next(iter(importlib.metadata.distributions(name="litellm")), None)
     record = (distribution.read_text("RECORD") if distribution else None) or ""
     listed = re.search(rf"^{re.escape(TARGET)},sha256=([\w-]+)", record, re.MULTILINE)
     version = distribution.version if distribution else None
-    return Installed(package.parent / TARGET, version, listed[1] if listed else None)
+    return Installed(Path(spec.origin).parent.parent / TARGET, version, listed[1] if listed else None)
 
 
-@contextlib.contextmanager
-def _alone_at(path: Path) -> Iterator[None]:
-    """Hold the lock of the file's folder, and sync the folder when done. Names what the system refuses.
-
-    A lock on the folder leaves no lock file behind, and the kernel drops it with the process.
-    """
-    try:
-        folder = os.open(path.parent, os.O_RDONLY)
+def inspect() -> PatchReport:
+    """Say whether this interpreter's LiteLLM is patched, without importing it. PatchError if it cannot be read."""
+    installed = _find()
+    if installed is None:
+        return PatchReport(PatchState.MISSING)
+    if installed.version and installed.version in MALICIOUS:
+        report = PatchReport(PatchState.MALICIOUS, MALICIOUS[installed.version])
+    else:
         try:
-            _lock(folder, path)
-            yield
-            with contextlib.suppress(OSError):  # what was written stands, also where folders cannot be synced
-                os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise _no_access(path, error) from error
+            report = judge(installed.path.read_bytes(), installed.shipped)
+        except FileNotFoundError:
+            report = PatchReport(PatchState.MOVED, "no such file")
+        except OSError as error:
+            raise _no_access(installed.path, error) from error
+    return replace(report, version=installed.version, path=installed.path)
 
 
-def _lock(folder: int, path: Path) -> None:
-    deadline = time.monotonic() + LOCK_SECONDS
-    while time.monotonic() < deadline:
+def apply() -> PatchReport:
+    """Patch this interpreter's LiteLLM, unless it is patched. PatchError if that is not possible."""
+    return _change(patch=True)
+
+
+def undo() -> PatchReport:
+    """Remove our lines, and nothing else. PatchError if that is not possible."""
+    return _change(patch=False)
+
+
+def diff() -> str:
+    """What the patch did, or what it would do, as a unified diff. PatchError if it cannot be applied."""
+    report = inspect()
+    if report.original is None or report.patched is None:
+        raise PatchError(str(report), report.state)
+    before = report.original if report.state is PatchState.PATCHED else report.current
+    old, new = (
+        [line.decode(errors="replace") for line in text.splitlines(keepends=True)] for text in (before, report.patched)
+    )
+    return "".join(difflib.unified_diff(old, new, f"a/{TARGET}", f"b/{TARGET}"))
+
+
+def _change(*, patch: bool) -> PatchReport:
+    with Path(__file__).open("rb") as script:
+        _lock(script)
+        report = inspect()
+        wanted = report.patched if patch else report.original
+        if report.path is None or wanted is None:
+            raise PatchError(str(report), report.state)
+        if report.current == wanted:
+            return report
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # noqa: PERF203 - waiting is the point
+            _replace_file(report.path, report.current, wanted)
+        except OSError as error:
+            raise _no_access(report.path, error) from error
+        # Python takes an old .pyc for current when the file's size and second of change are the same.
+        with contextlib.suppress(OSError):
+            for compiled in (report.path.parent / "__pycache__").glob(f"{report.path.stem}.*.pyc"):
+                compiled.unlink()
+        return replace(inspect(), changed=True)
+
+
+def _lock(script: BinaryIO) -> None:
+    """Wait until no other run of this script changes LiteLLM. The lock ends when `script` is closed."""
+    for _ in range(LOCK_SECONDS * 20):
+        try:
+            return fcntl.flock(script, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # noqa: PERF203 - waits for its turn
             time.sleep(0.05)
         except OSError:
-            return  # a file system without locks (NFS): each write is still whole, the last one wins
-        else:
-            return
-    message = f"Another run of this script has held {path} for {LOCK_SECONDS:.0f} s. End it, then run this again."
-    raise PatchError(message, Exit.NO_ACCESS)
+            return None  # some network file systems have no locks: the last of two runs wins
+    message = f"Another run of this script has not ended for {LOCK_SECONDS} s. End it, then run this again: {THIS}"
+    raise PatchError(message, PatchState.NO_ACCESS)
 
 
 def _replace_file(path: Path, old: bytes, new: bytes) -> None:
-    """Put `new` in the place of `old` at once: a reader sees one or the other, other links keep theirs."""
+    """Replace the file in one step: a reader sees the old text or the new one, and other links keep the old one."""
     status = path.stat()
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
@@ -425,110 +334,61 @@ def _replace_file(path: Path, old: bytes, new: bytes) -> None:
             file.write(new)
             file.flush()
             with contextlib.suppress(PermissionError):
-                os.fchown(descriptor, status.st_uid, status.st_gid)  # under sudo the file stays its user's
+                os.fchown(descriptor, status.st_uid, status.st_gid)  # under sudo the file keeps its owner
             os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
             os.fsync(descriptor)
         if path.read_bytes() != old:
-            raise _somebody_else_writes(path)
+            message = f"Another program (pip?) wrote {path} at the same time. When it has ended, run this again: {THIS}"
+            raise PatchError(message, PatchState.CHANGED)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _renew_bytecode(path: Path) -> None:
-    """Drop what was compiled from the old source: Python may take it for current (same size and second, or a
-    .pyc that is never checked). A missing one would cost time at every start of a proxy that cannot write it."""
-    with contextlib.suppress(OSError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for stale in Path(importlib.util.cache_from_source(str(path))).parent.glob(f"{path.stem}.*.pyc"):
-            stale.unlink()
-        if not sys.dont_write_bytecode:
-            py_compile.compile(str(path), doraise=True)
-
-
-def _detail(verdict: Verdict, version: str | None) -> str:
-    """The report's text: the first line says how it stands, the others why and what to do."""
-    release = f"LiteLLM {version or '(version unknown)'}"
-    requirements = shlex.quote(str(BUNDLE / "requirements.txt"))
-    pip = f"{shlex.quote(sys.executable)} -m pip install"
-    venv = shlex.quote(str(BUNDLE / ".venv"))
-    # Debian's and Homebrew's Python refuse an installation outside a virtual environment.
-    install = pip if sys.prefix != sys.base_prefix else f"python3 -m venv {venv} && {venv}/bin/python -m pip install"
-    refused = f"Cortex refuses its requests (max_tokens).\nPatch it: {THIS}"
-    looked_for = "".join(f"\n    in {method}: self.{helper}(data=data)" for method, helper in CALLS.items())
-    found = "".join(f"  found        {reason}\n" for reason in verdict.reasons)
-    text = {
-        State.PATCHED: f"{release} is patched: its four chat calls send max_completion_tokens.",
-        State.UNNEEDED: f"Good news: {release} needs no patch, its code renames max_tokens without us.",
-        State.PARTIAL: f"{release} is patched only in part: {refused}",
-        State.PRISTINE: f"{release} is not patched: {refused}",
-        State.FOREIGN: f"{release} is not patched: {refused}",
-        State.DAMAGED: (
-            f"{release} was changed by somebody else where this patch belongs. Nothing was changed.\n{found}"
-            f"Put back what was shipped, then patch it: {pip} --force-reinstall --no-deps litellm=={version} && {THIS}"
-        ),
-        State.MOVED: (
-            f"{release} no longer has the code that this patch (made for {MADE_FOR}) changes. Nothing was changed.\n"
-            f"  looked for   in class {CLASS}, one of each:{looked_for}\n{found}"
-            "This may be good news: a newer LiteLLM may send max_completion_tokens by itself. It does not when Cortex\n"
-            f'answers "max_tokens is deprecated". Go back to the release that works: {install} -r {requirements}'
-        ),
-        State.MISSING: (f"LiteLLM is not installed for this interpreter.\nInstall it: {install} -r {requirements}"),
-        State.MALICIOUS: (
-            f"{release} steals credentials ({MALICIOUS.get(version or '')}). Do not start it; it is not patched.\n"
-            f"Replace it: {install} -r {requirements}\n"
-            "Then replace every key and password that this machine could read since it was installed."
-        ),
-    }[verdict.state]
-    notes = []
-    if verdict.genuine is False and verdict.wanted:
-        notes.append("Somebody else has changed this file too (it is not as LiteLLM's RECORD lists it): that is kept.")
-    if verdict.genuine is None and verdict.wanted:
-        notes.append("LiteLLM's RECORD does not list this file: whether somebody else changed it cannot be told.")
-    numbers = tuple(map(int, re.findall(r"\d+", version or "")[:3]))
-    if numbers and numbers < FLOOR and verdict.state is not State.MALICIOUS:
-        notes.append(f"A host header goes around its keys (CVE-2026-49468). Upgrade it: {install} -r {requirements}")
-    return "\n".join([text, *notes])
-
-
-def _somebody_else_writes(path: Path) -> PatchError:
-    message = f"Somebody else wrote {path} at the same moment (pip?). Theirs is kept: run this again when it is done."
-    return PatchError(message, Exit.CHANGED)
-
-
 def _no_access(path: Path, error: OSError) -> PatchError:
-    if error.errno not in {errno.EACCES, errno.EPERM}:
-        remedy = "Mend that, then run this again."
-    elif path.parent.stat().st_uid == os.geteuid():
-        remedy = f"Make the folder writable, then run this again: chmod u+rwx {shlex.quote(str(path.parent))}"
+    folder, file = shlex.quote(str(path.parent)), shlex.quote(str(path))
+    if not isinstance(error, PermissionError):
+        remedy = f"Fix that, then run this again: {THIS}"
+    elif os.access(path.parent, os.F_OK) and path.parent.stat().st_uid == os.geteuid():
+        remedy = f"Allow yourself access, then run this again: chmod u+rwx {folder} && chmod u+r {file} && {THIS}"
     else:
-        remedy = f"The folder belongs to another user. Run this again as that one: sudo {THIS}"
-    return PatchError(f"Cannot change {path}: {error.strerror}. Nothing was changed.\n{remedy}", Exit.NO_ACCESS)
+        remedy = f"The folder belongs to another user. Run this as that user or as root: sudo {THIS}"
+    return PatchError(f"Cannot read or write {path}: {error.strerror}.\n{remedy}", PatchState.NO_ACCESS)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--check", action="store_true", help="say how it stands, change nothing")
-    choice.add_argument("--undo", action="store_true", help="take the patch out again")
-    choice.add_argument("--diff", action="store_true", help="show what is patched, or what would be")
+    choice.add_argument("--check", action="store_true", help="say whether LiteLLM is patched, change nothing")
+    choice.add_argument("--undo", action="store_true", help="remove the patch (stop the proxy first)")
+    choice.add_argument("--diff", action="store_true", help="show what the patch changes, change nothing")
     options = parser.parse_args(arguments)
     enter_venv(())
     try:
         if options.diff:
             sys.stdout.write(diff())
-            return Exit.OK
+            return 0
         if options.check:
             report = inspect()
             print(report, file=sys.stdout if report.ok else sys.stderr)
-            return report.state.exit_code
+            return report.state.exit_status
+        if options.undo and inspect().state in {PatchState.PATCHED, PatchState.PARTIAL}:
+            print("Stop the proxy first, because a running proxy puts the patch back within seconds:")
+            print(f"  {PM2} stop claude-proxy && {THIS} --undo", flush=True)
         report = undo() if options.undo else apply()
     except PatchError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        print(f"{error}\nNothing was changed.", file=sys.stderr)
+        return error.state.exit_status
     print(report)
-    print(f"A running proxy keeps the old code: {PM2} restart claude-proxy" if report.changed else "Nothing to change.")
-    return Exit.OK
+    if not report.changed:
+        print("Nothing to change.")
+    elif options.undo:
+        print("Removed the patch.")
+    else:
+        print(f"A running proxy still uses the old code. Restart it: {PM2} restart claude-proxy")
+    if options.undo and report.state is PatchState.NOT_PATCHED:
+        print("The proxy puts the patch back at its next start. To do without the patch, do not start the proxy.")
+    return 0
 
 
 if __name__ == "__main__":
