@@ -43,8 +43,10 @@ def download(version: str, folder: Path) -> Path:
 
 def unpack(wheel: Path, site: Path) -> None:
     """Only the script and what it looks at: the package's start, the file, and the metadata with RECORD."""
-    (site / "patches").mkdir()
-    shutil.copy(SCRIPT, site / "patches")
+    for folder, names in (("patches", [SCRIPT.name]), ("bundle", ["__init__.py", "bootstrap.py"])):
+        (site / folder).mkdir()
+        for name in names:
+            shutil.copy(SCRIPT.parent.parent / folder / name, site / folder)
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             if name in {"litellm/__init__.py", TARGET} or re.match(

@@ -53,9 +53,15 @@ class Bundle:
 
     def start(self, *command: str | Path, as_user: bool = False) -> subprocess.Popen[str]:
         """Start a process that finds this LiteLLM only. `as_user`: file permissions count, also for root."""
-        start = drop_root_powers if as_user else None
-        env, pipe = {"PATH": os.environ["PATH"], "PYTHONPATH": str(self.site)}, subprocess.PIPE
-        return subprocess.Popen(command, env=env, preexec_fn=start, stdout=pipe, stderr=pipe, text=True)  # noqa: PLW1509
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,  # `python -c` imports from there first
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(self.site)},
+            preexec_fn=drop_root_powers if as_user else None,  # noqa: PLW1509
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def run(self, *arguments: str, as_user: bool = False) -> tuple[int, str, str]:
         process = self.start(sys.executable, "-S", self.script, *arguments, as_user=as_user)

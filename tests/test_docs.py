@@ -161,16 +161,23 @@ def test_it_names_nothing_of_the_machine_on_which_it_was_made() -> None:
 # ------------------------------------------------------------------------------------------------------ architecture.md
 
 
-def test_the_imports_of_the_bundle_have_no_circle_and_reach_no_script() -> None:
-    graph = {name: imported for name, imported in import_graph.read().items() if name.split(".")[0] == "bundle"}
+def test_the_imports_have_no_circle_and_nobody_imports_a_script() -> None:
+    graph = import_graph.read()
     assert "bundle.bootstrap" in graph
     import_graph.levels(graph)
     scripts = {path.stem for path in BUNDLE.glob("*.py")}
     assert {(name, each) for name, imported in graph.items() for each in imported & scripts} == set()
 
 
-def test_the_imports_of_the_bundle_go_the_way_that_the_page_shows() -> None:
-    graph = {name: imported for name, imported in import_graph.read().items() if name.split(".")[0] == "bundle"}
+def test_the_contract_imports_nothing_of_ours_and_the_patch_only_the_bootstrap() -> None:
+    graph = import_graph.read()
+    for name in (name for name in graph if name.startswith("bundle.cortex.")):
+        assert {each for each in graph[name] if not each.startswith("bundle.cortex")} <= {"bundle"}
+    assert graph["patches.apply_patch"] - {"bundle"} == {"bundle.bootstrap"}
+
+
+def test_the_imports_go_the_way_that_the_page_shows() -> None:
+    graph = import_graph.read()
     order = import_graph.order_of((BUNDLE / "docs" / "architecture.md").read_text(encoding="utf-8"))
     assert "bundle.bootstrap" in order
     assert import_graph.going_up(graph, order) == []
