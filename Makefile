@@ -92,6 +92,16 @@ doctor: ## what is wrong, and what fixes it (ARGS=--live asks every model)
 usage: ## what was spent, by day and model (ARGS='--days 30')
 	@$(HERE); $(PY) usage.py $(ARGS)
 
+.PHONY: version
+version: ## the releases of the bundle and of what it runs on
+	@echo "bundle      $$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) $$(git describe --always --dirty 2>/dev/null)"
+	@$(PY) -c 'import platform, importlib.metadata as packages; \
+		print("Python     ", platform.python_version()); print("LiteLLM    ", packages.version("litellm"))' 2>/dev/null \
+		|| echo "Python      nothing is installed yet: make install"
+	@echo "Node.js     $$(node --version 2>/dev/null || echo 'not on PATH')"
+	@echo "PM2         $$(node -p 'require("./node_modules/pm2/package.json").version' 2>/dev/null || echo 'not installed: make install')"
+	@echo "Claude Code $$(PATH="$$PATH:node_modules/.bin" claude --version 2>/dev/null || echo 'not installed: make install')"
+
 .PHONY: logs
 logs: ## what both processes said last, and what they say from now on
 	@$(HERE); tail -n 20 -F "$${CORTEX_HOME:-.}"/logs/*.log
@@ -111,16 +121,36 @@ endef
 
 # ------------------------------------------------------------------------------------------------------------- develop
 
-# `make test` on a new machine needs nothing before it. Its parts: `make lint`, and .venv/bin/pytest.
+# Each test has its own ports, HOME and PM2_HOME, and most of its time is waiting: three at once suit two cores.
+# The tests of one file stay together, because they share what the file has started.
+PYTEST := $(PY) -m pytest -n 3 --dist loadfile
+
+# Both work on a new machine, with nothing installed before. One test alone: .venv/bin/python -m pytest -k NAME
+.PHONY: check
+check: lint ## lint, types and the fast tests: less than a minute
+	@$(PYTEST) -m "not real" $(ARGS)
+
 .PHONY: test
 test: lint node_modules/installed-dev ## lint, types and all tests, without a Snowflake account (ARGS='-k token')
-	@$(PY) -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
+
+.PHONY: nightly
+nightly: test coverage soak compat ## all tests, their coverage, a day of load, other releases (two hours)
+
+.PHONY: coverage
+coverage: .venv/installed-dev ## which lines the fast tests run
+	@$(PYTEST) -m "not real" --cov --cov-report=term:skip-covered
 
 .PHONY: lint
 lint: .venv/installed-dev ## ruff and mypy
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
 	@$(PY) -m mypy
+
+.PHONY: audit
+audit: .venv/bin/uv ## known weaknesses in the dependencies (asks the registries)
+	@.venv/bin/uv tool run pip-audit --disable-pip --require-hashes -r requirements.txt
+	@$(NPM) audit --audit-level=moderate
 
 .PHONY: bench
 bench: .venv/installed ## how fast it is, beside LiteLLM alone: a few minutes (ARGS=--json; --steps: what each part saves)
