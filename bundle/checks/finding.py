@@ -1,4 +1,4 @@
-"""What a check finds, and what the checks look at."""
+"""The result of a check, and the installation that the checks examine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bundle.settings import Settings, load_settings, state_folder
 
 @dataclass(frozen=True)
 class Finding:
-    """`state` is ok, warn, fail or skip; `fix` is what to do, with a command or SQL statement in it."""
+    """One result. `state` is ok, warn, fail or skip; `fix` says what to do, with a command or SQL statement."""
 
     name: str
     state: str
@@ -25,34 +25,34 @@ class Finding:
 
 
 class NotConfiguredError(Exception):
-    """A check needs the settings, and there are none: another check says why."""
+    """A check needs the settings, but they are not valid. The check `account` shows the error."""
 
 
 @dataclass(frozen=True)
 class Installation:
-    """What the checks look at; `now` in seconds since the epoch. Without settings, `trouble` says why."""
+    """What the checks examine. `now` is in seconds since the epoch. `settings_error` is empty if settings are valid."""
 
     folder: Path
     environ: Mapping[str, str]
     now: float
-    given: Settings | None = None
-    trouble: str = ""
+    valid_settings: Settings | None = None
+    settings_error: str = ""
 
     @property
     def settings(self) -> Settings:
-        if self.given is None:
+        if self.valid_settings is None:
             raise NotConfiguredError
-        return self.given
+        return self.valid_settings
 
     @property
     def master_key(self) -> str:
-        """Unlike `auto_refresh.master_key` this makes none: looking must not change what is looked at."""
+        """The proxy's key, or "-". `settings.master_key` would create a key, but a check must not change anything."""
         path = self.folder / ".master_key"
         return self.settings.given_master_key or (path.read_text(encoding="ascii").strip() if path.exists() else "-")
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The model rows of litellm_config.yaml; none when it is not there or damaged."""
+        """The model rows of litellm_config.yaml; empty if the file is missing or damaged."""
         try:
             document = yaml.safe_load((self.folder / "litellm_config.yaml").read_text(encoding="utf-8"))
             return [row for row in document["model_list"] if row["litellm_params"]["model"] and row["model_name"]]
@@ -63,26 +63,26 @@ class Installation:
 def read_installation(environ: Mapping[str, str], now: float) -> Installation:
     folder = state_folder(environ)
     try:
-        return Installation(folder, environ, now, given=load_settings(environ))
+        return Installation(folder, environ, now, load_settings(environ))
     except ConfigError as error:
-        return Installation(folder, environ, now, trouble=str(error))
+        return Installation(folder, environ, now, settings_error=str(error))
 
 
 Findings = Iterator[Finding]
 
 
-def verdict(name: str, good: bool, found: str, fix: str, otherwise: str = "fail") -> Finding:
-    return Finding(name, "ok", found) if good else Finding(name, otherwise, found, fix)
+def make_finding(name: str, is_ok: bool, found: str, fix: str, bad_state: str = "fail") -> Finding:
+    return Finding(name, "ok", found) if is_ok else Finding(name, bad_state, found, fix)
 
 
-def from_message(name: str, message: object, state: str = "fail") -> Finding:
-    """A message whose first line says what is wrong, and the others what fixes it."""
+def finding_from_message(name: str, message: object, state: str = "fail") -> Finding:
+    """A finding from a message whose first line says what is wrong, and whose other lines say what fixes it."""
     found, _, fix = str(message).partition("\n")
     return Finding(name, state, found, fix)
 
 
-def span(seconds: float) -> str:
-    """A length of time in its largest unit, cut."""
+def duration(seconds: float) -> str:
+    """A duration in its largest unit, rounded down."""
     units = (("days", 86400), ("hours", 3600), ("minutes", 60))
     unit, size = next((pair for pair in units if seconds >= 2 * pair[1]), ("seconds", 1))
     return f"{max(0, int(seconds // size))} {unit}"

@@ -1,4 +1,4 @@
-"""After a start: wait until a model has answered, and offer the other route where this one refuses Claude Code."""
+"""After a start: waits until a model answers, and offers the other route if this route refuses Claude Code."""
 
 from __future__ import annotations
 
@@ -12,114 +12,111 @@ from contextlib import suppress
 
 import httpx
 
-from bundle.checks.connections import ask_proxy
+from bundle.checks.connections import proxy_is_alive
 from bundle.checks.finding import Finding, Installation, read_installation
 from bundle.checks.model_check import Report, Route, other_route
-from bundle.checks.processes import NAMES, processes
+from bundle.checks.processes import SCRIPTS, processes
 from bundle.checks.report import check_model, examine, page
 from bundle.errors import ConfigError
 from bundle.settings import CLAUDE_ROUTES, set_in_env_file
 from bundle.supervisor import find_process, pm2_processes
 
 START_SECONDS = 150.0  # a slow machine needs half a minute
-SWITCH_SECONDS = 30.0  # an edit of .env is live within four
+SWITCH_SECONDS = 30.0  # a change of .env takes effect within four seconds
 
 
-def wait(setup: Installation) -> bool:
-    """Wait until a model has answered through the proxy; else show what fails. PM2 calls an early death a success."""
-    if setup.trouble:
-        print(setup.trouble)
+def wait(installation: Installation) -> bool:
+    """Wait until a model answers through the proxy, or show what is wrong. (PM2 cannot tell: it reports success even if
+    a process ends soon after its start.)"""
+    if installation.settings_error:
+        print(installation.settings_error)
         return False
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         with suppress(httpx.HTTPError):
-            if "alive" in ask_proxy(setup, "GET", "/health/liveliness").text:
+            if proxy_is_alive(installation):
                 break
-        listed = pm2_processes(setup.environ) or []
-        if any(find_process(listed, name).get("pm2_env", {}).get("status") in {"errored", "stopped"} for name in NAMES):
+        listed = pm2_processes(installation.environ) or []
+        states = {find_process(listed, name).get("pm2_env", {}).get("status") for name in SCRIPTS}
+        if states & {"errored", "stopped"}:
             break
         time.sleep(0.5)
-    names, reports = ask_families(setup)
-    if not setup.settings.claude_route_from and (better := better_for_all(reports)):
+    names, reports = ask_families(installation)
+    if not installation.settings.claude_route_from and (better := better_for_all(reports)):
         model, route = better
-        return offer(setup, model, names[model], reports, route)
-    return greet(setup, reports)
+        return offer(installation, model, names[model], reports, route)
+    return print_result(installation, reports)
 
 
 def better_for_all(reports: Mapping[str, Report]) -> tuple[str, Route] | None:
-    """The other route, and a model that shows it, where no model works whole on this one and none would lose by it."""
-    if any(
-        report.answers == "whole" or (report.answers == "in part" and not report.better) for report in reports.values()
-    ):
+    """A model that is better on the other route, and that route. None if a change would help no model, or if a model
+    answers on this route and would not be better on the other route."""
+    if any(report.answers != "no" and not report.better for report in reports.values()):
         return None
     return next(((model, report.better) for model, report in reports.items() if report.better), None)
 
 
-def ask_families(setup: Installation) -> tuple[dict[str, str], dict[str, Report]]:
-    """The models that Claude Code gets by itself, the cheapest first: the row of each, and how it answers."""
-    rows = [row for row in setup.rows if "*" in row["model_name"]] or setup.rows
+def ask_families(installation: Installation) -> tuple[dict[str, str], dict[str, Report]]:
+    """Ask the models that Claude Code uses by default. Returns the row and the report of each, the cheapest first."""
+    rows = [row for row in installation.rows if "*" in row["model_name"]] or installation.rows
     names: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: "haiku" not in row["model_name"]):
         names.setdefault(row["litellm_params"]["model"], row["model_name"])
     with ThreadPoolExecutor(4) as pool:
-        asked = pool.map(lambda pair: check_model(setup, *pair), names.items())
-        return names, dict(zip(names, asked, strict=True))
+        reports = pool.map(lambda pair: check_model(installation, *pair), names.items())
+        return names, dict(zip(names, reports, strict=True))
 
 
-def greet(setup: Installation, reports: Mapping[str, Report]) -> bool:
-    """Say which models answer, and what there is to know all the same; or, when none does, what is wrong. That the
-    region lacks one model is no reason to fail, that it lacks all is."""
-    if not any(report.answers != "no" for report in reports.values()):
-        wrong = [finding for finding in examine(setup, live=True) if finding.state in {"fail", "warn"}]
+def print_result(installation: Installation, reports: Mapping[str, Report]) -> bool:
+    """Print which models answer, and the warnings. If no model answers, print all that is wrong and return False."""
+    answering = [bare_name(model) for model, report in reports.items() if report.answers != "no"]
+    if not answering:
+        wrong = [finding for finding in examine(installation, live=True) if finding.state in {"fail", "warn"}]
         print(page(wrong, shutil.get_terminal_size().columns, colour=False))
         return False
-    warnings = [finding for finding in processes(setup) if finding.state == "warn"]
-    same: dict[tuple[str, str], list[str]] = {}
+    warnings = [finding for finding in processes(installation) if finding.state == "warn"]
+    models_by_problem: dict[tuple[str, str], list[str]] = {}
     for model, report in reports.items():
         if report.answers != "whole":
-            same.setdefault((report.found, report.remedy), []).append(model.partition("/")[2])
-    warnings += [Finding(", ".join(names), "warn", *words) for words, names in same.items()]
+            models_by_problem.setdefault((report.found, report.remedy), []).append(bare_name(model))
+    warnings += [Finding(", ".join(names), "warn", *problem) for problem, names in models_by_problem.items()]
     for finding in warnings:
         print(f"Warning: {finding.name}: {finding.found}\n{finding.fix}".rstrip())
-    *first, last = [model.partition("/")[2] for model, report in reports.items() if report.answers != "no"]
-    print(
-        f"{', '.join(first)} and {last} on Snowflake Cortex answer."
-        if first
-        else f"{last} on Snowflake Cortex answers."
-    )
+    *first, last = answering
+    print(f"{', '.join(first)} and {last}" if first else last, f"on Snowflake Cortex answer{'' if first else 's'}.")
     return True
 
 
-def offer(setup: Installation, model: str, name: str, reports: Mapping[str, Report], better: Route) -> bool:
-    """Say that the other route is the better one, and change to it if somebody is there who says yes; or keep this one
-    and ask no more. Whether Claude Code then works."""
+def offer(installation: Installation, model: str, name: str, reports: Mapping[str, Report], better: Route) -> bool:
+    """Ask the user whether to change to the better route, and write the choice into .env, so that the user is not asked
+    again. Returns whether Claude Code works afterwards."""
     report = reports[model]
-    print(f"{model.partition('/')[2]}: {report.found}.")
-    yes = agrees("Switch to it? [Y/n] ")
+    print(f"{bare_name(model)}: {report.found}.")
+    yes = ask_yes_or_no("Switch to it? [Y/n] ")
     if yes is None:
         print(report.remedy)
         return False
     route = better if yes else other_route(better)
     try:
-        set_in_env_file(setup.folder / ".env", "CLAUDE_ROUTE", route.word)
+        set_in_env_file(installation.folder / ".env", "CLAUDE_ROUTE", route.word)
     except ConfigError as error:
         print(error)
         return False
-    print(f"CLAUDE_ROUTE={route.word} is in {setup.folder / '.env'} now.", flush=True)
-    setup = read_installation(setup.environ, time.time())
+    print(f"CLAUDE_ROUTE={route.word} is in {installation.folder / '.env'} now.", flush=True)
+    installation = read_installation(installation.environ, time.time())
     if yes:
-        return switched(setup, f"{CLAUDE_ROUTES[route.word]}/{model.partition('/')[2]}", name)
+        return switched(installation, f"{CLAUDE_ROUTES[route.word]}/{bare_name(model)}", name)
     if all(report.answers == "no" for report in reports.values()):
         print(f"So Claude Code gets no answer.\n{report.remedy}")
         return False
-    return greet(setup, reports)
+    return print_result(installation, reports)
 
 
-def agrees(question: str) -> bool | None:
-    """Whether somebody says yes (Enter will do); None when nobody is there, or nobody wants to say."""
+def ask_yes_or_no(question: str) -> bool | None:
+    """The answer of the user (Enter means yes). None without a terminal or at the end of the input."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return None
-    with suppress(termios.error):  # an Enter too many from before is not meant
+    with suppress(termios.error):  # discard keys that were pressed before the question
         termios.tcflush(sys.stdin, termios.TCIFLUSH)
     try:
         while (answer := input(question).strip().lower()) not in {"", "y", "yes", "n", "no"}:
@@ -130,21 +127,25 @@ def agrees(question: str) -> bool | None:
     return answer in {"", "y", "yes"}
 
 
-def switched(setup: Installation, model: str, name: str) -> bool:
-    """Wait until refresher and proxy have taken up the new route; whether the row's model then answers."""
+def switched(installation: Installation, model: str, name: str) -> bool:
+    """Wait until the refresher and the proxy use the new route. Returns whether Claude Code works then."""
     deadline = time.monotonic() + SWITCH_SECONDS
-    while not any(row["model_name"] == name and row["litellm_params"]["model"] == model for row in setup.rows):
+    while (name, model) not in ((row["model_name"], row["litellm_params"]["model"]) for row in installation.rows):
         if time.monotonic() > deadline:
-            # Its own environment, from the shell in which it was started, beats .env.
-            print("token-refresher does not take it up. See why: make logs; or let it start anew: make stop start")
+            # The reason may be CLAUDE_ROUTE in the refresher's environment, which has priority over .env.
+            print("token-refresher does not use the new setting. See why: make logs; or restart it: make stop start")
             return False
         time.sleep(0.25)
     while True:
-        time.sleep(1.5)  # the proxy looks at the rows once a second
-        report = check_model(setup, model, name)
+        time.sleep(1.5)  # the proxy checks the rows once a second
+        report = check_model(installation, model, name)
         if report.answers == "whole" or time.monotonic() > deadline:
             break
     if report.answers == "no":
-        print(f"{model.partition('/')[2]}: {report.found}\n{report.remedy}".rstrip())
+        print(f"{bare_name(model)}: {report.found}\n{report.remedy}".rstrip())
         return False
-    return greet(setup, ask_families(setup)[1])
+    return print_result(installation, ask_families(installation)[1])
+
+
+def bare_name(model: str) -> str:
+    return model.partition("/")[2]

@@ -1,9 +1,9 @@
-"""Does a model answer what Claude Code sends, and if a route of Cortex refuses it, does the other route take it?
+"""Does a model answer what Claude Code sends? If one route of Cortex refuses it, does the other route accept it?
 
-A bare question for one word tells little: Cortex answered that while it refused every request of Claude Code (thinking
-without a temperature, for one). So the request here has one of each kind of thing that Claude Code sends, and an answer
-counts when it is whole: its last event came, and there was text or a tool call in it. What judges is pure, `check`
-asks.
+A minimal test request is not enough: Cortex answered such a request while it refused every request of Claude Code (for
+example, thinking without a temperature). So the request here contains one example of everything that Claude Code sends.
+An answer is accepted only if it is complete: its last event came, and it contains text or a tool call. Only `check` and
+`ask_cortex` send requests; the other functions are pure.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bundle.tokens import auth_headers, sign
 
 @dataclass(frozen=True)
 class Route:
-    """A way to a Claude model: the word for it in CLAUDE_ROUTE, its name in a sentence, and its path on Cortex."""
+    """A route to a Claude model: its value in CLAUDE_ROUTE, its name in a sentence, and its path on Cortex."""
 
     word: str
     name: str
@@ -39,119 +39,92 @@ class Route:
 CHAT = Route("chat", "chat completions", "/api/v2/cortex/v1/chat/completions")
 MESSAGES = Route("messages", "the Messages API", "/api/v2/cortex/v1/messages")
 
-# ------------------------------------------------------------------------------------------------------- the request
-
 VERSION = {"anthropic-version": "2023-06-01"}
-# Those that are left when point_claude.py has switched the experimental ones off.
+# The betas that Claude Code sends after point_claude.py has switched the experimental betas off.
 BETAS = ("claude-code-20250219", "interleaved-thinking-2025-05-14")
 HEADERS = {**VERSION, "anthropic-beta": ",".join(BETAS)}
-BUDGET = 1024  # of thinking, the smallest that there is
-# Costs nothing that is not used. Much less could be refused where Claude Code is not: how large a budget Cortex makes
-# of an effort is not documented, and a budget must be smaller than this.
+BUDGET = 1024  # tokens of thinking; Anthropic's minimum
+# Unused tokens cost nothing. The limit must be larger than the budget that Cortex makes of an effort, which is not
+# documented: with a much lower limit, Cortex could refuse this request but accept Claude Code's own requests.
 MAX_TOKENS = 5000
+ANSWER_SECONDS = 90.0
+PAUSES: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 2.0)  # a route may refuse several fields, one in each answer
 
-_MARK: JSON = {"cache_control": MARK}
+_STRING: JSON = {"type": "string"}
 
 
-def _tool(name: str, description: str, properties: JSON, *required: str) -> JSON:
-    schema: JSON = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "type": "object",
-        "properties": properties,
-    }
-    schema |= {"required": list(required), "additionalProperties": False}
+def _object(properties: JSON, *required: str) -> JSON:
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+def _tool(name: str, description: str, properties: JSON, required: str) -> JSON:
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **_object(properties, required)}
     return {"name": name, "description": description, "input_schema": schema}
 
 
-_STRING: JSON = {"type": "string"}
-_LIST_ENTRY: JSON = {
-    "type": "object",
-    "properties": {"content": {**_STRING, "minLength": 1}, "status": {**_STRING, "enum": ["pending", "completed"]}},
-    "required": ["content", "status"],
-    "additionalProperties": False,
-}
+_OFFSET: JSON = {"type": "integer", "minimum": 0, "maximum": 9007199254740991}
+_COMMAND: JSON = {"command": {**_STRING, "description": "The command"}, "timeout": {"type": "number"}}
+_STATUS: JSON = {**_STRING, "enum": ["pending", "completed"]}
+_TODO = _object({"content": {**_STRING, "minLength": 1}, "status": _STATUS}, "content", "status")
 TOOLS = (
-    _tool(
-        "Bash",
-        "Runs a command in a shell.",
-        {"command": {**_STRING, "description": "The command"}, "timeout": {"type": "number"}},
-        "command",
-    ),
-    _tool(
-        "Read",
-        "Reads a file.",
-        {"file_path": _STRING, "offset": {"type": "integer", "minimum": 0, "maximum": 9007199254740991}},
-        "file_path",
-    ),
-    _tool("TodoWrite", "Keeps a list of things to do.", {"todos": {"type": "array", "items": _LIST_ENTRY}}, "todos"),
+    _tool("Bash", "Runs a command in a shell.", _COMMAND, "command"),
+    _tool("Read", "Reads a file.", {"file_path": _STRING, "offset": _OFFSET}, "file_path"),
+    _tool("TodoWrite", "Keeps a list of things to do.", {"todos": {"type": "array", "items": _TODO}}, "todos"),
 )
 
 
 def request(model: str) -> JSON:
-    """What Claude Code would send, to be answered with one word."""
+    """What Claude Code would send. The expected answer is one word."""
+    system = [
+        {"type": "text", "text": "You are Claude Code, Anthropic's official CLI for Claude."},
+        {"type": "text", "text": "You help with programming. Answer as briefly as you can.", "cache_control": MARK},
+    ]
+    content = [
+        {"type": "text", "text": "<system-reminder>\nThis is a check of the connection.\n</system-reminder>"},
+        {"type": "text", "text": "Say OK, and use no tool.", "cache_control": MARK},
+    ]
     return {
         "model": model,
         "max_tokens": MAX_TOKENS,
         "stream": True,
         "thinking": {"type": "enabled", "budget_tokens": BUDGET},
-        "system": [
-            {"type": "text", "text": "You are Claude Code, Anthropic's official CLI for Claude."},
-            {"type": "text", "text": "You help with programming. Answer as briefly as you can.", **_MARK},
-        ],
+        "system": system,
         "tools": [*TOOLS],
-        "messages": [
-            {
-                "role": "user",
-                "content": [
-                    {
-                        "type": "text",
-                        "text": "<system-reminder>\nThis is a check of the connection.\n</system-reminder>",
-                    },
-                    {"type": "text", "text": "Say OK, and use no tool.", **_MARK},
-                ],
-            }
-        ],
+        "messages": [{"role": "user", "content": content}],
         "metadata": {"user_id": "doctor"},
     }
 
 
 def for_cortex(route: Route, model: str) -> tuple[JSON, dict[str, str]]:
-    """The same request as the proxy would send it on this route, and the headers that belong to it."""
-    asked = request(model)
+    """The same request as the proxy would send it on this route, with its headers."""
+    claude_request = request(model)
     if route is MESSAGES:
-        body, betas, *_ = messages_request(asked, limits=Limits(), betas=BETAS)
+        body, betas, *_ = messages_request(claude_request, limits=Limits(), betas=BETAS)
         return body, {**VERSION, **({"anthropic-beta": ",".join(betas)} if betas else {})}
-    body, *_ = chat_request(_as_openai(asked), family="claude", limits=Limits())
+    body, *_ = chat_request(_as_openai(claude_request), family="claude", limits=Limits())
     return body, {}
 
 
-def _as_openai(asked: JSON) -> JSON:
-    """In OpenAI's terms, as LiteLLM hands it to the dialect; the limit by the name that the patch gives it."""
-    functions = [
-        {"name": tool["name"], "description": tool["description"], "parameters": tool["input_schema"]}
-        for tool in asked["tools"]
-    ]
+def _as_openai(body: JSON) -> JSON:
+    """The request in OpenAI's format, as LiteLLM makes it; the patch renames the limit to `max_completion_tokens`."""
+
+    def function(tool: JSON) -> JSON:
+        return {"name": tool["name"], "description": tool["description"], "parameters": tool["input_schema"]}
+
     return {
-        "model": asked["model"],
-        "max_completion_tokens": asked["max_tokens"],
-        "stream": True,
-        "thinking": asked["thinking"],
-        "messages": [{"role": "system", "content": asked["system"]}, *asked["messages"]],
-        "tools": [{"type": "function", "function": function} for function in functions],
+        **{key: body[key] for key in ("model", "stream", "thinking")},
+        "max_completion_tokens": body["max_tokens"],
+        "messages": [{"role": "system", "content": body["system"]}, *body["messages"]],
+        "tools": [{"type": "function", "function": function(tool)} for tool in body["tools"]],
     }
-
-
-# -------------------------------------------------------------------------------------------------------- the answer
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a request went.
-
-    "good": whole. "again": the same request may succeed later. "refused": not on this route, and no setting of the
-    account explains it. "failed": everything else. The first line of `words` says what is wrong, the others what fixes
-    it. `left_out` names what the proxy leaves out of such a request, because Cortex has refused it.
-    """
+    """The result of a request. `state` is "good" for a complete answer, "again" if the same request may succeed later,
+    "refused" if this route does not accept the request and no setting of the account explains that, and "failed"
+    otherwise. The first line of `words` says what is wrong, the other lines say what fixes it. `left_out` names the
+    fields that the proxy has removed from the request, because Cortex refuses them."""
 
     state: Literal["good", "again", "refused", "failed"]
     words: str = ""
@@ -159,39 +132,36 @@ class Verdict:
 
 
 def of_proxy(status: int, headers: Mapping[str, str], text: str) -> Verdict:
-    """Judge an answer of the proxy; `headers` by lower-case name. Raises ValueError, LookupError or TypeError for what
-    it never says."""
+    """The result of an answer of the proxy. The names in `headers` are in lower case. Raises ValueError, LookupError or
+    TypeError for an answer that the proxy never sends."""
     if status == 200:
-        trouble = trouble_of(MESSAGES, text)
+        verdict = _of_stream(MESSAGES, text)
         names = [name.strip() for name in headers.get("x-cortex-left-out", "").split(",")]
-        left_out = tuple(name for name in names if name)
-        return Verdict("again", trouble) if trouble else Verdict("good", left_out=left_out)
-    error = json.loads(text)["error"]
-    words = str(error["message"])
-    final = headers.get("x-should-retry") == "false"
-    if not final and (status >= 429 or status in {401, 408, 409}):  # as Claude Code itself takes them
-        return Verdict("again", words)
-    return Verdict("refused" if status == 400 and _is_unexplained(words) else "failed", words)
+        return replace(verdict, left_out=tuple(filter(None, names))) if verdict.state == "good" else verdict
+    message = str(json.loads(text)["error"]["message"])
+    # (Claude Code retries on the same statuses.)
+    retry = headers.get("x-should-retry") != "false" and (status >= 429 or status in {401, 408, 409})
+    return _of_error(status, message, retry=retry)
 
 
 def of_cortex(route: Route, status: int, text: str) -> Verdict:
-    """Judge an answer of Cortex itself."""
+    """The result of an answer that comes directly from Cortex."""
     if status == 200:
-        trouble = trouble_of(route, text)
-        return Verdict("again", trouble) if trouble else Verdict("good")
-    told = explain(status, text, asked=MAX_TOKENS)
-    if told.retry:
-        return Verdict("again", told.message)
-    return Verdict("refused" if told.status == 400 and _is_unexplained(told.message) else "failed", told.message)
+        return _of_stream(route, text)
+    error = explain(status, text, asked=MAX_TOKENS)
+    return _of_error(error.status, error.message, retry=error.retry)
 
 
-def _is_unexplained(words: str) -> bool:
-    # What has a remedy of its own (a region, a list of models, the patch) is fixed by that, and not by another route.
-    return "\n" not in words.strip()
+def _of_error(status: int, message: str, *, retry: bool) -> Verdict:
+    if retry:
+        return Verdict("again", message)
+    # A message with a second line names its own fix (a region, the list of models, the patch): another route is none.
+    has_fix = "\n" in message.strip()
+    return Verdict("refused" if status == 400 and not has_fix else "failed", message)
 
 
-def trouble_of(route: Route, text: str) -> str:
-    """What is wrong with a stream of this route, by the proxy's own readers; empty for a whole answer."""
+def _of_stream(route: Route, text: str) -> Verdict:
+    """The result of a stream, which is read with the same code as in the proxy."""
     lines = EventLines()
     reader = WholeAnswer() if route is MESSAGES else StreamFix(RequestFacts(MAX_TOKENS))
     try:
@@ -199,17 +169,14 @@ def trouble_of(route: Route, text: str) -> str:
             list(reader.feed(data))
         list(reader.end())
     except IncompleteAnswerError as error:
-        return str(error)
-    return ""
-
-
-# ------------------------------------------------------------------------------------------------- what it means
+        return Verdict("again", str(error))
+    return Verdict("good")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What there is to say of a model; `answers` to Claude Code whole, in part (Cortex refuses something that is then
-    left out), or not. `better` is the other route, where that takes the whole request and this one does not."""
+    """The result for one model. `answers` is "in part" if Cortex refuses a field and the proxy removes that field.
+    `better` is the other route if it accepts the whole request and this route does not."""
 
     answers: Literal["whole", "in part", "no"]
     found: str
@@ -218,23 +185,23 @@ class Report:
 
 
 def report(here: Verdict, route: Route | None, there: Verdict | None = None) -> Report:
-    """Put together the verdicts of the proxy and of the other route; `route` is the proxy's, None for one without a
-    choice, and `there` None where nobody was asked."""
+    """Combine the results of the proxy (`here`) and of the other route (`there`, None if it was not tested). `route` is
+    the proxy's route, or None if the model has only one route."""
     if here.state == "good" and not here.left_out:
         return Report("whole", "answers")
     answers: Literal["in part", "no"] = "in part" if here.state == "good" else "no"
-    what, _, remedy = here.words.partition("\n")
+    problem, _, remedy = here.words.partition("\n")
     names = " and ".join(f"`{name}`" for name in here.left_out)
     if route is None or here.state not in {"good", "refused"}:
-        return Report(answers, f"answers without {names}, which Cortex refuses" if names else what, remedy)
-    why = f"Cortex refuses {names or f'what Claude Code sends ({_bare(what)})'} on {route.name}"
+        return Report(answers, f"answers without {names}, which Cortex refuses" if names else problem, remedy)
+    found = f"Cortex refuses {names or f'what Claude Code sends ({_bare(problem)})'} on {route.name}"
     if there is None:
-        return Report(answers, why, remedy)
+        return Report(answers, found, remedy)
     other = other_route(route)
     if there.state == "good":
-        return Report(answers, f"{why} and takes {'it' if names else 'that'} on {other.name}", better=other)
-    told, _, remedy = there.words.partition("\n")
-    return Report(answers, f"{why}, and on {other.name}: {_bare(told)}", remedy)
+        return Report(answers, f"{found} and takes {'it' if names else 'that'} on {other.name}", better=other)
+    problem, _, remedy = there.words.partition("\n")
+    return Report(answers, f"{found}, and on {other.name}: {_bare(problem)}", remedy)
 
 
 def other_route(route: Route) -> Route:
@@ -245,19 +212,13 @@ def _bare(words: str) -> str:
     return words.removeprefix("Snowflake Cortex: ").rstrip(".")
 
 
-# ------------------------------------------------------------------------------------------------------------ asking
-
-ANSWER_SECONDS = 90.0
-PAUSES: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 2.0)  # a route may refuse one thing after the other
-
-
 def check(settings: Settings, master_key: str, model: str, name: str, *, has_routes: bool) -> Report:
-    """Ask the model of a row, by the row's name, what Claude Code would; where its route refuses that, ask Cortex
-    itself on the other one. `has_routes`: it is a model of Cortex."""
+    """Send Claude Code's request for the row `name` through the proxy. If the row's route refuses it, try the other
+    route, directly at Cortex. `has_routes`: the model is a model of Cortex."""
     body, url = request(name.replace("*", "doctor")), f"http://127.0.0.1:{settings.proxy_port}/v1/messages?beta=true"
 
     def through_the_proxy() -> Verdict:
-        answer = _post(url, body, {**HEADERS, "Authorization": f"Bearer {master_key}"})
+        answer = post(url, body, {**HEADERS, "Authorization": f"Bearer {master_key}"})
         return of_proxy(answer.status_code, answer.headers, answer.text)
 
     try:
@@ -268,16 +229,16 @@ def check(settings: Settings, master_key: str, model: str, name: str, *, has_rou
     route = {"openai": CHAT, "snowflake": MESSAGES}.get(provider) if has_routes and bare.startswith("claude") else None
     if route is None or not (here.left_out or here.state == "refused"):
         return report(here, route)
-    found = report(here, route, check_route(settings, bare, other_route(route)))
-    return with_remedy(settings, bare, name, found)
+    there = ask_cortex(settings, bare, other_route(route))
+    return with_remedy(settings, bare, name, report(here, route, there))
 
 
-def check_route(settings: Settings, model: str, route: Route) -> Verdict | None:
-    """How Cortex itself answers on a route; None when it cannot be asked."""
+def ask_cortex(settings: Settings, model: str, route: Route) -> Verdict | None:
+    """The result of the request on a route, directly at Cortex. None if Cortex cannot be reached."""
     body, headers = for_cortex(route, model)
 
     def directly() -> Verdict:
-        answer = _post(settings.base_url + route.path, body, {**headers, **auth_headers(token)})
+        answer = post(settings.base_url + route.path, body, {**headers, **auth_headers(token)})
         return of_cortex(route, answer.status_code, answer.text)
 
     try:
@@ -287,15 +248,14 @@ def check_route(settings: Settings, model: str, route: Route) -> Verdict | None:
         return None
 
 
-def _post(url: str, body: JSON, headers: Mapping[str, str]) -> httpx.Response:
-    # Neither the proxy nor a stand-in on this machine is ever behind a company's proxy.
-    timeout = httpx.Timeout(ANSWER_SECONDS, connect=5)
-    with httpx.Client(timeout=timeout, trust_env=url.startswith("https:")) as client:
-        return client.post(url, headers=headers, json=body)
+def post(url: str, body: JSON, headers: Mapping[str, str], seconds: float = ANSWER_SECONDS) -> httpx.Response:
+    # Addresses on this machine (plain http) are never behind a company's proxy, so ignore HTTPS_PROXY for them.
+    timeout, trust_env = httpx.Timeout(seconds, connect=5), url.startswith("https:")
+    return httpx.post(url, headers=headers, json=body, timeout=timeout, trust_env=trust_env)
 
 
 def patiently(send: Callable[[], Verdict]) -> Verdict:
-    """The verdict of a request that is sent again, a few times, while that may help: Claude Code does so too."""
+    """Send a request, and repeat it a few times while it may succeed later. Claude Code does the same."""
     verdict = send()
     for pause in PAUSES:
         if verdict.state != "again":
@@ -306,19 +266,18 @@ def patiently(send: Callable[[], Verdict]) -> Verdict:
 
 
 def with_remedy(settings: Settings, model: str, name: str, found: Report) -> Report:
-    """The same report with how to change to the better route; where one word does not do that, none is `better`."""
+    """Add to a report how to change to the better route. `better` becomes None if a new CLAUDE_ROUTE would not help."""
     if found.better is None:
         return found
-    word = found.better.word
-    wanted = f"{CLAUDE_ROUTES[word]}/{model}"
+    word, wanted = found.better.word, f"{CLAUDE_ROUTES[found.better.word]}/{model}"
     try:
         rows = template_rows(settings, word)
-    except ConfigError:  # a broken edit, which doctor names by itself: no word can change anything before it is fixed
+    except ConfigError:  # the template is not valid; the check `template` shows the error
         return replace(found, better=None)
     if not any(row["model_name"] == name and row["litellm_params"]["model"] == wanted for row in rows):
-        remedy = f"Its row in litellm_config.template.yaml must say {wanted}; an edit is live within seconds."
+        remedy = f"Its row in litellm_config.template.yaml must say {wanted}. The change takes effect within seconds."
         return replace(found, remedy=remedy, better=None)
-    if settings.claude_route_from == "the environment":  # which beats .env, also in what PM2 runs
+    if settings.claude_route_from == "the environment":  # it has priority over .env, also for the processes of PM2
         return replace(found, remedy=f"export CLAUDE_ROUTE={word}\nmake stop start")
-    remedy = f"Put this line into {settings.folder / '.env'}; it is live within seconds:\nCLAUDE_ROUTE={word}"
+    remedy = f"Put this line into {settings.folder / '.env'}. It takes effect within seconds:\nCLAUDE_ROUTE={word}"
     return replace(found, remedy=remedy)

@@ -1,4 +1,4 @@
-"""All checks side by side, and their findings as a page for people."""
+"""Runs all checks in parallel, and formats their findings for people."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import replace
 import httpx
 
 from bundle.checks import model_check
-from bundle.checks.connections import ask_proxy, claude, proxy, snowflake
-from bundle.checks.finding import Finding, Findings, Installation, NotConfiguredError, from_message
+from bundle.checks.connections import claude, proxy, proxy_is_alive, snowflake
+from bundle.checks.finding import Finding, Findings, Installation, NotConfiguredError, finding_from_message
 from bundle.checks.model_check import Report
 from bundle.checks.processes import processes, token
 from bundle.checks.this_machine import account, machine, patch, private_key, programs, secret_files, template
@@ -20,33 +20,33 @@ from bundle.errors import ConfigError
 from bundle.render import is_cortex
 
 
-def models(setup: Installation) -> Findings:
-    """One word from each distinct model; a wildcard row is asked under a made-up name of its family."""
+def models(installation: Installation) -> Findings:
+    """Ask each model once. If several rows have the same model, one of them is used."""
     names: dict[str, list[str]] = {}
-    for row in setup.rows:
+    for row in installation.rows:
         names.setdefault(row["litellm_params"]["model"], []).append(row["model_name"])
     try:
-        ask_proxy(setup, "GET", "/health/liveliness")
+        proxy_is_alive(installation)
     except httpx.HTTPError:
         yield Finding("Models", "skip", "the proxy does not answer")
         return
     with ThreadPoolExecutor(4) as pool:
-        yield from pool.map(lambda pair: ask_model(setup, *pair), names.items())
+        yield from pool.map(lambda pair: ask_model(installation, *pair), names.items())
 
 
-def ask_model(setup: Installation, model: str, names: Sequence[str]) -> Finding:
+def ask_model(installation: Installation, model: str, names: Sequence[str]) -> Finding:
     name = min(names, key=lambda name: "*" in name)
-    # What Claude Code asks for by itself ends at a wildcard row; any other matters only to who picks it.
-    state = "fail" if any("*" in name for name in names) else "warn"
-    report = check_model(setup, model, name)
-    if report.answers == "whole":
-        return Finding(model, "ok", f"{report.found}, for {', '.join(names)}")
-    return Finding(model, "warn" if report.answers == "in part" else state, report.found, report.remedy)
+    result = check_model(installation, model, name)
+    if result.answers == "whole":
+        return Finding(model, "ok", f"{result.found}, for {', '.join(names)}")
+    # Claude Code uses the wildcard rows by default. The other rows are used only if the user chooses them.
+    state = "fail" if result.answers == "no" and "*" in "".join(names) else "warn"
+    return Finding(model, state, result.found, result.remedy)
 
 
-def check_model(setup: Installation, model: str, name: str) -> Report:
-    ours = any(is_cortex(row) and row["litellm_params"]["model"] == model for row in setup.rows)
-    return model_check.check(setup.settings, setup.master_key, model, name, has_routes=ours)
+def check_model(installation: Installation, model: str, name: str) -> Report:
+    has_routes = any(is_cortex(row) and row["litellm_params"]["model"] == model for row in installation.rows)
+    return model_check.check(installation.settings, installation.master_key, model, name, has_routes=has_routes)
 
 
 CHECKS: Mapping[str, Sequence[Callable[[Installation], Findings]]] = {
@@ -61,30 +61,30 @@ CHECKS: Mapping[str, Sequence[Callable[[Installation], Findings]]] = {
 }
 
 
-def examine(setup: Installation, *, live: bool = False) -> list[Finding]:
-    """All findings, in the order of CHECKS; the checks run side by side."""
+def examine(installation: Installation, *, live: bool = False) -> list[Finding]:
+    """All findings, in the order of CHECKS. The checks run in parallel."""
 
-    def one(group: str, check: Callable[[Installation], Findings]) -> list[Finding]:
+    def run(group: str, check: Callable[[Installation], Findings]) -> list[Finding]:
         title, findings = check.__name__.replace("_", " ").capitalize(), []
         try:
-            for finding in check(setup):
-                findings.append(finding)  # noqa: PERF402 - what was found before an error counts
+            for finding in check(installation):
+                findings.append(finding)  # noqa: PERF402 - keeps the findings made before an error
         except NotConfiguredError:
-            findings.append(Finding(title, "skip", "waits for the configuration"))
+            findings.append(Finding(title, "skip", "needs valid settings"))
         except ConfigError as error:
-            findings.append(from_message(title, error))
+            findings.append(finding_from_message(title, error))
         except Exception as error:  # noqa: BLE001 - a check that breaks must not hide what the others found
             findings.append(Finding(title, "fail", f"cannot be checked: {type(error).__name__}: {error}", "make logs"))
         return [replace(finding, group=group) for finding in findings]
 
-    table = [(group, check) for group, checks in CHECKS.items() for check in checks]
-    table += [("Models", models)] if live else []
-    with ThreadPoolExecutor(len(table)) as pool:
-        return [finding for found in pool.map(lambda row: one(*row), table) for finding in found]
+    pairs = [(group, check) for group, checks in CHECKS.items() for check in checks]
+    pairs += [("Models", models)] if live else []
+    with ThreadPoolExecutor(len(pairs)) as pool:
+        return [finding for findings in pool.map(lambda pair: run(*pair), pairs) for finding in findings]
 
 
 def page(findings: Sequence[Finding], width: int, *, colour: bool) -> str:
-    """For people: prose is wrapped at `width` columns, what is to be copied is not."""
+    """The findings as text. Sentences are wrapped at `width` columns; commands and SQL statements are not."""
     codes, group = {"ok": 32, "warn": 33, "fail": 31, "skip": 2}, ""
     lines: list[str] = []
     wrap = textwrap.TextWrapper(max(20, width - 7), break_long_words=False, break_on_hyphens=False).wrap
@@ -97,5 +97,5 @@ def page(findings: Sequence[Finding], width: int, *, colour: bool) -> str:
         lines.append(f"  {f'{chr(27)}[{codes[finding.state]}m{state}{chr(27)}[0m' if colour else state} {first}")
         lines += [f"       {line}" for line in [*rest, *finding.fix.splitlines()]]
     count = Counter(finding.state for finding in findings)
-    verdict = f"{count['fail']} to fix, the first one first" if count["fail"] else "Nothing fails"
-    return "\n".join([*lines, "", f"{verdict}; {count['ok']} in order, {count['warn']} warnings."])
+    summary = f"{count['fail']} to fix (start with the first)" if count["fail"] else "Nothing fails"
+    return "\n".join([*lines, "", f"{summary}; {count['ok']} ok, {count['warn']} warnings."])

@@ -1,14 +1,14 @@
-"""LiteLLM without the work that nobody here reads, and warm before anybody waits for it.
+"""Makes LiteLLM faster: skips work that is not needed here, and sends two test requests before the port opens.
 
-The problem: LiteLLM is a gateway with which a company bills its teams. Most of the time that it adds to a request goes
-into prices, records for a database and limits that are not set here, and its first request loads modules for a second.
-The mechanism: each step below replaces one name in LiteLLM or in OpenAI's SDK, and says why it may; what LiteLLM does
-to a request and to its answer stays its own work. What a step saves is what `make bench ARGS=--steps` shows: a request
-without it costs so much more (LiteLLM 1.106.2).
+LiteLLM is a gateway with which a company bills its teams. Most of the time that it adds to a request goes into prices,
+records for a database and limits, none of which are used here. Its first request also loads modules for a second. Each
+step below replaces one attribute of LiteLLM or of OpenAI's SDK and explains why that is safe. No step changes what
+LiteLLM does to a request or to its answer. `make bench ARGS=--steps` measures what each step saves (the numbers below
+are for LiteLLM 1.106.2).
 
-Nothing depends on a step. Where a release has moved the name, the step is left out. Before the port opens, two requests
-go all the way through and are answered in this process (`warmed`): no call to Cortex, nothing to pay. When one of them
-comes back otherwise than it should, every step is taken back.
+The proxy also works without the steps. If a release of LiteLLM has no such attribute, the step is skipped. `warmed`
+sends two test requests through LiteLLM, which this process answers: no request reaches Cortex, so nothing is billed. If
+an answer is wrong, all steps are undone.
 """
 
 from __future__ import annotations
@@ -29,50 +29,44 @@ from bundle.proxy.live_config import LiveConfig
 from bundle.render import is_cortex
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
+Chunks = AsyncGenerator[Any, None]
 
-WARM_UP_SECONDS = 30  # it takes one; a start may not hang on it
-
-
-# ---------------------------------------------------------------------------------------------------------------- steps
+WARM_UP_SECONDS = 30  # the test requests take one second; they must not block the start
+_CORE = "litellm.litellm_core_utils"
 
 
 class Changes:
-    """Names that were replaced, and what they stood for."""
+    """The attributes that were replaced, with their original values."""
 
     def __init__(self) -> None:
-        self._before: list[tuple[Any, str, Any]] = []
+        self.originals: list[tuple[Any, str, Any]] = []
 
     def replace(self, module: str, name: str, new: Callable[[Any], Any]) -> None:
-        """Put `new(old)` in the place of `module`'s `name` (or `Class.name`); raises where there is none."""
+        """Replace `name` (or `Class.name`) of `module` by `new(old)`; an error if there is none."""
         owner: Any = importlib.import_module(module)
         *path, name = name.split(".")
         for part in path:
             owner = getattr(owner, part)
         old = getattr(owner, name)
         setattr(owner, name, new(old))
-        self._before.append((owner, name, old))
-
-    def __len__(self) -> int:
-        return len(self._before)
+        self.originals.append((owner, name, old))
 
     def take_back(self, *, keep: int = 0) -> None:
-        """Undo all but the first `keep`."""
-        while len(self._before) > keep:
-            setattr(*self._before.pop())
+        """Undo all replacements except the first `keep`."""
+        while len(self.originals) > keep:
+            setattr(*self.originals.pop())
 
 
 @contextmanager
 def importing(paths: Container[str]) -> Iterator[None]:
-    """For the import of LiteLLM's proxy: no garbage collection, and of its 670 routes only those under `paths`.
-
-    What is imported stays, so a quarter of the import's time goes into collecting nothing. A tenth more goes into what
-    FastAPI prepares for each route: models of its parameters and of its answers.
-    """
+    """Import LiteLLM's proxy without garbage collection, and with only those of its 670 routes that are in `paths`.
+    Garbage collection takes a quarter of the import's time and frees nothing, because imported modules stay. FastAPI
+    takes another tenth to build models of each route's parameters and answers."""
 
     def only_wanted(add: Callable[..., None]) -> Callable[..., None]:
-        def add_wanted(router: Any, path: str, *more: Any, **named: Any) -> None:
+        def add_wanted(router: Any, path: str, *args: Any, **kwargs: Any) -> None:
             if path in paths:
-                add(router, path, *more, **named)
+                add(router, path, *args, **kwargs)
 
         return add_wanted
 
@@ -89,32 +83,28 @@ def importing(paths: Container[str]) -> Iterator[None]:
 
 
 def no_prices(changes: Changes) -> None:
-    """Cortex is billed by Snowflake (`usage.py` shows it), and LiteLLM's price list does not have its models: it looks
-    for the price three times, and each time works out a warning about not finding it. Saves 4 ms a request."""
-    changes.replace(
-        "litellm.litellm_core_utils.litellm_logging", "Logging.response_cost_calculator", lambda _: _nothing
-    )
+    """Snowflake bills Cortex (see `usage.py`), and LiteLLM's price list does not have Cortex's models. LiteLLM looks
+    for the price three times, and prepares a warning each time. Saves 4 ms a request."""
+    changes.replace(f"{_CORE}.litellm_logging", "Logging.response_cost_calculator", lambda _: _nothing)
 
 
 def no_records(changes: Changes) -> None:
-    """Successes are recorded for callbacks that ask for them; there are none. (Failures are left alone: they are where
-    an error's words come from.) Saves 0.5 ms a request."""
+    """LiteLLM records successful requests for callbacks, and no callback here uses these records. (Records of failures
+    stay: LiteLLM takes the text of an error from them.) Saves 0.5 ms a request."""
     changes.replace("litellm.utils", "_dispatch_success_logging", lambda _: _nothing)
-    changes.replace(
-        "litellm.litellm_core_utils.litellm_logging", "Logging.dispatch_success_handlers", lambda _: _async_nothing
-    )
+    changes.replace(f"{_CORE}.litellm_logging", "Logging.dispatch_success_handlers", lambda _: _async_nothing)
     changes.replace("litellm.router", "Router.increment_deployment_usage_for_response", lambda _: _async_nothing)
 
 
 def no_company_hooks(changes: Changes) -> None:
-    """Limits per key and team, skills, ids of the Responses API: with them on, each chunk of a stream passes through
-    them all, and the whole stream is put together once more at its end. Saves 1.5 ms of a stream."""
+    """LiteLLM's hooks for limits per key and team, for skills and for ids of the Responses API are not used here. They
+    process each chunk of a stream, and put the whole stream together again at its end. Saves 1.5 ms of a stream."""
     changes.replace("litellm.proxy.utils", "PROXY_HOOKS", lambda _: {})
 
 
 def one_user(changes: Changes) -> None:
-    """There is one key. LiteLLM would look for its owner's team, project, budget and customers. The key itself is still
-    checked here, apart from the front door, and so is that a body names no other server. Saves 1.3 ms a request."""
+    """There is one key. LiteLLM would look for the team, project, budget and customers of the key's owner. This step
+    still checks the key, as the front door does, and that a body names no other server. Saves 1.3 ms a request."""
     from fastapi import Request  # noqa: PLC0415
     from litellm.proxy import proxy_server  # noqa: PLC0415
     from litellm.proxy._types import LitellmUserRoles, ProxyException, UserAPIKeyAuth  # noqa: PLC0415
@@ -132,36 +122,32 @@ def one_user(changes: Changes) -> None:
             raise ProxyException(str(error), "invalid_request_error", None, 400) from None
         return UserAPIKeyAuth(api_key="claude-proxy", user_role=LitellmUserRoles.PROXY_ADMIN)
 
-    the_user.__annotations__ = {"request": Request}  # FastAPI looks for the names in this module
+    the_user.__annotations__ = {"request": Request}  # FastAPI would look for a quoted name in this module
     changes.replace("litellm.proxy.proxy_server", "app.dependency_overrides", lambda _: {user_api_key_auth: the_user})
 
 
 def bodies_as_they_are(changes: Changes) -> None:
-    """OpenAI's SDK walks through the whole body to rename fields and to encode files. A chat completion has neither:
-    LiteLLM's body is JSON already. Saves 50 ms of a 500 kB request, more than half of it."""
-    changes.replace("openai.resources.chat.completions.completions", "async_maybe_transform", lambda _: _given)
-
-
-async def _given(body: dict[str, Any], _: object) -> dict[str, Any]:
+    """OpenAI's SDK goes through the whole body to rename fields and to encode files. A chat completion needs neither,
+    because LiteLLM's body is already JSON. Saves 50 ms of a 500 kB request, more than half of its time."""
     from openai._utils import is_given  # noqa: PLC0415
 
-    return {key: value for key, value in body.items() if is_given(value)}
+    async def given_fields(body: dict[str, Any], _: object) -> dict[str, Any]:
+        return {key: value for key, value in body.items() if is_given(value)}
+
+    changes.replace("openai.resources.chat.completions.completions", "async_maybe_transform", lambda _: given_fields)
 
 
 def chunks_by_pydantic(changes: Changes) -> None:
-    """OpenAI's SDK builds each chunk's object in Python, so that a chunk of another shape passes too. Most have the
-    documented shape, and pydantic itself builds those ten times faster. Saves 0.09 ms a chunk."""
+    """OpenAI's SDK builds each chunk's object in Python, so that it can accept chunks of other shapes. Most chunks have
+    the documented shape, and pydantic builds their objects ten times faster. Saves 0.09 ms a chunk."""
+    from openai.types.chat import ChatCompletionChunk  # noqa: PLC0415
+    from pydantic import ValidationError  # noqa: PLC0415
 
     def new(old: Callable[..., Any]) -> Callable[..., Any]:
-        from openai.types.chat import ChatCompletionChunk  # noqa: PLC0415
-        from pydantic import ValidationError  # noqa: PLC0415
-
         def process(client: Any, *, data: object, cast_to: Any, response: Any) -> Any:
             if cast_to is ChatCompletionChunk:
-                try:
+                with suppress(ValidationError):
                     return ChatCompletionChunk.model_validate(data)
-                except ValidationError:
-                    pass
             return old(client, data=data, cast_to=cast_to, response=response)
 
         return process
@@ -170,61 +156,64 @@ def chunks_by_pydantic(changes: Changes) -> None:
 
 
 def usage_from_the_end(changes: Changes) -> None:
-    """At the end of a stream LiteLLM builds the whole answer again from its chunks, and the client waits for it. All
-    that is used of it is the usage, which the last chunks say. Saves 0.14 ms a chunk."""
+    """At the end of a stream LiteLLM builds the whole answer again from its chunks, while the client waits. Only the
+    usage of that answer is needed, and the last chunks have it. Saves 0.14 ms a chunk."""
 
     def new(old: Callable[..., Any]) -> Callable[..., Any]:
-        def build(chunks: list[Any], *more: Any, **named: Any) -> Any:
+        def build(chunks: list[Any], *args: Any, **kwargs: Any) -> Any:
             ends = [chunk for chunk in chunks[-5:] if any(choice.finish_reason for choice in chunk.choices)]
             usages = [chunk for chunk in chunks[-5:] if getattr(chunk, "usage", None)]
-            return old([*ends, *usages] if usages else chunks, *more, **named)
+            return old([*ends, *usages] if usages else chunks, *args, **kwargs)
 
         return build
 
+    def without_thread(work: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return work(*args, **kwargs)
+
+        return call
+
     changes.replace("litellm", "stream_chunk_builder", new)
-    # What is left to do is not worth a thread.
-    changes.replace("litellm.litellm_core_utils.streaming_handler", "asyncify", lambda _: _at_once)
+    # The remaining work takes less time than a thread would.
+    changes.replace(f"{_CORE}.streaming_handler", "asyncify", lambda _: without_thread)
 
 
 def pings_by_a_timer(changes: Changes) -> None:
-    """LiteLLM makes a task of each chunk, so that it can send a ping when none has come for 15 seconds. Here one task
+    """LiteLLM starts a task for each chunk, so that it can send a ping after 15 seconds without a chunk. Here one task
     reads the whole stream, and a timer sends the ping. Saves 0.08 ms a chunk."""
     changes.replace("litellm.proxy.common_utils.sse_keepalive", "_keepalive_ping_stream", lambda _: pinged)
 
 
-async def pinged(
-    *, stream: AsyncGenerator[Any, None], ping_interval_seconds: float, ping_chunk: str
-) -> AsyncGenerator[Any, None]:
-    """The chunks of `stream` and its error as they come, and a ping for each interval without one.
-
-    It reads on while the client is slow: an answer is bounded. Closed, it cancels the stream, and with it the call.
-    """
+async def pinged(*, stream: Chunks, ping_interval_seconds: float, ping_chunk: str) -> Chunks:
+    """The chunks of `stream` as they come, a ping for each interval without a chunk, and the error of `stream`. All
+    chunks are read even if the client is slow: an answer is small enough for memory. If the client stops reading, the
+    stream is cancelled, and with it the request to Cortex."""
     loop, end = asyncio.get_running_loop(), object()
-    came: asyncio.Queue[Any] = asyncio.Queue()
-    first_has_left = asyncio.Event()
+    queue: asyncio.Queue[Any] = asyncio.Queue()
+    first_chunk_sent = asyncio.Event()
 
     async def read() -> Exception | None:
         try:
             async for chunk in stream:
-                came.put_nowait(chunk)
-                await first_has_left.wait()
+                queue.put_nowait(chunk)
+                await first_chunk_sent.wait()
         except Exception as error:  # noqa: BLE001 - raised below, after the chunks before it
             return error
         return None
 
     reader = asyncio.create_task(read())
-    reader.add_done_callback(lambda _: came.put_nowait(end))
+    reader.add_done_callback(lambda _: queue.put_nowait(end))
     try:
         while True:
-            timer = loop.call_later(ping_interval_seconds, came.put_nowait, ping_chunk)
+            timer = loop.call_later(ping_interval_seconds, queue.put_nowait, ping_chunk)
             try:
-                chunk = await came.get()
+                chunk = await queue.get()
             finally:
                 timer.cancel()
             if chunk is end:
                 break
             yield chunk
-            first_has_left.set()
+            first_chunk_sent.set()
         if error := await reader:
             raise error
     finally:
@@ -251,39 +240,27 @@ async def _async_nothing(*_: Any, **__: Any) -> None:
     pass
 
 
-def _at_once(work: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    async def do(*more: Any, **named: Any) -> Any:
-        return work(*more, **named)
-
-    return do
-
-
 def apply() -> Changes:
-    """Take every step that fits the installed LiteLLM."""
+    """Apply every step that fits the installed LiteLLM."""
     changes = Changes()
     for step in STEPS:
-        before = len(changes)
+        before = len(changes.originals)
         try:
             step(changes)
         except (ImportError, AttributeError) as error:
             changes.take_back(keep=before)
-            say(f"this LiteLLM is not what lean_litellm.py was written for: without {step.__name__} ({error})")
+            say(f"lean_litellm.py does not fit this LiteLLM: it runs without {step.__name__} ({error})")
     return changes
 
 
-# -------------------------------------------------------------------------------------------------------------- warm-up
-
-
 def warmed(app: App, changes: Changes, *, key: str, config: LiveConfig) -> App:
-    """LiteLLM's application, which has answered a request of each kind before it says that it has started.
-
-    Asked for is a row that goes to Cortex's chat completions. There is no warm-up without one, or without a live token.
-    """
+    """LiteLLM's application, which answers a plain and a streamed test request before it reports that it has started.
+    The requests are for a model on chat completions. Without such a model or a valid token no requests are sent."""
 
     async def outer(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         async def send_on(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "lifespan.startup.complete" and (trouble := await _warm_up(app, key, config)):
-                say(f"the warm-up failed; taking the steps of lean_litellm.py back: {printable(trouble)}")
+            if message["type"] == "lifespan.startup.complete" and (error := await _warm_up(app, key, config)):
+                say(f"the test requests failed; undoing the steps of lean_litellm.py: {printable(error)}")
                 changes.take_back()
                 await _warm_up(app, key, config)
             await send(message)
@@ -294,7 +271,7 @@ def warmed(app: App, changes: Changes, *, key: str, config: LiveConfig) -> App:
 
 
 async def _warm_up(app: App, key: str, config: LiveConfig) -> str:
-    """Let `app` answer a request of each kind. What is wrong with it, or ""."""
+    """Send the test requests. Returns the error, or "" if there is none."""
     try:
         rows = [row for row in config.document["model_list"] if is_cortex(row) and "*" not in row["model_name"]]
         names = [row["model_name"] for row in rows if row["litellm_params"]["model"].startswith("openai/")]
@@ -308,54 +285,53 @@ async def _warm_up(app: App, key: str, config: LiveConfig) -> str:
 async def _ask(app: App, key: str, model: str) -> str:
     import litellm  # noqa: PLC0415 - this file must not import LiteLLM before its patch
 
-    # LiteLLM keeps a client per token, with the HTTP client that it was made with: the one made here ends here.
-    forget_clients = litellm.in_memory_llm_clients_cache.flush_cache
     in_place_of_cortex = httpx.AsyncClient(transport=httpx.MockTransport(_answer))
-    door = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1")
+    to_litellm = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1")
+    expected = ('"text":"ready"', '"name":"Bash"', '"stop_reason":"tool_use"', '"output_tokens":7')
     litellm.aclient_session = in_place_of_cortex
     try:
-        async with in_place_of_cortex, door:
+        async with in_place_of_cortex, to_litellm:
             for stream in (False, True):
-                body = {**_QUESTION, "model": model, "stream": stream}
-                came = await door.post("/v1/messages", json=body, headers={"Authorization": f"Bearer {key}"})
-                said = "".join(came.text.split())
-                wanted = ('"text":"ready"', '"name":"Bash"', '"stop_reason":"tool_use"', '"output_tokens":7')
-                if came.status_code != 200 or not all(part in said for part in wanted):
-                    return f"{came.status_code} {came.text[:1000]}"
+                body = {**_REQUEST, "model": model, "stream": stream}
+                answer = await to_litellm.post("/v1/messages", json=body, headers={"Authorization": f"Bearer {key}"})
+                text = "".join(answer.text.split())
+                if answer.status_code != 200 or not all(part in text for part in expected):
+                    return f"{answer.status_code} {answer.text[:1000]}"
     finally:
         litellm.aclient_session = None
-        forget_clients()
+        # LiteLLM keeps a client for each token. Remove the one that has the HTTP client of this test.
+        litellm.in_memory_llm_clients_cache.flush_cache()
     return ""
 
 
-_TOOL = {"name": "Bash", "description": "Run a command", "input_schema": {"type": "object", "properties": {}}}
-_CALL = {"type": "tool_use", "id": "toolu_1", "name": "Bash", "input": {}}
-_RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "done"}]}
-_QUESTION = {
+_TOOL_RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "done"}]}
+_REQUEST = {
     "max_tokens": 100,
     "system": [{"type": "text", "text": "You are warm.", "cache_control": {"type": "ephemeral"}}],
-    "tools": [_TOOL],
+    "tools": [{"name": "Bash", "description": "Run", "input_schema": {"type": "object", "properties": {}}}],
     "messages": [
         {"role": "user", "content": "Are you?"},
-        {"role": "assistant", "content": [_CALL]},
-        {"role": "user", "content": [_RESULT]},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "Bash", "input": {}}]},
+        {"role": "user", "content": [_TOOL_RESULT]},
     ],
 }
 
 
 def _answer(request: httpx.Request) -> httpx.Response:
-    """A text and a call, in 7 tokens, as OpenAI says it."""
+    """The answer in place of Cortex's, in OpenAI's format: a text and a tool call, 7 tokens."""
     call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "Bash", "arguments": "{}"}}
-    said = {"role": "assistant", "content": "ready"}
+    message = {"role": "assistant", "content": "ready"}
     usage = {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}
-    head: dict[str, Any] = {"id": "warm-up", "created": 0, "model": "warm-up", "object": "chat.completion"}
+    head = {"id": "warm-up", "created": 0, "model": "warm-up"}
     if not json.loads(request.content).get("stream"):
-        choice = {"index": 0, "message": {**said, "tool_calls": [call]}, "finish_reason": "tool_calls"}
-        return httpx.Response(200, json={**head, "choices": [choice], "usage": usage})
-    parts: list[tuple[dict[str, Any], str | None]] = [(said, None), ({"tool_calls": [call]}, None), ({}, "tool_calls")]
-    chunks = [{**head, "choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in parts]
-    events = [
-        {**chunk, "object": "chat.completion.chunk"} for chunk in [*chunks, {**head, "choices": [], "usage": usage}]
+        choice = {"index": 0, "message": {**message, "tool_calls": [call]}, "finish_reason": "tool_calls"}
+        return httpx.Response(200, json={**head, "object": "chat.completion", "choices": [choice], "usage": usage})
+    events: list[dict[str, Any]] = [
+        {"choices": [{"index": 0, "delta": message, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]},
+        {"choices": [], "usage": usage},
     ]
-    text = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
-    return httpx.Response(200, headers={"content-type": "text/event-stream"}, text=text + "data: [DONE]\n\n")
+    lines = [json.dumps({**head, "object": "chat.completion.chunk", **event}) for event in events]
+    text = "".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"])
+    return httpx.Response(200, headers={"content-type": "text/event-stream"}, text=text)

@@ -1,10 +1,11 @@
-"""The token and the model rows as they are this second, for every request that passes.
+"""The current token and the current model rows, for each request.
 
-LiteLLM reads its configuration once, at start. This looks at `litellm_config.yaml` again on each request (one `stat`),
-and signs a token in memory when the file's is dead: the refresher may be stopped or hang, the machine may have just
-woken, the disk may be full. So no request leaves with a dead token, whoever is dead.
+LiteLLM reads its configuration once, at start. `LiveConfig` checks `litellm_config.yaml` again on each request (one
+`stat`). If the token in the file has expired, it signs a token in memory: the refresher may have stopped, the machine
+may have just woken up, or the disk may be full. So every request is sent with a valid token.
 
-Also here, because LiteLLM loads the callback's file as a module of its own: what one request's hooks share.
+This module also holds `Exchange`, the data that the hooks and the front door share for one request. `current_exchange`
+cannot be in hooks.py: LiteLLM loads that file a second time, as another module.
 """
 
 from __future__ import annotations
@@ -28,50 +29,44 @@ from bundle.render import is_cortex
 from bundle.settings import Settings, load_settings, state_folder
 from bundle.tokens import sign, token_times
 
-MARGIN_SECONDS = 60  # a token this close to its end could be dead when it arrives
-NEW_TOKEN_SECONDS = 120  # refused this soon after its signature, it is refused for good: a newer one is no better
-# Snowflake's tolerance is not documented (docs/cortex.md#jwt-ahead); a clock set by the network is within a second.
-SKEW_SECONDS = 30
+MARGIN_SECONDS = 60  # a token with less time left could have expired when the request arrives
+NEW_TOKEN_SECONDS = 120  # Cortex would refuse a new token too if it refuses one that is not older than this
+SKEW_SECONDS = 30  # Snowflake's own tolerance is not documented (docs/cortex.md#jwt-ahead)
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass
 class Exchange:
-    """What the hooks on one request tell each other, and the front door."""
+    """What is known about one request and its answer."""
 
-    facts: RequestFacts | None = None  # what was asked, as far as it decides how the answer reads
-    betas: str = ""  # the only ones that may leave, as their header has them
-    refused: frozenset[str] = frozenset()  # what the model was known to refuse when the request left
-    final: bool = False  # another try would be of no use
-    left_out: list[str] = field(default_factory=list)  # what Cortex has refused before, and this request is without
+    facts: RequestFacts | None = None  # the parts of the request that are needed to read the answer
+    betas: str = ""  # the value of the `anthropic-beta` header that is sent to Cortex
+    refused: frozenset[str] = frozenset()  # the fields that were known to be refused when the request was sent
+    final: bool = False  # the same request would fail again
+    left_out: list[str] = field(default_factory=list)  # the fields removed because Cortex has refused them before
     token: str = field(default="", repr=False)
-    token_was_new: bool = False  # when Cortex refused it: a newer one would be no better
-    answer: tuple[int, str] | None = None  # an error of Cortex: status and body, as they came
-    trouble: str | None = None  # a mistake in the settings that only shows now
+    token_was_new: bool = False  # when Cortex refused it, so Cortex would refuse a newer token too
+    answer: tuple[int, str] | None = None  # an error of Cortex: status and body
+    trouble: str | None = None  # the message about a mistake in the settings or a wrong clock
 
 
 current_exchange: ContextVar[Exchange | None] = ContextVar("current_exchange", default=None)
 
 
 class LiveConfig:
-    """The token and the model rows of `litellm_config.yaml` as they are now, and a token signed here when that is dead.
-
-    The refresher may be stopped or hang, the machine may have just woken, the disk may be full: whoever is dead, no
-    request leaves with a dead token. What is signed here is kept in memory and written nowhere.
-    """
+    """The current content of `litellm_config.yaml`. A token that is signed here stays in memory, in no file."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path, self._clock = path, clock
         self.document: dict[str, Any] = {}
-        self.settings: Settings | None = None  # the last good ones
+        self.settings: Settings | None = None  # the last valid settings
         self._stamp: Stamp = ()
-        self._written = ""
-        self._signed = ""
+        self._file_token, self._own_token = "", ""
         self._refused: set[str] = set()
 
     def reload(self) -> bool:
-        """Read the file again if it changed; whether it did. A file that cannot be read leaves what was known."""
+        """Read the file if it has changed. Returns True if there is new content, False if the old content stays."""
         stamp = files.stamp([self.path])
         if stamp == self._stamp or not stamp:
             return False
@@ -79,72 +74,69 @@ class LiveConfig:
             document = yaml.load(self.path.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506 - a safe loader
             token = next(row["litellm_params"]["api_key"] for row in document["model_list"] if is_cortex(row))
         except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError, StopIteration):
-            return False  # half of somebody's edit: the refresher writes it anew within seconds
-        self._stamp, self.document, self._written = stamp, document, str(token)
+            return False  # probably somebody has edited the file; the refresher rewrites it within seconds
+        self._stamp, self.document, self._file_token = stamp, document, str(token)
         return True
 
     def is_live(self) -> bool:
-        """Whether the file's own token can be used now."""
-        return _is_live(self._written, self._clock())
+        """Whether the token in the file can be used now."""
+        return _is_live(self._file_token, self._clock())
 
     def token(self) -> str:
-        """A token that is live now; raises ConfigError when there is none and none can be signed."""
+        """A token that can be used now. Raises ConfigError if there is none and none can be signed."""
         self.reload()
         now = self._clock()
-        candidates = [token for token in (self._written, self._signed) if token not in self._refused]
+        candidates = [token for token in (self._file_token, self._own_token) if token not in self._refused]
         for token in candidates:
             if _is_live(token, now):
                 return token
-        # No await from here to the end: the requests of a burst come one after the other, and the second finds
-        # what the first has signed.
+        # Do not add an `await` below: each of several concurrent requests would sign a token of its own.
         try:
             signed = sign(self._settings_now(), now)
         except ConfigError:
-            for token in candidates:  # the last minute of one, before the user hears of the mistake
+            for token in candidates:  # use a token in its last minute before showing the user the error
                 if _is_live(token, now, margin=1):
                     return token
             raise
-        self._signed = signed.value
-        self._refused &= {self._written}
+        self._own_token = signed.value
+        self._refused &= {self._file_token}
         say("the token in litellm_config.yaml is not usable: signed one in memory")
         return signed.value
 
     def _settings_now(self) -> Settings:
         try:
             self.settings = load_settings()
-        except ConfigError:  # a broken edit, which the refresher's log names
+        except ConfigError:  # the refresher's log shows the error
             if self.settings is None:
                 raise
         return self.settings
 
     def refuse(self, token: str, date: str = "") -> bool:
-        """Cortex answered 401 to `token`: use another from now on. Returns whether it was a new one.
-
-        `date` is the answer's header of that name: where this machine's clock is the reason, the user is told so.
-        """
+        """Cortex answered 401 to `token`, with this Date header: use another token from now on. Returns True if `token`
+        was just signed."""
         self._refused.add(token)
         now = self._clock()
         exchange = current_exchange.get()
-        if exchange is not None and (trouble := clock_trouble(token, now, date)):
-            exchange.trouble = trouble
+        if exchange is not None and (message := clock_trouble(token, now, date)):
+            exchange.trouble = message
         return abs(now - token_times(token)[0]) < NEW_TOKEN_SECONDS
 
 
 def clock_trouble(token: str, now: float, date: str) -> str | None:
-    """Why Snowflake, at whose `date` (an HTTP header) it refused the token, did so, if it is this machine's clock."""
+    """Explain a refusal if this machine's clock is the reason. `date` is the Date header of Snowflake's answer."""
     try:
-        theirs = parsedate_to_datetime(date).timestamp()
+        snowflake_now = parsedate_to_datetime(date).timestamp()
     except ValueError:
         return None
     issued, expires = token_times(token)
-    if issued > theirs + SKEW_SECONDS:
+    if issued > snowflake_now + SKEW_SECONDS:
         found = "ahead of Snowflake's, which takes no token from the future (394302)"
-    elif now < expires <= theirs:  # where both say so, it ended on its way: the machine has slept
+    elif now < expires <= snowflake_now:
         found = "behind Snowflake's, for which this token has ended (394303)"
-    else:
+    else:  # also if the token has expired by both clocks: the machine slept during the request
         return None
     return (
-        f"This machine's clock is about {round(abs(now - theirs) / 60) or 1} minutes {found}.\n"
+        f"This machine's clock is about {round(abs(now - snowflake_now) / 60) or 1} minutes {found}.\n"
         "Set it by the network: sudo timedatectl set-ntp true (macOS: sudo sntp -sS time.apple.com)"
     )
 
