@@ -24,9 +24,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests import cortex_rules as rules
 from tests import recorded
-from tests.cortex_model import Block, PromptCache, Script, Turn, Usage, directives, next_turn, read_script
-from tests.cortex_rules import JSON, Options, Refusal, check_chat, check_messages, thinking_signature
-from tests.cortex_stub import CHAT, DEMO_NOTE, FAULTS, MESSAGES, STATEMENTS, CortexStub, load_public_key
+from tests.cortex_charging import Block, PromptCache, Usage
+from tests.cortex_rules import JSON, BadRequest, Options, check_chat, check_messages, thinking_signature
+from tests.cortex_scripts import Script, Turn, directives, next_turn, read_script
+from tests.cortex_stub import CHAT, DEMO_NOTE, FAULTS, MESSAGES, STATEMENTS, CortexStub
+from tests.cortex_tokens import load_public_key
 
 CLAUDE, GPT, LLAMA = "claude-sonnet-4-5", "openai-gpt-5", "llama4-maverick"
 KEY, OTHER_KEY = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2))
@@ -240,7 +242,7 @@ def test_chat_refuses_what_is_no_request(body: Any) -> None:
 
 
 def test_chat_refuses_more_than_20_mib() -> None:
-    assert check_chat(chat("x" * (20 * 1024 * 1024))) == Refusal(400, "request body exceeds 20 MiB")
+    assert check_chat(chat("x" * (20 * 1024 * 1024))) == BadRequest(400, "request body exceeds 20 MiB")
     assert check_chat(chat(), size=20 * 1024 * 1024 + 1) is not None
     assert check_chat(chat(), size=20 * 1024 * 1024) is None
 
@@ -501,7 +503,7 @@ def test_messages_opens_fields_with_their_beta() -> None:
 
 @pytest.mark.parametrize("beta", ["new-2027-01-01", "claude-code-20250219", "dev-full-thinking-2025-05-14"])
 def test_messages_refuses_other_betas(beta: str) -> None:
-    assert check_messages(native(), {**V, "anthropic-beta": beta}) == Refusal(400, "invalid beta flag")
+    assert check_messages(native(), {**V, "anthropic-beta": beta}) == BadRequest(400, "invalid beta flag")
 
 
 def test_messages_wants_its_version_header() -> None:

@@ -26,7 +26,7 @@ from bundle.cortex.turns import CONTINUE, NO_RESULT
 from bundle.files import write_private
 from bundle.settings import load_settings
 from bundle.tokens import sign
-from tests import cortex_rules
+from tests import cortex_messages_rules
 from tests.conftest import SetUp, events
 from tests.cortex_rules import JSON, MODELS, Options, check_messages, is_claude, thinking_signature
 from tests.cortex_stub import FAULTS, MESSAGES
@@ -815,8 +815,8 @@ def test_what_cortex_refuses_costs_one_retry_that_nobody_sees_and_is_remembered(
     set_up: SetUp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a set-up of its own: its proxy knows these refusals until it ends."""
-    monkeypatch.setattr(cortex_rules, "_TOP", cortex_rules._TOP - {"top_k", "thinking"})
-    monkeypatch.setattr(cortex_rules, "BETAS", frozenset[str]())
+    monkeypatch.setattr(cortex_messages_rules, "TOP", cortex_messages_rules.TOP - {"top_k", "thinking"})
+    monkeypatch.setattr(cortex_messages_rules, "BETAS", frozenset[str]())
     set_up.start("auto_refresh.py")
     set_up.start_proxy()
     asked: JSON = {"top_k": 3, "output_config": {"effort": "low"}, "model": "claude-opus-4-6"}
