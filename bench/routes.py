@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.conftest import SetUp
-from tests.cortex_model import CACHE_SECONDS
+from tests.cortex_charging import CACHE_SECONDS
 
 MODEL = "claude-sonnet-4-6"
 TURNS = 25

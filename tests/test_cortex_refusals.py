@@ -1,4 +1,4 @@
-"""What the proxy learns from a refusal, on chat completions. (On Messages: test_messages_route.py.)"""
+"""What the proxy learns from a refusal, on chat completions. (On Messages: test_messages_refusals.py.)"""
 
 from __future__ import annotations
 

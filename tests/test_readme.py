@@ -23,7 +23,7 @@ SPOKEN = "".join(
         *BUNDLE.glob("*.py"),
         *BUNDLE.glob("patches/**/*.py"),
         *BUNDLE.glob("bundle/**/*.py"),
-        *(BUNDLE / "tests" / name for name in ("cortex_stub.py", "cortex_rules.py")),
+        *BUNDLE.glob("tests/cortex_*.py"),
     )
 )
 

@@ -1,0 +1,278 @@
+"""Contents of messages as Cortex takes them (bundle/cortex/contents.py): plain blocks, few images, useful marks."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+from collections.abc import Callable
+
+import pytest
+
+from bundle.cortex.contents import (
+    EMPTY,
+    END_OF_RESULTS,
+    IMAGE_TOO_OLD,
+    IMAGES_ABOVE,
+    IMAGES_BELOW,
+    NO_OUTPUT,
+    cache_marks,
+    limit_images,
+    marks_after_results,
+    plain_contents,
+    text_only_results,
+    without_marks,
+)
+from bundle.cortex.models import JSON, Limits
+from bundle.cortex.turns import ends_with_user, one_call_per_turn, results_follow_calls, tools_in_words
+from tests.conversations import (
+    GPT,
+    LLAMA,
+    MARK,
+    assistant,
+    call,
+    cortex,
+    image,
+    marked,
+    result,
+    sent,
+    shape,
+    system,
+    text,
+    tool,
+    urls,
+    user,
+)
+
+CONTENTS: dict[str, tuple[JSON, list[JSON]]] = {
+    "a user's string": ({"role": "user", "content": "x"}, [user("x")]),
+    "a user's block": (user("x"), [user("x")]),
+    "a system's string": ({"role": "system", "content": "x"}, [system(text("x"))]),
+    "a developer is the system": ({"role": "developer", "content": "x"}, [system(text("x"))]),
+    "an empty text block": (user("", "x", "  \n"), [user("x")]),
+    "an empty text": ({"role": "user", "content": ""}, []),
+    "an empty list": ({"role": "user", "content": []}, []),
+    "no content": ({"role": "user", "content": None}, []),
+    "an assistant's blocks": (assistant([text("x", **MARK), text("y")]), [assistant("xy", **MARK)]),
+    "an empty answer": (assistant(""), []),
+    "no text beside calls": (assistant("", "a"), [assistant(None, "a")]),
+    "white space beside calls": (assistant(" \n", "a"), [assistant(None, "a")]),
+    "thinking": (
+        assistant("x", thinking_blocks=[{"type": "thinking", "thinking": "t"}], reasoning_content="t"),
+        [assistant("x")],
+    ),
+    "nothing but thinking": (assistant("", reasoning_content="t", thinking_blocks=[{"type": "thinking"}]), []),
+    "a refusal": (assistant(None, refusal="No."), [assistant("No.")]),
+    "a mark on a message": (user("x", "y", **MARK), [user("x", text("y", **MARK))]),
+    "fields of other makers": (user({**text("x"), "prompt_cache_breakpoint": True}, name="me"), [user("x")]),
+    "an image": (user(image(kind="image/webp")), [user(image(kind="image/webp"))]),
+    "an image by its other name": (user(image(kind="image/jpg")), [user(image(kind="image/jpeg"))]),
+    "an image with details": (
+        user({"type": "image_url", "image_url": {"url": image()["image_url"]["url"], "detail": "low"}}),
+        [user(image())],
+    ),
+    "a tool's name": (
+        result("a", [{"type": "tool_reference", "tool_name": "Read"}]),
+        [result("a", [text("[tool Read]")])],
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "expected"), CONTENTS.values(), ids=CONTENTS)
+def test_contents_are_plain(message: JSON, expected: list[JSON]) -> None:
+    first = user("first")
+    assert plain_contents([first, message]) == [first, *expected]
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (image("JVBERi0=", "application/pdf"), "A PDF was"),
+        (image("PHN2Zz4=", "image/svg+xml"), "A file (image/svg+xml) was"),
+        ({"type": "image_url", "image_url": {"url": "https://example.com/a"}}, "A file (https://example.com/a)"),
+        ({"type": "image_url", "image_url": "https://example.com/a.pdf"}, "A file (https://example.com/a.pdf)"),
+        ({"type": "file", "file": {"file_id": "x", "filename": "a.doc"}}, "A file (a.doc) was"),
+        ({"type": "file", "file": {"file_id": "x"}}, "A file (unnamed) was"),
+        ({"type": "input_audio", "input_audio": {"data": "x"}}, "A input_audio was"),
+    ],
+)
+def test_what_cortex_does_not_take_is_told_in_words(part: JSON, words: str) -> None:
+    for message in (user(part), result("a", [part])):
+        notes: list[str] = []
+        (block,) = plain_contents([user("x"), message], notes.append)[1]["content"]
+        assert words in block["text"]
+        assert len(notes) == 1
+        assert "replaced by words" in notes[0]
+    assert plain_contents([user({**part, **MARK})])[0]["content"][0]["cache_control"] == MARK["cache_control"]
+
+
+def test_a_request_that_says_nothing_still_has_a_user() -> None:
+    assert sent({"role": "user", "content": ""}) == [user(EMPTY)]
+    assert sent(system(text("x")), user(" ")) == [system(text("x")), user(EMPTY)]
+
+
+RESULTS: dict[str, tuple[list[JSON], list[JSON]]] = {
+    "a text": ([result("a", [text("out")])], [result("a", "out")]),
+    "texts": ([result("a", [text("one"), text("two")])], [result("a", "one\ntwo")]),
+    "nothing": ([result("a", [])], [result("a", NO_OUTPUT)]),
+    "an image": ([result("a", [image()])], [result("a", IMAGES_BELOW), user(IMAGES_ABOVE, image())]),
+    "text and image": (
+        [result("a", [text("out"), image()]), user("x")],
+        [result("a", "out"), user(IMAGES_ABOVE, image()), user("x")],
+    ),
+    "images of a run of results": (
+        [result("a", [image("QQ==")]), result("b", [text("out")]), result("c", [image("Qg==")])],
+        [
+            *(result("a", IMAGES_BELOW), result("b", "out"), result("c", IMAGES_BELOW)),
+            user(IMAGES_ABOVE, image("QQ=="), image("Qg==")),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("messages", "expected"), RESULTS.values(), ids=RESULTS)
+def test_results_are_text_and_images_follow_them(messages: list[JSON], expected: list[JSON]) -> None:
+    assert text_only_results(messages) == expected
+
+
+def test_between_the_calls_of_a_split_turn_images_follow_their_own_result() -> None:
+    out = sent(user("x"), assistant(None, "a", "b"), result("a", [image()]), result("b", [image()]), tools=[tool()])
+    assert shape(out) == ["user", "assistant a", "tool a", "user", "assistant b", "tool b", "user"]
+
+
+def test_twenty_images_pass_untouched() -> None:
+    messages = [user("x", *[image()] * 19), user(image(**MARK))]
+    assert limit_images(messages) == messages
+
+
+@pytest.mark.parametrize(("count", "left"), [(21, 11), (30, 20), (31, 11)])
+def test_of_too_many_images_the_oldest_go_ten_at_a_time(count: int, left: int) -> None:
+    each = [image(base64.b64encode(b"%d" % n).decode()) for n in range(count)]
+    notes: list[str] = []
+    out = limit_images([user("x", *each[:7]), assistant("y"), user(*each[7:])], notes.append)
+    assert sent(user("x", *each[:7]), assistant("y"), user(*each[7:])) == out
+    assert urls(out) == urls([user(*each[count - left :])])
+    assert json.dumps(out).count(IMAGE_TOO_OLD) == count - left
+    assert notes == [f"{count - left} oldest images replaced by words"]
+
+
+def test_images_over_the_size_of_a_body_go_oldest_first() -> None:
+    large = image("A" * (6 * 1024 * 1024))
+    out = limit_images([user(large), user("x", large), user(large)])
+    assert len(urls(out)) == 2
+    assert out[0] == user(IMAGE_TOO_OLD)
+
+
+def test_an_image_that_goes_leaves_its_mark() -> None:
+    out = limit_images([user(image(**MARK), *[image()] * 20)])
+    assert out[0]["content"][0] == text(IMAGE_TOO_OLD, **MARK)
+
+
+CACHED = Limits(cache_tool_results=True)
+
+
+def test_a_mark_is_ephemeral_and_nothing_else() -> None:
+    long = {"cache_control": {"type": "ephemeral", "ttl": "1h", "scope": "global"}}
+    expected = [system(text("s", **MARK)), user(text("x", **MARK))]
+    assert sent(system(text("s", **long)), user(text("x", **long))) == expected
+
+
+def test_of_too_many_marks_the_last_of_the_system_and_the_newest_of_the_users_stay() -> None:
+    messages = [system(text("s", **MARK), text("t", **MARK)), *[user("x", text("y", **MARK))] * 5]
+    assert marked(cache_marks(messages)) == [(0, 1), (3, 1), (4, 1), (5, 1)]
+
+
+def test_room_that_the_users_leave_goes_to_the_rest_of_the_system() -> None:
+    messages = [system(*[text("s", **MARK)] * 5), user(text("x", **MARK))]
+    assert marked(cache_marks(messages)) == [(0, 2), (0, 3), (0, 4), (1, 0)]
+
+
+def test_without_a_system_the_users_get_all_marks() -> None:
+    assert marked(cache_marks([user(*[text("x", **MARK)] * 5)])) == [(0, 1), (0, 2), (0, 3), (0, 4)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        assistant("so", **MARK),
+        assistant("so", tool_calls=[call("a", **MARK)]),
+        result("a", **MARK),
+    ],
+    ids=["assistant", "call", "result"],
+)
+def test_a_mark_that_cortex_would_ignore_moves_back_to_where_it_counts(message: JSON) -> None:
+    out = cache_marks([system(text("s")), user("x", "y"), message, user("z")])
+    assert marked(out) == [(1, 1)]
+    assert marked(cache_marks([message, user("z")])) == []
+
+
+def test_a_mark_inside_a_result_counts_as_one_on_it() -> None:
+    out = sent(user("x"), assistant(None, "a"), result("a", [text("out", **MARK)]))
+    assert marked(out) == [(0, 0)]
+
+
+def test_a_block_that_is_already_marked_is_marked_once() -> None:
+    messages = [user(text("x", **MARK)), assistant("so", **MARK)]
+    assert marked(cache_marks(messages)) == [(0, 0)]
+
+
+def test_marks_on_users_and_system_arrive_whether_or_not_results_are_cached() -> None:
+    before = [system(text("s", **MARK)), user(text("x", **MARK))]
+    for limits in (Limits(), CACHED):
+        out = sent(*before, assistant(None, "a"), result("a"), user(text("y", **MARK)), limits=limits)
+        blocks = [out[position]["content"][number] for position, number in marked(out)]
+        assert blocks == [text("s", **MARK), text("x", **MARK), text("y", **MARK)]
+
+
+def test_a_mark_that_moves_on_leaves_the_words_as_they_were() -> None:
+    plain = [user("x"), assistant("yz"), {"role": "user", "content": "x"}, {"role": "system", "content": "x"}]
+    marked_then = [
+        user(text("x", **MARK)),
+        assistant([text("y"), text("z", **MARK)]),
+        user(text("x", **MARK)),
+        system(text("x", **MARK)),
+    ]
+    assert without_marks(sent(*marked_then)) == sent(*plain)
+
+
+def test_no_mark_is_sent_to_other_models() -> None:
+    history = [system(text("s", **MARK)), user(text("x", **MARK)), assistant(None, tool_calls=[call("a", **MARK)])]
+    for model in (GPT, LLAMA):
+        assert "cache_control" not in json.dumps(cortex(*history, result("a", **MARK), model=model, tools=[tool()]))
+
+
+def test_a_run_of_results_may_end_in_a_constant_block_that_takes_the_mark() -> None:
+    history = [user("x"), assistant(None, "a"), result("a", **MARK)]
+    assert sent(*history, limits=CACHED)[3:] == [user(text(END_OF_RESULTS, **MARK))]
+    later = sent(*history[:2], result("a"), assistant(None, "b"), result("b", **MARK), limits=CACHED)
+    assert later[3:6] == [user(END_OF_RESULTS), assistant(None, "b"), result("b")]
+    assert later[6:] == [user(text(END_OF_RESULTS, **MARK))]
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([result("a", **MARK), user("x", "y")], [user(text(END_OF_RESULTS, **MARK)), user("x", "y")]),
+        ([result("a", [image()], **MARK)], [user(IMAGES_ABOVE, image(**MARK))]),
+        ([result("a", [image()], **MARK), user("x")], [user(IMAGES_ABOVE, image(**MARK)), user("x")]),
+    ],
+    ids=["before the user's text", "after the images", "between images and the user's text"],
+)
+def test_the_mark_of_a_result_moves_to_what_ends_the_results(messages: list[JSON], expected: list[JSON]) -> None:
+    assert sent(user("x"), assistant(None, "a"), *messages, limits=CACHED)[3:] == expected
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(results_follow_calls, one_call_per_turn, tools_in_words, ends_with_user),
+        *(plain_contents, text_only_results, limit_images),
+        *(marks_after_results, cache_marks, without_marks),
+    ],
+)
+def test_no_function_changes_the_messages_it_is_given(function: Callable[[list[JSON]], list[JSON]]) -> None:
+    results = [result("a", [text("out", **MARK), image()], **MARK), result("b", []), result("c", [text("late")])]
+    messages = [system(text("s", **MARK)), user(*[image(**MARK)] * 21), assistant("so", "a", "b", **MARK), *results]
+    before = copy.deepcopy(messages)
+    function(messages)
+    assert messages == before
