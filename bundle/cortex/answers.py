@@ -1,11 +1,11 @@
-"""Cortex's answers, put into the words that the OpenAI SDK and LiteLLM expect.
+"""Repairs Cortex's answers: of Chat Completions (`fix_answer`, `StreamFix`), of the Messages API (`WholeAnswer`).
 
-The problem: for Claude models Cortex leaves out `finish_reason`, counts cached tokens beside the prompt instead of in
-it, calls thinking `reasoning_details`, and sends empty fields of its own types, one of which LiteLLM cannot read at
-all. Read as it stands, a tool call is an error, an answer that was cut at its limit looks complete, and a connection
-that broke looks like a short answer. The mechanism: pure functions on one answer (`fix_answer`) and on the events of a
-stream (`StreamFix`). Both build what they pass on from a list of the fields that OpenAI's schema has and somebody here
-reads: whatever else the service sends, now or next year, reaches nobody. No I/O, no clock.
+The problem: for Claude, Cortex's chat completions have no `finish_reason`, do not count cached tokens as a part of the
+prompt, call thinking `reasoning_details`, and contain empty fields, one of which LiteLLM cannot read at all. Without a
+repair a tool call looks like an error, an answer that was cut at its limit looks complete, and a broken connection
+looks like a short answer. The mechanism: pure functions on one answer, and classes that take the events of a stream one
+by one. For chat completions they copy only those fields of OpenAI's schema that LiteLLM or this project reads;
+everything else that the service sends is dropped. Answers of the Messages API are only checked, not changed.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any
 from bundle.cortex.errors import words_of
 from bundle.cortex.models import JSON
 
-HEAD_FIELDS = ("id", "object", "created", "model")
+HEAD_FIELDS = ("id", "object", "created")
 USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "total_tokens")
 USAGE_DETAILS = (("prompt_tokens_details", "cached_tokens"), ("completion_tokens_details", "reasoning_tokens"))
-# A stream's lines may name their events; these say nothing.
+# The names of events that hold no part of an answer.
 SILENT_EVENTS = frozenset({b"ping", b"keepalive", b"keep-alive", b"heartbeat"})
 
 
 class IncompleteAnswerError(Exception):
-    """The answer is not whole; `str()` says how that shows. `body` is the service's own error, where it sent one."""
+    """The answer is not complete; `str()` says what is wrong. `body` is the error that the service sent, if any."""
 
     def __init__(self, why: str, body: str = "") -> None:
         super().__init__(why)
@@ -34,23 +34,23 @@ class IncompleteAnswerError(Exception):
 
 
 class EmptyAnswerError(IncompleteAnswerError):
-    """A whole answer with nothing in it (docs/cortex.md#answer-empty)."""
+    """A complete answer without any content (docs/cortex.md#answer-empty)."""
 
     def __init__(self) -> None:
         super().__init__("an answer without content")
 
 
 def is_silent(event: Mapping[str, Any]) -> bool:
-    """Whether an event of a stream is none that anybody has to hear: neither an error nor a part of an answer."""
+    """Whether an event can be ignored, because it is neither an error nor a part of an answer."""
     return not event.keys() & {"choices", "error", "message", "code", "error_code"}
 
 
 @dataclass(frozen=True)
 class RequestFacts:
-    """What was asked, as far as it decides how the answer reads.
+    """The parts of a request that are needed to interpret its answer.
 
-    `limit` is the most output tokens (None: not said), `stops` whether there were stop sequences, `model` the bare
-    name.
+    `limit` is the maximum of output tokens (None: not given), `stops` says whether there were stop sequences, and
+    `model` is the model's name without a provider prefix.
     """
 
     limit: int | None = None
@@ -65,7 +65,7 @@ class RequestFacts:
 
 
 def fix_answer(body: JSON, facts: RequestFacts) -> JSON:
-    """The answer of a request that was not streamed; raises IncompleteAnswerError for what is no answer."""
+    """Repair an answer that is not streamed; raises IncompleteAnswerError if the body is not a complete answer."""
     try:
         usage = openai_usage(body.get("usage"))
         choices = [_fix_choice(choice, usage, facts) for choice in body["choices"]]
@@ -77,9 +77,8 @@ def fix_answer(body: JSON, facts: RequestFacts) -> JSON:
 
 
 def _head(body: JSON, facts: RequestFacts) -> JSON:
-    # OpenAI's models come without a name (docs/cortex.md#answer-empty-fields).
-    head = {key: body[key] for key in HEAD_FIELDS if key in body}
-    return {**head, "model": body.get("model") or facts.model}
+    # Answers of OpenAI's models do not name the model (docs/cortex.md#answer-ids).
+    return {**{key: body[key] for key in HEAD_FIELDS if key in body}, "model": body.get("model") or facts.model}
 
 
 def _fix_choice(choice: JSON, usage: JSON, facts: RequestFacts) -> JSON:
@@ -89,14 +88,14 @@ def _fix_choice(choice: JSON, usage: JSON, facts: RequestFacts) -> JSON:
         message["refusal"] = given["refusal"]
     text, signature = _thinking(given.get("reasoning_details"))
     if text or signature:
-        # Without its signature a thinking block cannot be sent back to anybody, but it can be shown.
+        # Also without a signature: nobody accepts such a thinking block back, but Claude Code can show it.
         message["reasoning_content"] = text
         message["thinking_blocks"] = [{"type": "thinking", "thinking": text, "signature": signature}]
     calls = [_fix_call(call) for call in given.get("tool_calls") or ()]
     if calls:
         message["tool_calls"] = calls
     reason = choice.get("finish_reason") or finish_reason(usage, facts, called=bool(calls))
-    if is_empty(reason, facts) and not (message["content"] or calls or given.get("refusal")):
+    if must_have_content(reason, facts) and not (message["content"] or calls or given.get("refusal")):
         raise EmptyAnswerError
     return {"index": choice.get("index") or 0, "message": message, "finish_reason": reason}
 
@@ -108,12 +107,9 @@ def _fix_call(call: JSON) -> JSON:
 
 
 def _thinking(details: Sequence[JSON] | None) -> tuple[str, str]:
-    """(text, signature) of what an answer or an event holds of thinking."""
-    details = details or ()
-    return (
-        "".join(detail.get("text") or "" for detail in details),
-        "".join(detail.get("signature") or "" for detail in details),
-    )
+    """(text, signature) of the thinking in an answer or an event."""
+    text, signature = ("".join(each.get(key) or "" for each in details or ()) for key in ("text", "signature"))
+    return text, signature
 
 
 def _text(content: object) -> str:
@@ -123,24 +119,26 @@ def _text(content: object) -> str:
 
 
 def finish_reason(usage: Mapping[str, Any], facts: RequestFacts, *, called: bool, refused: bool = False) -> str:
-    """docs/cortex.md#answer-finish-reason: for Claude there is none. The number of tokens tells a limit that was
-    hit."""
+    """docs/cortex.md#answer-finish-reason: Claude's answers have no finish_reason. The number of output tokens shows
+    whether the limit was reached."""
     if facts.limit and (usage.get("completion_tokens") or 0) >= facts.limit:
         return "length"
     return "content_filter" if refused else "tool_calls" if called else "stop"
 
 
-def is_empty(reason: str, facts: RequestFacts) -> bool:
-    """Whether an answer that ended for this reason with neither text nor call is none (docs/cortex.md#answer-empty): a
-    limit may be hit while the model still thinks, and a stop sequence may come first."""
+def must_have_content(reason: str, facts: RequestFacts) -> bool:
+    """Whether an answer that ended for this reason is an error if it has neither text nor calls
+    (docs/cortex.md#answer-empty). It is no error if the model reached its limit while it was thinking, or if a stop
+    sequence came first."""
     return reason in {"stop", "tool_calls"} and not facts.stops
 
 
 def openai_usage(usage: JSON | None) -> JSON:
-    """docs/cortex.md#answer-usage: `prompt_tokens` is without the cached ones, `cached_tokens` is reads and writes.
+    """docs/cortex.md#answer-usage: for Claude, `prompt_tokens` excludes the cached tokens, and `cached_tokens` counts
+    cache reads plus cache writes, which cannot be separated.
 
-    OpenAI's prompt includes them. The sum tells which of the two a model means, so that an answer which is right
-    already stays as it is. Reads and writes cannot be told apart.
+    OpenAI's `prompt_tokens` includes the cached tokens. If `total_tokens` is the sum of all three numbers, the cached
+    tokens are added to the prompt; otherwise the usage already has OpenAI's form and stays unchanged.
     """
     if not usage:
         return {}
@@ -155,19 +153,19 @@ def openai_usage(usage: JSON | None) -> JSON:
 
 
 class EventLines:
-    """The lines of a stream (server-sent events, docs/cortex.md#answer-stream-lines), in pieces as they come."""
+    """Splits a stream of server-sent events into its data (docs/cortex.md#answer-stream-lines)."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._event = b""
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """The data of the lines that this piece completes; comments, empty data and pings are left out."""
+        """The data of the lines that this piece completes, without comments, empty data and pings."""
         *lines, self._rest = (self._rest + piece).split(b"\n")
         return [data for line in lines if (data := self._data(line.strip()))]
 
     def end(self) -> list[bytes]:
-        """The data of a last line that nothing ends."""
+        """The data of a last line without a newline."""
         return self.feed(b"\n")
 
     def _data(self, line: bytes) -> bytes:
@@ -181,39 +179,51 @@ class EventLines:
         return b""
 
 
+def _event_of(data: bytes) -> JSON:
+    """The event in one line of data; raises IncompleteAnswerError if it is not a JSON object."""
+    try:
+        event = json.loads(data)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict):
+        raise IncompleteAnswerError("an event that is not JSON")
+    return event
+
+
+def _error_of(data: bytes) -> IncompleteAnswerError:
+    text = data.decode("utf-8", "replace")
+    return IncompleteAnswerError(f"an error in the middle: {words_of(text)[1]}", text)
+
+
 class StreamFix:
-    """One stream's events, in order. Feed the data of each to `feed`, call `end` when the connection ends."""
+    """Repairs the stream of one answer. Call `feed` with the data of each event, in order, and `end` when the
+    connection ends."""
 
     def __init__(self, facts: RequestFacts) -> None:
         self._facts = facts
         self._head: JSON = {}
         self._usage: JSON = {}
         self._reason = ""
-        self._called = self._said = self._refused = self._finished = self._done = False
+        self._has_calls = self._has_text = self._is_refusal = self._is_over = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The data of zero or more events in place of this one; raises IncompleteAnswerError for what is no event."""
-        if self._done:
+        """The data of the events to send instead of this one; raises IncompleteAnswerError if it is not an event."""
+        if self._is_over:
             return
         if data == b"[DONE]":
             yield from self._finish()
-            yield data
-            self._done = True
             return
-        try:
-            event = json.loads(data)
-            choices = event.get("choices")
-        except (ValueError, AttributeError):
-            raise IncompleteAnswerError("an event that is not JSON") from None
+        event = _event_of(data)
         if is_silent(event):
             return
-        if not isinstance(choices, list):
-            raise IncompleteAnswerError(f"an error in the middle: {_words(event)}", data.decode("utf-8", "replace"))
+        if not isinstance(event.get("choices"), list):
+            raise _error_of(data)
         self._head = self._head or _head(event, self._facts)
         if event.get("usage"):
-            # Held until the end: LiteLLM wants the reason before the numbers, and the numbers decide the reason.
+            # Kept until the end: LiteLLM needs the finish_reason before the usage, and the finish_reason is computed
+            # from the usage.
             self._usage = openai_usage(event["usage"])
-        for choice in choices:
+        for choice in event["choices"]:
             yield from self._fix_choice(choice)
 
     def _fix_choice(self, choice: JSON) -> Iterator[bytes]:
@@ -221,16 +231,17 @@ class StreamFix:
         text, refusal = _text(delta.get("content")), delta.get("refusal") or ""
         thinking, signature = _thinking(delta.get("reasoning_details"))
         calls = [_fix_fragment(call) for call in delta.get("tool_calls") or ()]
-        self._called = self._called or bool(calls)
-        self._said = self._said or bool(text or refusal)
-        self._refused = self._refused or bool(refusal)
-        # A refusal in pieces loses all but its first one in LiteLLM; as text it arrives, and `_finish` says what it is.
+        self._has_calls = self._has_calls or bool(calls)
+        self._has_text = self._has_text or bool(text or refusal)
+        self._is_refusal = self._is_refusal or bool(refusal)
+        # LiteLLM keeps only the first piece of a streamed refusal. So it is sent as text, and `_finish` sets the
+        # reason.
         found = {"reasoning_content": thinking, "content": text + refusal, "tool_calls": calls}
         plain = {key: value for key, value in found.items() if value}
-        if plain:  # nothing is passed on before there is something: an answer that stays empty is then an error in time
+        if plain:  # nothing is sent before there is content, so that an empty answer can still become an error
             yield self._event({"role": "assistant", **plain})
         if signature:
-            # LiteLLM drops an event without text, even an empty one, and the text of an event with a signature.
+            # LiteLLM drops an event that has no key for a text, and drops the text of an event with a signature.
             block = {"type": "thinking", "thinking": "", "signature": signature}
             yield self._event({"reasoning_content": "", "thinking_blocks": [block]})
         self._reason = choice.get("finish_reason") or self._reason
@@ -240,30 +251,28 @@ class StreamFix:
         return json.dumps(event, separators=(",", ":")).encode()
 
     def _finish(self) -> Iterator[bytes]:
-        if not self._finished:
-            self._finished = True
-            reason = finish_reason(self._usage, self._facts, called=self._called, refused=self._refused)
-            reason = self._reason if self._reason and not self._refused else reason
-            if is_empty(reason, self._facts) and not (self._said or self._called):
-                raise EmptyAnswerError
-            yield self._event({}, reason)
+        reason = finish_reason(self._usage, self._facts, called=self._has_calls, refused=self._is_refusal)
+        reason = self._reason if self._reason and not self._is_refusal else reason
+        if must_have_content(reason, self._facts) and not (self._has_text or self._has_calls):
+            raise EmptyAnswerError
+        yield self._event({}, reason)
         if self._usage:
             usage = {**self._head, "choices": [], "usage": self._usage}
             yield json.dumps(usage, separators=(",", ":")).encode()
-            self._usage = {}
+        yield b"[DONE]"
+        self._is_over = True
 
     def end(self) -> Iterator[bytes]:
-        """What is still to be said when the connection ends; raises IncompleteAnswerError when that is too early."""
-        if self._done:
+        """The events that are missing when the connection ends; raises IncompleteAnswerError if it ended too early."""
+        if self._is_over:
             return
         if not (self._usage or self._reason):
             raise IncompleteAnswerError("the connection ended in the middle")
         yield from self._finish()
-        yield b"[DONE]"
 
 
 def _fix_fragment(call: JSON) -> JSON:
-    """A piece of a call: its first one has the id and the name, the others have arguments only."""
+    """A piece of a streamed call: the first piece has the id and the name, the others have arguments only."""
     function = call.get("function") or {}
     plain: JSON = {"index": call.get("index") or 0}
     if call.get("id"):
@@ -272,64 +281,60 @@ def _fix_fragment(call: JSON) -> JSON:
     return {**plain, "function": {**named, "arguments": function.get("arguments") or ""}}
 
 
-def _words(event: JSON) -> str:
-    error = event.get("error")
-    return str((error.get("message") if isinstance(error, dict) else error) or event.get("message") or "no words")
-
-
 class WholeAnswer:
-    """Answers pass as they are. What is no answer, ends before `message_stop`, or has neither text nor call though
-    nothing explains it (docs/cortex.md#answer-empty), raises IncompleteAnswerError. A stream is held until there is
-    something in it, so that an answer that stays empty is an error in time: Claude Code asks again after that."""
+    """Checks one answer of the Messages API; a complete answer is not changed.
+
+    IncompleteAnswerError is raised for a body that is not an answer, for a stream that ends before `message_stop`, and
+    for an answer that has neither text nor call without a reason for it (docs/cortex.md#answer-empty). The first events
+    of a stream are held back until there is content, so that an empty answer can still become an error, after which
+    Claude Code asks again.
+    """
 
     def __init__(self) -> None:
         self._held: list[bytes] | None = []
-        self._ended = self._said = False
+        self._is_over = self._has_content = False
         self._reason: object = None
 
     def answer(self, body: Any) -> Any:
-        """One that was not streamed."""
+        """Check an answer that is not streamed."""
         if not isinstance(body, dict) or not isinstance(body.get("content"), list):
             raise IncompleteAnswerError("an answer without content", json.dumps(body))
-        self._said = any(block.get("type") == "tool_use" or block.get("text") for block in body["content"])
+        self._has_content = any(block.get("type") == "tool_use" or block.get("text") for block in body["content"])
         self._reason = body.get("stop_reason")
-        self._is_answer()
+        self._refuse_empty()
         return body
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The event of a stream to send on for one line of data, or none."""
-        if self._ended or data == b"[DONE]":
+        """The events to send for one line of data, if any."""
+        if self._is_over or data == b"[DONE]":
             return
-        try:
-            event = json.loads(data)
-            kind = event.get("type")
-        except (ValueError, AttributeError):
-            raise IncompleteAnswerError("an event that is not JSON") from None
+        event = _event_of(data)
+        kind = event.get("type")
         if kind is None and is_silent(event):
             return
         if kind in {None, "error"}:
-            text = data.decode("utf-8", "replace")
-            raise IncompleteAnswerError(f"an error in the middle: {words_of(text)[1]}", text)
+            raise _error_of(data)
         block, delta = event.get("content_block") or {}, event.get("delta") or {}
-        self._said = self._said or block.get("type") == "tool_use" or bool(block.get("text") or delta.get("text"))
+        has_content = block.get("type") == "tool_use" or block.get("text") or delta.get("text")
+        self._has_content = self._has_content or bool(has_content)
         self._reason = delta.get("stop_reason") or self._reason
         if kind == "message_stop":
-            self._is_answer()
-            self._ended = True
-        event_bytes = b"event: %b\ndata: %b\n\n" % (str(kind).encode(), data)
+            self._refuse_empty()
+            self._is_over = True
+        lines = b"event: %b\ndata: %b\n\n" % (str(kind).encode(), data)
         if self._held is not None:
-            self._held.append(event_bytes)
-            if not (self._said or self._ended or delta.get("thinking")):
+            self._held.append(lines)
+            if not (self._has_content or self._is_over or delta.get("thinking")):
                 return
-            event_bytes, self._held = b"".join(self._held), None
-        yield event_bytes
+            lines, self._held = b"".join(self._held), None
+        yield lines
 
-    def _is_answer(self) -> None:
-        if not self._said and self._reason in {None, "end_turn", "tool_use"}:
+    def _refuse_empty(self) -> None:
+        if not self._has_content and self._reason in {None, "end_turn", "tool_use"}:
             raise EmptyAnswerError
 
     def end(self) -> Iterator[bytes]:
-        """Called when the connection ends; nothing is left to say."""
-        if not self._ended:
+        """Called when the connection ends; no further events are sent."""
+        if not self._is_over:
             raise IncompleteAnswerError("the connection ended in the middle")
         yield from ()

@@ -1,4 +1,8 @@
-"""Blocks of a message's content, as the functions of this package build and read them."""
+"""Small helpers to build and read the blocks of a message's content.
+
+The problem: both APIs allow a content to be a string, a list of blocks, or empty. The mechanism: the other modules read
+every content through `blocks_of`, so that they have one case instead of three.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +22,8 @@ def blocks_of(content: object) -> list[JSON]:
 
 
 def joined_text(content: object) -> str:
-    # LiteLLM joins an assistant's blocks without a separator when none of them is marked: the same here, so that a mark
-    # that moves on does not change the text.
+    # LiteLLM joins an assistant's blocks without a separator when none of them has a cache mark. We always do the same,
+    # so that the text stays equal when the client moves its mark to another block.
     return "".join(str(part.get("text") or part.get("refusal") or "") for part in blocks_of(content))
 
 

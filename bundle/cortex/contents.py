@@ -1,18 +1,25 @@
-"""The contents of messages: texts, images, and marks for the cache."""
+"""The contents of messages: texts, images, and the marks of the prompt cache (`cache_control`).
+
+The problem: Cortex answers 400 to empty texts, files, too many images and too many marks, and it ignores marks in some
+places without a word. The mechanism: each function here returns the messages with one such rule applied. What Cortex
+does not accept is replaced by a sentence for the model, and marks move to a place where they have an effect.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from itertools import groupby
+from typing import Any
 
 from bundle.cortex.blocks import blocks_of, is_blank, joined_text, mark_of, mark_within, text_block, unmarked
 from bundle.cortex.models import JSON, MARK, Note, no_note
 
 MAX_MARKS = 4
 MAX_IMAGES = 20
-# Cortex takes bodies of 20 MiB; what is left is room for text.
-MAX_IMAGE_BYTES = 16 * 1024 * 1024
+MAX_IMAGE_BYTES = 16 * 1024 * 1024  # Cortex accepts bodies of 20 MiB; the difference is room for text
+_IMAGE_URL = re.compile(r"data:image/(?:png|jpe?g|gif|webp);base64,.")
+# Texts for the model. They are constant: each of them becomes a part of the prefix that Cortex caches.
 EMPTY = "[empty message]"
 NO_OUTPUT = "[no output]"
 END_OF_RESULTS = "[end of tool results]"
@@ -22,10 +29,11 @@ IMAGE_TOO_OLD = "[An older image was left out here: Snowflake Cortex takes at mo
 
 
 def plain_contents(messages: Sequence[JSON], note: Note = no_note) -> list[JSON]:
-    """docs/cortex.md#chat-empty-text, #chat-file, #chat-images: an empty text or content list is a 400, and a `file`
-    part, and an image that is not a base64 data URL. LiteLLM's own fields for thinking are no part of this API.
+    """docs/cortex.md#chat-empty-text, docs/cortex.md#chat-file, docs/cortex.md#chat-images: each of these is a 400: an
+    empty text, an empty list of content, a `file` part, an image that is not a base64 data URL.
 
-    Users and the system get lists of blocks, assistants a string or None beside calls. What is left empty is dropped.
+    Messages of users, tools and the system get a list of blocks. Assistant messages get a string (None if there are
+    only calls) and lose LiteLLM's own fields for thinking, which this API does not have. Empty messages are dropped.
     """
     out: list[JSON] = []
     for message in messages:
@@ -42,7 +50,7 @@ def plain_contents(messages: Sequence[JSON], note: Note = no_note) -> list[JSON]
             mark = mark or mark_within(content)
             out.append({"role": role, "tool_call_id": message["tool_call_id"], "content": blocks, **mark})
         elif blocks:
-            # A mark on the message is ignored by Cortex (live); on its last block it is what the client meant.
+            # Cortex ignores a mark on the message itself (live). The client means the last block of the message.
             if not mark_within(blocks):
                 blocks[-1] = {**blocks[-1], **mark}
             out.append({"role": "system" if role == "developer" else role, "content": blocks})
@@ -51,18 +59,16 @@ def plain_contents(messages: Sequence[JSON], note: Note = no_note) -> list[JSON]
     return out
 
 
-_IMAGE = re.compile(r"data:image/(?:png|jpe?g|gif|webp);base64,.")
-
-
 def plain_part(part: JSON, note: Note) -> JSON | None:
+    """The part as Cortex accepts it, or None for an empty text."""
     kind, mark = part.get("type"), mark_of(part)
     if kind == "text":
         text = part.get("text")
-        return {"type": "text", "text": text, **mark} if isinstance(text, str) and not is_blank(text) else None
+        return {**text_block(text), **mark} if isinstance(text, str) and not is_blank(text) else None
     if kind == "image_url":
         image = part.get("image_url")
         url = image.get("url", "") if isinstance(image, dict) else str(image or "")
-        if _IMAGE.match(url):
+        if _IMAGE_URL.match(url):
             return {"type": "image_url", "image_url": {"url": url.replace("/jpg;", "/jpeg;", 1)}, **mark}
         media = url[5 : url.find(";")] if url.startswith("data:") else url
         kind = "PDF" if media == "application/pdf" else f"file ({media})"
@@ -76,7 +82,8 @@ def plain_part(part: JSON, note: Note) -> JSON | None:
 
 
 def text_only_results(messages: Sequence[JSON]) -> list[JSON]:
-    """OpenAI's tool messages carry text only; images move to a user message after the run of results they belong to."""
+    """docs/cortex.md#chat-image-types: tool messages hold text only. Images move to a user message after the run of
+    results to which they belong."""
     out: list[JSON] = []
     for is_results, run in groupby(messages, lambda message: message["role"] == "tool"):
         if not is_results:
@@ -94,28 +101,32 @@ def text_only_results(messages: Sequence[JSON]) -> list[JSON]:
 
 
 def limit_images(messages: Sequence[JSON], note: Note = no_note) -> list[JSON]:
-    """docs/cortex.md#chat-images, docs/cortex.md#chat-size: more than 20 images, or 20 MiB, are a 400. The oldest
-    images are replaced by words.
-
-    Ten at a time: every image taken out changes the prefix that Cortex has cached, so that should happen rarely.
-    """
-    places = [(p, n) for p, message in enumerate(messages) for n, _ in _images(message)]
-    sizes = [len(block["image_url"]["url"]) for message in messages for _, block in _images(message)]
-    drop = -(-max(0, len(sizes) - MAX_IMAGES) // 10) * 10
-    while sum(sizes[drop:]) > MAX_IMAGE_BYTES:
-        drop += 1
-    if drop:
-        note(f"{drop} oldest images replaced by words")
+    """Replace the oldest images by words where there are too many (`excess_images`)."""
+    places = [
+        (position, number, block)
+        for position, message in enumerate(messages)
+        for number, block in enumerate(blocks_of(message["content"]))
+        if block["type"] == "image_url"
+    ]
+    excess = excess_images([len(block["image_url"]["url"]) for _, _, block in places], note)
     out = list(messages)
-    for position, number in places[:drop]:
-        old = out[position]["content"][number]
-        out[position] = _with_block(out[position], number, {**text_block(IMAGE_TOO_OLD), **mark_of(old)})
+    for position, number, block in places[:excess]:
+        out[position] = _with_block(out[position], number, {**text_block(IMAGE_TOO_OLD), **mark_of(block)})
     return out
 
 
-def _images(message: JSON) -> Iterator[tuple[int, JSON]]:
-    blocks = enumerate(blocks_of(message["content"]))
-    return ((number, block) for number, block in blocks if block["type"] == "image_url")
+def excess_images(sizes: Sequence[int], note: Note) -> int:
+    """docs/cortex.md#chat-images, docs/cortex.md#chat-size: more than 20 images are a 400, and so are more than 20 MiB.
+    Returns how many of the oldest images to replace by words; `sizes` are the images' sizes from the oldest on.
+
+    Ten images are replaced at a time, because each replacement changes the prefix that Cortex has cached.
+    """
+    excess = -(-max(0, len(sizes) - MAX_IMAGES) // 10) * 10
+    while sum(sizes[excess:]) > MAX_IMAGE_BYTES:
+        excess += 1
+    if excess:
+        note(f"{excess} oldest images replaced by words")
+    return excess
 
 
 def _with_block(message: JSON, number: int, block: JSON) -> JSON:
@@ -125,68 +136,58 @@ def _with_block(message: JSON, number: int, block: JSON) -> JSON:
 
 
 def marks_after_results(messages: Sequence[JSON]) -> list[JSON]:
-    """docs/cortex.md#chat-marks: a mark on a tool's result is ignored. After each run of results comes a user message
-    that takes it: their images, or a constant block. Marked or not, so that it is the same on every turn."""
+    """docs/cortex.md#chat-marks: a mark on a tool's result is ignored, so it moves to a user message after the run of
+    results. Where the images of the results have not made such a message, a message with a constant block is added,
+    with or without a mark, so that the history stays the same on every turn."""
     out: list[JSON] = []
     marked = False
     for message, following in zip(messages, (*messages[1:], {}), strict=True):
-        run = [message]
+        out.append(message)
         if message["role"] == "tool":
             marked = marked or "cache_control" in message
-            run = [unmarked(message)]
-            if following.get("role") != "tool" and not _ends_results(following):
-                run.append({"role": "user", "content": [text_block(END_OF_RESULTS)]})
-        if marked and run[-1]["role"] != "tool":
-            run[-1] = _with_block(run[-1], -1, {**run[-1]["content"][-1], "cache_control": MARK})
+            out[-1] = unmarked(message)
+            texts = {block.get("text") for block in blocks_of(following.get("content"))[:1]}
+            if following.get("role") != "tool" and not texts & {END_OF_RESULTS, IMAGES_ABOVE}:
+                out.append({"role": "user", "content": [text_block(END_OF_RESULTS)]})
+        if marked and out[-1]["role"] != "tool":
+            out[-1] = _with_block(out[-1], -1, {**out[-1]["content"][-1], "cache_control": MARK})
             marked = False
-        out += run
     return out
-
-
-def _ends_results(message: JSON) -> bool:
-    first = next(iter(blocks_of(message.get("content"))), {})
-    return first.get("text") in (END_OF_RESULTS, IMAGES_ABOVE)
 
 
 def cache_marks(messages: Sequence[JSON]) -> list[JSON]:
     """docs/cortex.md#chat-marks: more than 4 marks are a 400, and a mark on a message, a call or a result is ignored.
 
-    Such a mark moves back to the nearest block of the system or a user before it. Of too many, these stay: the last of
-    the system's, which every request shares, and the newest of the users', of which the newest but one is what the turn
-    before has written to the cache.
+    An ignored mark moves back to the nearest block of a system or user message before it.
     """
-    system: list[tuple[int, int]] = []
-    users: list[tuple[int, int]] = []
+    marked: list[tuple[int, int]] = []  # (position of a message, number of its block)
     nearest: tuple[int, int] | None = None
     for position, message in enumerate(messages):
-        where = {"system": system, "user": users}.get(message["role"])
-        if where is None:
-            calls = message.get("tool_calls") or ()
-            ignored = "cache_control" in message or any("cache_control" in call for call in calls)
-            if ignored and nearest is not None and nearest not in (*system, *users):
-                (system if messages[nearest[0]]["role"] == "system" else users).append(nearest)
-            continue
-        where += [(position, n) for n, block in enumerate(message["content"]) if "cache_control" in block]
-        nearest = (position, len(message["content"]) - 1)
-    chosen = {*system[-1:], *users[-(MAX_MARKS - len(system[-1:])) :]}
-    chosen.update(system[:-1][::-1][: MAX_MARKS - len(chosen)])
+        if message["role"] in {"system", "user"}:
+            marked += [(position, number) for number, block in enumerate(message["content"]) if mark_of(block)]
+            nearest = (position, len(message["content"]) - 1)
+        elif nearest and nearest not in marked and (mark_of(message) or mark_within(message.get("tool_calls"))):
+            marked.append(nearest)
+    shared = [place for place in marked if messages[place[0]]["role"] == "system"]
     out = without_marks(messages)
-    for position, n in chosen:
-        block = out[position]["content"][n]
-        out[position] = _with_block(out[position], n, {**block, "cache_control": MARK})
+    for position, number in by_importance(shared, [place for place in marked if place not in shared])[:MAX_MARKS]:
+        block = out[position]["content"][number]
+        out[position] = _with_block(out[position], number, {**block, "cache_control": MARK})
     return out
+
+
+def by_importance(shared: list[Any], others: list[Any]) -> list[Any]:
+    """The marks in the order in which they are kept. First comes the last mark that all requests share (in the tools or
+    the system prompt). Then come the other marks, newest first: the second newest marks what the previous turn has
+    written to the cache. The rest of the shared marks comes last."""
+    return [*shared[-1:], *others[::-1], *shared[-2::-1]]
 
 
 def without_marks(messages: Sequence[JSON], roles: Container[str] | None = None) -> list[JSON]:
-    """The same messages with no mark on those of these roles (None: all), their blocks and their calls."""
-    out = []
-    for message in messages:
-        if roles is not None and message["role"] not in roles:
-            out.append(message)
-            continue
-        plain = unmarked(message)
-        for key in ("content", "tool_calls"):
-            if isinstance(message.get(key), list):
-                plain = {**plain, key: [unmarked(item) for item in message[key]]}
-        out.append(plain)
-    return out
+    """The messages, without any mark on messages of these roles (None: all roles), on their blocks and their calls."""
+    return [_without_marks(each) if roles is None or each["role"] in roles else each for each in messages]
+
+
+def _without_marks(message: JSON) -> JSON:
+    lists = {key: message[key] for key in ("content", "tool_calls") if isinstance(message.get(key), list)}
+    return {**unmarked(message), **{key: [unmarked(item) for item in items] for key, items in lists.items()}}

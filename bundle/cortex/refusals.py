@@ -1,9 +1,10 @@
-"""What Cortex itself has refused: fields that no later request has, so that no session ends on one.
+"""Remembers which fields Cortex has refused, so that later requests leave them out.
 
-The problem: what the service takes differs by model, account and month, and nobody here can try it. A refused field
-comes with every later turn of a session. The mechanism: a 400 that names a field teaches it (`learn_chat`,
-`learn_messages`); the requests after that leave without it. The one that was refused is answered with an error that
-Claude Code asks again by itself. Kept as long as the process. Standard library only, no I/O, no clock.
+The problem: which fields Cortex accepts differs by model and account and changes over time, and cannot be tested
+without an account. Claude Code sends a refused field again with every later turn, so one such field would end a
+session. The mechanism: when a 400 names a field, the field is remembered (`learn_chat`, `learn_messages`), and later
+requests are sent without it. The refused request itself is answered with an error after which Claude Code asks again.
+The memory lasts until the process ends.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bundle.cortex.blocks import mark_within
+from bundle.cortex.models import JSON
 from bundle.cortex.requests import BESIDE_REASONING
 
-JSON = dict[str, Any]
+MAX_WORDS = 2_000  # characters: patterns look only at the beginning of an answer's text, so that they stay fast
 
-MAX_WORDS = 2_000  # of an answer's text that a pattern may see
-
-# The fields that a request can do without, and the words that name them. Of several that one answer names, the first
-# here is left out: the next answer tells whether that was enough.
+# The fields that a request can do without, each with the words that name it. If an answer names several fields, only
+# the first of them in this list is left out; the answer to the next request shows whether that was enough.
 FIELDS: Mapping[str, re.Pattern[str]] = {
     "temperature": re.compile(r"temperature", re.IGNORECASE),
     "top_p": re.compile(r"\btop_?p\b", re.IGNORECASE),
@@ -36,28 +37,28 @@ FIELDS: Mapping[str, re.Pattern[str]] = {
     "tool_choice": re.compile(r"tool.?choice", re.IGNORECASE),
     "stream_options": re.compile(r"stream_options|include_usage", re.IGNORECASE),
 }
-# Only these words say that a field is not taken at all. Others complain of its value, which is the client's to change.
-_NOT_TAKEN = re.compile(
+# Only these words say that a field is not accepted at all. Other words complain about a value, which only the client
+# can change.
+_NOT_ACCEPTED = re.compile(
     r"not (?:\w+ )?(?:supported|permitted|allowed|available|compatible)|not support|unsupported|may not|may only be set"
     r"|deprecated|\bunknown\b|unrecogni[sz]ed|extra inputs|thinking.{1,3}is enabled",
     re.IGNORECASE,
 )
-_MARKS = re.compile(r"cache_?control|cache.?point|prompt.?caching", re.IGNORECASE)
-_MARKED_MESSAGE = re.compile(r"messages[.\[](\d{1,6})")
-_ROLE = re.compile(r"\b(assistant|system|user)\b")
-# Answers about something else that may name a field by the way: no field is left out because of one.
-_ABOUT_SOMETHING_ELSE = re.compile(
+# Answers about another problem. They may mention a field, but no field is left out because of them.
+_OTHER_PROBLEM = re.compile(
     r"throttled|unknown model|region|toolUse|toolResult|tool_result|max.?tokens|too long|context|final position|prefill"
     r"|signature",
     re.IGNORECASE,
 )
-# What stands inside tools belongs to the user: a parameter may be called `temperature`.
+_CACHE_MARK = re.compile(r"cache_?control|cache.?point|prompt.?caching", re.IGNORECASE)
+_MARKED_MESSAGE = re.compile(r"messages[.\[](\d{1,6})")
+_ROLE = re.compile(r"\b(assistant|system|user)\b")
+# Names inside tools are the user's: a parameter of a tool may be called `temperature`.
 _IN_TOOLS = re.compile(r"tools[.\[]\S*|(?:function|tool) '[^']*'")
-
-_OUTPUT = re.compile(r"max tokens of (\d{1,9}) exceeded|max_tokens: \d{1,9} > (\d{1,9})")
-_EXTRA = re.compile(r"([\w-]+(?:\.[\w-]+)*): Extra inputs are not permitted")
-# Without one of these a request is none, or another one, so no answer of Cortex takes them out.
-_NEEDED = frozenset(
+_OUTPUT_LIMIT = re.compile(r"max tokens of (\d{1,9}) exceeded|max_tokens: \d{1,9} > (\d{1,9})")
+_EXTRA_FIELD = re.compile(r"([\w-]+(?:\.[\w-]+)*): Extra inputs are not permitted")
+# Fields that are never left out: without one of them a request is not valid, or asks for something else.
+_REQUIRED = frozenset(
     {"model", "messages", "max_tokens", "max_completion_tokens", "role", "content", "type", "system", "tools", "stream"}
     | {"name", "input_schema", "id", "input", "tool_use_id", "text", "source", "data", "media_type", "signature"}
 )
@@ -66,11 +67,12 @@ _MARK_PATHS = (("system", "*"), ("tools", "*"), ("messages", "*", "content", "*"
 
 @dataclass
 class Refusals:
-    """What was refused so far, by the bare name of the model.
+    """What Cortex has refused so far. The keys of the three dicts are model names without a provider prefix.
 
-    `chat` has fields of chat completions, `cache_control ROLE` for marks, and `BESIDE_REASONING`; `fields` has paths in
-    a body of the Messages API, and `betas` its betas, of any model; `limits` is the most output tokens of a model where
-    it has named a lower number than was asked for.
+    - `chat`: fields of chat completions, `cache_control ROLE` for marks in messages of a role, and `BESIDE_REASONING`.
+    - `fields`: paths in a body of the Messages API.
+    - `betas`: betas of the Messages API, for all models.
+    - `limits`: the output limit that Cortex has reported, if a request asked for more.
     """
 
     chat: dict[str, set[str]] = field(default_factory=dict)
@@ -79,48 +81,49 @@ class Refusals:
     limits: dict[str, int] = field(default_factory=dict)
 
     def learn_chat(self, words: str, sent: JSON, before: Collection[str] = ()) -> list[str]:
-        """Remember what a 400 of chat completions names. Returns what the request had of that, in words: another try
-        will be without it.
+        """Remember what a 400 of chat completions names. Returns a phrase for each thing that the next request will
+        leave out; if there is none, asking again is of no use.
 
-        `words` is the answer's message, `sent` the body that was refused, and `before` what was known of the model when
-        it left: where that came along all the same, another try would be of no use.
+        `words` is the message of the answer, `sent` the body that was refused. `before` names the fields that were
+        known as refused when the request was sent: if the answer names one of them again, leaving it out did not help.
         """
         words = words[:MAX_WORDS]
         model = str(sent.get("model"))
         if limit := self._learn_limit(words, model, sent.get("max_completion_tokens")):
             return [limit]
-        if not (name := _field_of(words, sent)):
-            roles = marked_roles(sent["messages"], words) if _names_marks(words) else []
-            found = [f"cache_control {role}" for role in roles]
-        else:
+        if name := _field_of(words, sent):
             found = [BESIDE_REASONING if name == "temperature" and "reasoning" in sent else name]
+        else:
+            roles = marked_roles(sent["messages"], words) if _is_about_marks(words) else []
+            found = [f"cache_control {role}" for role in roles]
         new = [each for each in found if each not in before]
         self.chat.setdefault(model, set()).update(new)
         return [f"{each.replace('cache_control ', 'cache_control on ')} for {model}" for each in new]
 
     def learn_messages(self, words: str, sent: JSON, betas: Iterable[str]) -> list[str]:
-        """The same for the Messages API. "Invalid beta flag" does not say which: all are."""
+        """The same for the Messages API. "invalid beta flag" does not name the beta, so all betas of the request count
+        as refused."""
         words = words[:MAX_WORDS]
         model = str(sent.get("model"))
         if limit := self._learn_limit(words, model, sent.get("max_tokens")):
             return [limit]
-        paths = [tuple("*" if step.isdigit() else step for step in name.split(".")) for name in _EXTRA.findall(words)]
+        names = _EXTRA_FIELD.findall(words)
+        paths = [tuple("*" if step.isdigit() else step for step in name.split(".")) for name in names]
         flags = {beta for beta in betas if beta} if "invalid beta flag" in words else set()
         if not paths and not flags:
-            sent = {**sent, **(sent.get("output_config") or {})}  # an effort stands one level down
-            name = _field_of(words, sent)
-            marks = [(*place, "cache_control") for place in _MARK_PATHS] if _names_marks(words) else []
+            name = _field_of(words, {**sent, **(sent.get("output_config") or {})})
+            marks = [(*place, "cache_control") for place in _MARK_PATHS] if _is_about_marks(words) else []
             paths = [("output_config", name) if name == "effort" else (name,)] if name else marks
-        fields = {path for path in paths if path[-1] not in _NEEDED and without(sent, path) != sent}
+        fields = {path for path in paths if path[-1] not in _REQUIRED and without(sent, path) != sent}
         self.fields.setdefault(model, set()).update(fields)
         self.betas |= flags
-        told = [f"field {'.'.join(path)} for {model}" for path in fields]
-        return sorted([*told, *(f"beta {flag}" for flag in flags)])
+        left_out = [f"field {'.'.join(path)} for {model}" for path in fields]
+        return sorted([*left_out, *(f"beta {flag}" for flag in flags)])
 
     def _learn_limit(self, words: str, model: str, asked: object) -> str:
-        """docs/cortex.md#chat-output-limit: a number below the one that was asked for is the model's own limit. (A
-        number above it is the context window: docs/cortex.md#status-context-full.)"""
-        found = _OUTPUT.search(words)
+        """docs/cortex.md#chat-output-limit: a number below the requested maximum is the model's output limit. A number
+        above it is the context window (docs/cortex.md#status-context-full)."""
+        found = _OUTPUT_LIMIT.search(words)
         limit = int(found[1] or found[2]) if found else 0
         if not limit or not isinstance(asked, int) or limit >= asked:
             return ""
@@ -129,8 +132,8 @@ class Refusals:
 
 
 def _field_of(words: str, sent: JSON) -> str:
-    """The field of the body that an answer says is not taken; empty where it is about something else."""
-    if _ABOUT_SOMETHING_ELSE.search(words) or not _NOT_TAKEN.search(words):
+    """The field of the body that is not accepted according to the words; empty if they are about another problem."""
+    if _OTHER_PROBLEM.search(words) or not _NOT_ACCEPTED.search(words):
         return ""
     words = _IN_TOOLS.sub("", words)
     for tool in sent.get("tools") or ():
@@ -138,13 +141,14 @@ def _field_of(words: str, sent: JSON) -> str:
     return next((name for name, pattern in FIELDS.items() if name in sent and pattern.search(words)), "")
 
 
-def _names_marks(words: str) -> bool:
-    return bool(_MARKS.search(words) and _NOT_TAKEN.search(words))
+def _is_about_marks(words: str) -> bool:
+    return bool(_CACHE_MARK.search(words) and _NOT_ACCEPTED.search(words))
 
 
 def marked_roles(messages: Sequence[JSON], words: str) -> list[str]:
-    """The roles whose cache marks an answer is about: the message's that it names, those it names, else all marked."""
-    marked = {str(message["role"]) for message in messages if _has_mark(message.get("content"))}
+    """The roles whose cache marks are refused: the role of the message that the words name by its number, else the
+    roles that the words name, else the roles of all marked messages."""
+    marked = {str(message["role"]) for message in messages if mark_within(message.get("content"))}
     if (found := _MARKED_MESSAGE.search(words)) and int(found[1]) < len(messages):
         named = {str(messages[int(found[1])]["role"])}
     else:
@@ -152,13 +156,9 @@ def marked_roles(messages: Sequence[JSON], words: str) -> list[str]:
     return sorted(marked & named or marked)
 
 
-def _has_mark(content: object) -> bool:
-    return isinstance(content, list) and any("cache_control" in block for block in content)
-
-
 def without(node: Any, path: Sequence[str]) -> Any:
-    """The body without what is at a path such as `tools.*.custom.strict`. A step that is no key names the kind of the
-    thing that it stands in (`custom`), and is passed over."""
+    """The body without the value at a path such as `tools.*.custom.strict`. A step that is not a key is skipped:
+    Cortex's paths also name the type of a block or tool (`custom`)."""
     step, rest = path[0], path[1:]
     if isinstance(node, list):
         if step == "*":

@@ -1,4 +1,9 @@
-"""Tools and the JSON schemas of their parameters."""
+"""Tools and the JSON schemas of their parameters.
+
+The problem: Cortex refuses tools and schemas that Claude Code and MCP servers may send, such as a tool that Anthropic's
+servers would run, or a schema with alternatives at its top. The mechanism: `cortex_tools` drops such tools, and
+`object_schema` merges the alternatives of a schema into one object.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +16,16 @@ from typing import Any
 from bundle.cortex.models import JSON, Note, no_note
 
 _SCHEMA_UNIONS = ("anyOf", "oneOf", "allOf")
-_PROPERTY = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+_PROPERTY_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+_DATA_KEYS = ("enum", "const", "default", "examples")  # their values are data, not schemas
 
 
 def cortex_tools(tools: Iterable[JSON], note: Note = no_note, *, strict_arrays: bool = False) -> list[JSON]:
-    """docs/cortex.md#chat-tool-types: a tool that is no `function` is a 400. So is, where Claude runs, a schema that is
-    not an object at its top, and the same name twice. Only `name`, `description` and `parameters` stay.
+    """docs/cortex.md#chat-tool-types: a tool of another type than `function` is a 400. Where Claude runs, a schema that
+    is not an object at its top is a 400 too, and so is a second tool of the same name. Only `name`, `description` and
+    `parameters` stay.
 
-    `strict_arrays` is OpenAI's rule that a schema of an array says what its items are.
+    `strict_arrays` applies OpenAI's rule that the schema of an array must say what its items are.
     """
     out: dict[str, JSON] = {}
     for tool in tools:
@@ -37,29 +44,29 @@ def cortex_tools(tools: Iterable[JSON], note: Note = no_note, *, strict_arrays: 
 
 
 def object_schema(schema: Any) -> JSON:
-    """A tool's parameters as one object: alternatives at the top level are merged, what only some of them require is
-    optional. The same object comes back when there is nothing to do."""
+    """A tool's parameters as one object: alternatives at the top level are merged, and a property that only some of
+    them require becomes optional. Returns the same object if nothing has to change."""
     schema = schema if isinstance(schema, dict) else {}
     properties, required = _merged(schema)
-    taken = {name: value for name, value in properties.items() if _PROPERTY.fullmatch(name)}
-    needed = [name for name in required if name in taken or name not in properties]
+    accepted = {name: value for name, value in properties.items() if _PROPERTY_NAME.fullmatch(name)}
+    required = [name for name in required if name in accepted or name not in properties]
     out = {key: value for key, value in schema.items() if key not in (*_SCHEMA_UNIONS, "required")}
-    out = {**out, "type": "object", "properties": taken, **({"required": needed} if needed else {})}
+    out = {**out, "type": "object", "properties": accepted, **({"required": required} if required else {})}
     return schema if out == schema else out
 
 
 def _merged(schema: JSON) -> tuple[JSON, list[str]]:
-    """Every property that the schema or one of its alternatives has, and what is required whichever of them holds."""
+    """All properties of the schema and of its alternatives, and the properties that are always required."""
     properties = schema["properties"] if isinstance(schema.get("properties"), dict) else {}
     names = schema["required"] if isinstance(schema.get("required"), list) else ()
     required = [name for name in names if name and isinstance(name, str)]
-    for word in _SCHEMA_UNIONS:
-        branches = [_merged(branch) for branch in schema.get(word) or () if isinstance(branch, dict)]
+    for union in _SCHEMA_UNIONS:
+        branches = [_merged(branch) for branch in schema.get(union) or () if isinstance(branch, dict)]
         for more, _ in branches:
             properties = {**more, **properties}
-        wanted = [needed for _, needed in branches]
-        enough = 1 if word == "allOf" else len(wanted)
-        required += [name for name, times in Counter(chain(*wanted)).items() if times >= enough]
+        branches_needed = 1 if union == "allOf" else len(branches)
+        counts = Counter(chain.from_iterable(needed for _, needed in branches))
+        required += [name for name, count in counts.items() if count >= branches_needed]
     return properties, list(dict.fromkeys(required))
 
 
@@ -68,11 +75,10 @@ def _with_items(schema: Any) -> Any:
         return [_with_items(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    data = ("enum", "const", "default", "examples")
-    plain = {key: value if key in data else _with_items(value) for key, value in schema.items()}
+    plain = {key: value if key in _DATA_KEYS else _with_items(value) for key, value in schema.items()}
     return {**plain, "items": {}} if schema.get("type") == "array" and "items" not in schema else plain
 
 
 def chosen_tool(tool_choice: Any) -> str | None:
-    """The name of the one tool that is asked for, or None for auto, none and required."""
+    """The name of the tool that a tool choice forces, or None for auto, none and required."""
     return (tool_choice.get("function") or {}).get("name", "") if isinstance(tool_choice, dict) else None

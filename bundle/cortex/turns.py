@@ -1,16 +1,23 @@
-"""Calls of tools and their results, in the order that Cortex takes (docs/cortex.md#chat-pairing)."""
+"""The order of messages: each tool call with its result, one call in each turn, a user message at the end.
+
+The problem: Cortex answers 400 to a tool call without its result, to a result without its call, and on Claude to two
+calls in one turn; Claude Code sends such histories, for example after an interruption. The mechanism: functions that
+reorder the messages, fill in what is missing, and turn into text what cannot stay (docs/cortex.md#chat-pairing).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, zip_longest
 
 from bundle.cortex.blocks import blocks_of, joined_text, mark_of, text_block
 from bundle.cortex.models import JSON, Note, no_note
 
-MAX_ID = 40  # OpenAI's limit for a call's id; Bedrock, where Claude runs, takes 64
+MAX_ID = 40  # OpenAI's limit for the id of a call; Bedrock, which runs Claude, allows 64 characters
+# Texts for the model. They are constant: each of them becomes a part of the prefix that Cortex caches.
 CONTINUE = "Continue."
 NO_RESULT = "[no result: the call was interrupted]"
 LOST_RESULT = "[Result of a tool, away from its call]"
@@ -22,30 +29,32 @@ NO_TOOLS = (
 
 
 def results_follow_calls(messages: Sequence[JSON], note: Note = no_note) -> list[JSON]:
-    """docs/cortex.md#chat-pairing: a result without its call, or a call without its result, is a 400.
+    """docs/cortex.md#chat-pairing: a result without its call is a 400, and so is a call without its result.
 
-    After each assistant message come exactly the results of its calls, in their order. A missing result is filled in,
-    a result without its call (or a second one) becomes user text, ids are made unique and arguments a JSON object.
+    Afterwards each assistant message is followed by exactly the results of its calls, in the order of the calls. A
+    missing result is filled in. A result without a call, or a second result for the same call, becomes user text. Each
+    call gets a unique id and a JSON object as its arguments.
     """
     out: list[JSON] = []
     seen: set[str] = set()
-    for turn, rest in _rounds(messages):
+    for turn, following in _rounds(messages):
         for message in turn:
             if not message.get("tool_calls"):
                 out.append(message)
                 continue
             calls, results = [], []
             for call in message["tool_calls"]:
-                found = next((i for i, m in enumerate(rest) if _answers(m, call)), None)
-                renamed = _plain_call(call, seen)
-                if found is None:
-                    note("missing tool result filled in")
-                    results.append({"role": "tool", "tool_call_id": renamed["id"], "content": NO_RESULT})
+                key = ("tool", call.get("id"))
+                keys = [(each.get("role"), each.get("tool_call_id")) for each in following]
+                if key in keys:
+                    result = following.pop(keys.index(key))
                 else:
-                    results.append({**rest.pop(found), "tool_call_id": renamed["id"]})
-                calls.append(renamed)
+                    note("missing tool result filled in")
+                    result = {"role": "tool", "content": NO_RESULT}
+                calls.append(_plain_call(call, seen))
+                results.append({**result, "tool_call_id": calls[-1]["id"]})
             out += [{**message, "tool_calls": calls}, *results]
-        for message in rest:
+        for message in following:
             if message.get("role") == "tool":
                 note("tool result without its call turned into text")
                 out.append(_as_user(message, LOST_RESULT))
@@ -54,46 +63,34 @@ def results_follow_calls(messages: Sequence[JSON], note: Note = no_note) -> list
     return out
 
 
-def _rounds(messages: Sequence[JSON]) -> Iterator[tuple[list[JSON], list[JSON]]]:
-    """Each run of assistant messages, with all that follows it up to the next one."""
-    turn: list[JSON] = []
-    rest: list[JSON] = []
-    for message in messages:
-        if message.get("role") != "assistant":
-            rest.append(message)
-            continue
-        if rest:
-            yield turn, rest
-            turn, rest = [], []
-        turn.append(message)
-    yield turn, rest
-
-
-def _answers(message: JSON, call: JSON) -> bool:
-    return message.get("role") == "tool" and message.get("tool_call_id") == call.get("id")
+def _rounds(messages: Sequence[JSON]) -> Iterable[tuple[list[JSON], list[JSON]]]:
+    """Each run of assistant messages, and the messages that follow it up to the next assistant message."""
+    runs = [list(run) for _, run in groupby(messages, lambda message: message.get("role") == "assistant")]
+    if messages and messages[0].get("role") != "assistant":
+        runs.insert(0, [])
+    return zip_longest(runs[::2], runs[1::2], fillvalue=[])
 
 
 def _plain_call(call: JSON, seen: set[str]) -> JSON:
     function = call.get("function") or {}
-    identity = plain_id(call.get("id"), seen)
     plain = {"name": function.get("name") or "unknown", "arguments": _plain_arguments(function.get("arguments"))}
-    return {"id": identity, "type": "function", "function": plain, **mark_of(call)}
+    return {"id": plain_id(call.get("id"), seen), "type": "function", "function": plain, **mark_of(call)}
 
 
 def plain_id(given: object, seen: set[str]) -> str:
-    """A call's id of letters, digits, `_` and `-` that no call before it has; `seen` gets it.
+    """An id for a call: letters, digits, `_` and `-`, and not in `seen`, to which it is added.
 
-    docs/cortex.md#chat-tool-ids, docs/cortex.md#messages-tool-ids. The same id comes out on every turn, because it
-    follows from the calls before it alone.
+    docs/cortex.md#chat-tool-ids, docs/cortex.md#messages-tool-ids. A call gets the same id on every turn, because
+    its id depends only on the calls before it.
     """
     text = str(given or "call")
-    wanted = re.sub(r"[^a-zA-Z0-9_-]", "_", text)
-    if len(wanted) > MAX_ID:
-        wanted = f"{wanted[: MAX_ID - 13]}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    identity, number = wanted, 1
+    base = re.sub(r"[^a-zA-Z0-9_-]", "_", text)
+    if len(base) > MAX_ID:
+        base = f"{base[: MAX_ID - 13]}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    identity, number = base, 1
     while identity in seen:
         number += 1
-        identity = f"{wanted[: MAX_ID - 6]}_{number}"
+        identity = f"{base[: MAX_ID - 6]}_{number}"
     seen.add(identity)
     return identity
 
@@ -115,15 +112,15 @@ def _as_user(message: JSON, heading: str) -> JSON:
 
 
 def one_call_per_turn(messages: Sequence[JSON], note: Note = no_note) -> list[JSON]:
-    """docs/cortex.md#chat-parallel-calls: two calls in one assistant turn of Claude are a 400, call by call is taken.
+    """docs/cortex.md#chat-parallel-calls: two calls in one assistant turn of Claude are a 400; one call is accepted.
 
-    `assistant[A, B], tool(A), tool(B)` becomes `assistant[A], tool(A), assistant[B], tool(B)`. Text stays with A.
+    `assistant[A, B], tool(A), tool(B)` becomes `assistant[A], tool(A), assistant[B], tool(B)`. The text stays with A.
     """
     out: list[JSON] = []
     later: Iterator[JSON] = iter(())
     for message in results_follow_calls(messages, note):
         if message.get("role") == "tool" and out[-1]["role"] == "tool":
-            # Not the first result of its turn: its call comes here.
+            # This is not the first result of its turn, so its call has not been written yet.
             out.append({"role": "assistant", "content": None, "tool_calls": [next(later)]})
         calls = message.get("tool_calls") or ()
         if calls:
@@ -133,9 +130,10 @@ def one_call_per_turn(messages: Sequence[JSON], note: Note = no_note) -> list[JS
 
 
 def tools_in_words(messages: Sequence[JSON]) -> list[JSON]:
-    """docs/cortex.md#chat-tools-by-model: only OpenAI's models and Claude have tools; for others, text tells of them.
+    """docs/cortex.md#chat-tools-by-model: only OpenAI's models and Claude have tools. For other models, calls and
+    results become text.
 
-    A system block tells the model that it has no tools, so that it can tell its user.
+    A system block tells the model that it has no tools, so that it can tell the user.
     """
     names: dict[str, str] = {}
     out: list[JSON] = []
@@ -144,9 +142,9 @@ def tools_in_words(messages: Sequence[JSON]) -> list[JSON]:
             out.append(_as_user(message, f"[Result of {names.get(message['tool_call_id'], 'a tool')}]"))
         elif calls := message.get("tool_calls"):
             names.update((call["id"], call["function"]["name"]) for call in calls)
-            told = [f"[Called {call['function']['name']} with {call['function']['arguments']}]" for call in calls]
+            described = [f"[Called {call['function']['name']} with {call['function']['arguments']}]" for call in calls]
             text = joined_text(message.get("content"))
-            out.append({"role": "assistant", "content": "\n".join([text, *told] if text else told)})
+            out.append({"role": "assistant", "content": "\n".join([text, *described] if text else described)})
         else:
             out.append(message)
     if out and out[0].get("role") == "system":
@@ -155,10 +153,10 @@ def tools_in_words(messages: Sequence[JSON]) -> list[JSON]:
 
 
 def ends_with_user(messages: Sequence[JSON], note: Note = no_note) -> list[JSON]:
-    """docs/cortex.md#chat-final-assistant, docs/cortex.md#chat-prefill: an assistant message at the end is a 400 where
-    tools are given, and with Claude 4.6 and newer always.
+    """docs/cortex.md#chat-final-assistant, docs/cortex.md#chat-prefill: an assistant message at the end is a 400 if the
+    request has tools, and always on Claude 4.6 and newer.
 
-    Claude Code asks that way to have an unfinished answer carried on, so that is what the added message says.
+    Claude Code sends such a history to continue an unfinished answer, so the added user message says "Continue."
     """
     if messages and messages[-1]["role"] == "assistant":
         note("user message added after a final assistant message")
