@@ -58,6 +58,7 @@ def test_the_running_proxy_follows_an_edited_row_to_the_other_route(route: SetUp
 @pytest.mark.parametrize("stream", [True, False])
 def test_usage_comes_through_whole(route: SetUp, stream: bool) -> None:
     first = [text(f"{stream} " + "b " * 5000, cache_control=MARK)]
+    charged, answer = {}, httpx.Response(500)
     for _ in range(2):
         answer = route.ask("[[text: counted]]", system=first, stream=stream)
         charged = newest(route)[-1]["usage"]
@@ -246,6 +247,7 @@ def test_parallel_tools_pictures_and_thinking_in_one_session(route: SetUp, tmp_p
     assert thoughts[0] == thought("two")
     assert last["thinking"]["type"] == ("adaptive" if model == "claude-sonnet-4-6" else "enabled")
 
+    results: list[JSON] = []
     for record in asked[1:]:  # the newest result is always marked, whichever of the parallel results it is
         results = [block for block in record["body"]["messages"][-1]["content"] if block["type"] == "tool_result"]
         assert ["cache_control" in block for block in results] == [*[False] * (len(results) - 1), True]
