@@ -4,11 +4,7 @@
 Snowflake's key-pair JWTs live one hour, a working day lasts longer, and LiteLLM reads its credential once, at start.
 This process signs a new token every 50 minutes and rewrites `litellm_config.yaml` from `litellm_config.template.yaml`;
 the proxy (bundle/proxy/hooks.py) looks at that file on each request. The two processes share nothing else but settings.
-
-    python auto_refresh.py                    run until stopped (PM2 does this, as `token-refresher`)
-    python auto_refresh.py --once             sign a token, write the file, exit
-    python auto_refresh.py --status [--json]  show what the running refresher did last
-    python auto_refresh.py --public-key       show the SQL that registers the key with Snowflake
+PM2 runs this script as `token-refresher`.
 
 Security invariants
 - A token is written to one file only: mode 0600 from the start, replaced as a whole.
@@ -148,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=about)
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--once", action="store_true", help="sign a token, write litellm_config.yaml, exit")
-    choice.add_argument("--status", action="store_true", help="show the token's age and the last error")
+    choice.add_argument("--status", action="store_true", help="show what the running refresher did last")
     choice.add_argument("--public-key", action="store_true", help="show the SQL that registers the key with Snowflake")
     parser.add_argument("--json", action="store_true", help="with --status: for scripts")
     options = parser.parse_args(arguments)

@@ -38,11 +38,6 @@ POLL_SECONDS = 3.0
 HINT_SECONDS = 60.0  # after this time, the user may have run the statement and met another problem
 WAIT_SECONDS = 900.0
 
-ACCOUNT_QUESTION = """\
-Which Snowflake account? Paste the address of Snowsight from your browser, or the result of this SQL:
-  SELECT CURRENT_ORGANIZATION_NAME() || '-' || CURRENT_ACCOUNT_NAME();"""
-USER_QUESTION = "Which user? Give the LOGIN_NAME: what you type to log in, often in capitals or a mail address."
-
 
 def set_up(environ: Mapping[str, str], *, interactive: bool) -> None:
     """Complete the set-up. Asks only if `interactive`; raises ConfigError if something is missing in the end."""
@@ -82,10 +77,11 @@ def ask(missing: list[str], environ: Mapping[str, str]) -> None:
         set_in_env_file(env_file, "SNOWFLAKE_DEFAULT_CONNECTION_NAME", name)
         return
     if missing[0] == "user":
-        print(USER_QUESTION)
+        print("Which user? Give the LOGIN_NAME: what you type to log in, often in capitals or a mail address.")
         set_in_env_file(env_file, "SNOWFLAKE_USER", answer("User: "))
         return
-    print(ACCOUNT_QUESTION)
+    print("Which Snowflake account? Paste the address of Snowsight from your browser, or the result of this SQL:")
+    print("  SELECT CURRENT_ORGANIZATION_NAME() || '-' || CURRENT_ACCOUNT_NAME();")
     while True:
         try:
             text = answer("Account: ")
@@ -136,10 +132,9 @@ def shortest(text: str, account: str, host: str) -> str:
 
 
 def make_key_pair(path: Path) -> Path:
-    """Write an RSA-2048 key (PKCS8, not encrypted) to `path` and its public key beside it, both with mode 0600.
+    """Write an RSA-2048 key (PKCS8, not encrypted) to `path` and its public key beside it; returns the latter's path.
 
-    Returns the path of the public key. Overwrites nothing; raises ConfigError.
-    """
+    Overwrites nothing; raises ConfigError."""
     public = path.with_suffix(".pub")
     for file in (path, public):
         if file.exists():

@@ -4,12 +4,6 @@
 A request passes Claude Code, the proxy, a patched LiteLLM, perhaps a company's network, and Snowflake's login, role and
 model lists. A fault in one of these parts often shows as an error in another, so doctor checks each part separately.
 
-    python doctor.py            check everything; costs nothing
-    python doctor.py --live     also ask every model for one word, through the proxy, in the way Claude Code asks
-    python doctor.py --json     print JSON for scripts
-    python doctor.py --status   show one screen: token, processes, last error
-    python doctor.py --wait     after a start: wait until a model answers through the proxy, or show what is wrong
-
 Doctor changes and starts nothing, and shows no token or key. Only `--wait` may ask, in a terminal, whether to write
 CLAUDE_ROUTE into `.env`, if a route refuses Claude Code. Exit status: 1 if a check failed, else 0, even with warnings.
 """
@@ -38,10 +32,10 @@ from bundle.checks.report import examine, page
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Show what is wrong with this set-up, and the command that fixes it.")
-    parser.add_argument("--live", action="store_true", help="also ask every model for one word (a few tokens each)")
-    parser.add_argument("--json", action="store_true", help="for scripts")
-    parser.add_argument("--status", action="store_true", help="one screen: token, processes, last error")
-    parser.add_argument("--wait", action="store_true", help="after a start: wait until a model has answered")
+    parser.add_argument("--live", action="store_true", help="also ask every model for one word, as Claude Code asks")
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    parser.add_argument("--status", action="store_true", help="show one screen: token, processes, last error")
+    parser.add_argument("--wait", action="store_true", help="wait until a model answers, or show what is wrong")
     options = parser.parse_args(arguments)
     setup = read_installation(os.environ, time.time())
     if options.wait:

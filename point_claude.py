@@ -6,13 +6,6 @@ settings file and starts `claude --settings FILE`; the user's settings do not ch
 same entries into the user's settings.json, and keeps a copy of the old file beside it. `--undo` restores the old file;
 if the user has edited settings.json since, `--undo` only removes the entries.
 
-    python point_claude.py                    all runs: edit ~/.claude/settings.json (or CLAUDE_CONFIG_DIR's)
-    python point_claude.py --undo             remove the entries from settings.json
-    python point_claude.py --run [ARGS…]      this run only: start claude with ARGS
-    python point_claude.py --file             write the file for `claude --settings` and print that command
-    python point_claude.py --print            show the entries, without the key
-    python point_claude.py --check            show which settings keep a claude started here from the proxy
-
 No argument list and no output contains the proxy's key; every file with the key has mode 0600. The script never touches
 ~/.claude.json, which holds the login.
 """
@@ -58,17 +51,8 @@ def find_claude(environ: Mapping[str, str]) -> str:
     return found
 
 
-def run(settings: Settings, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
-    """Replace this process with a `claude` that uses the proxy; raises ConfigError."""
-    claude = find_claude(environ)
-    path = write_run_file(settings, environ)
-    child = {name: value for name, value in environ.items() if name not in CONFLICTS}
-    sys.stdout.flush()
-    os.execve(claude, [claude, "--settings", str(path), *arguments], child)  # noqa: S606
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    about = "Make Claude Code use the proxy. Without an option: for all runs, in your settings.json."
+    about = "Make Claude Code use the proxy. Without an option: for all runs, in ~/.claude/settings.json."
     parser = argparse.ArgumentParser(description=about)
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--undo", action="store_true", help="remove the entries from settings.json")
@@ -88,7 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n".join(lines) or f"A claude started here reaches http://127.0.0.1:{settings.proxy_port}.")
             return 1 if problems else 0
         if options.run is not None:
-            run(settings, options.run, os.environ)
+            claude, path = find_claude(os.environ), write_run_file(settings, os.environ)
+            environ = {name: value for name, value in os.environ.items() if name not in CONFLICTS}
+            sys.stdout.flush()  # execve replaces this process and drops what is still in the buffer
+            os.execve(claude, [claude, "--settings", str(path), *options.run], environ)  # noqa: S606
         elif options.file:
             claude = "claude" if shutil.which("claude") else find_claude(os.environ)
             print(shlex.join([claude, "--settings", str(write_run_file(settings, os.environ))]))

@@ -4,10 +4,6 @@
 Snowflake counts the tokens in a view of SNOWFLAKE.ACCOUNT_USAGE, for the whole account and up to two hours late. This
 script reads that view through the SQL API. It signs a token of its own in memory, and writes no file.
 
-    python usage.py [--days N]          a table with bars in a terminal, plain text in a pipe
-    python usage.py --json | --csv      for scripts and spreadsheets
-    python usage.py --sql               the SQL statement, to run in Snowsight
-
 Exit status: 0 done, even if the view is empty; 1 the query failed; 78 a configuration error.
 """
 
@@ -150,9 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Tokens spent on Cortex, by day and model.")
     parser.add_argument("--days", type=int, default=7, metavar="N", help="number of days (default 7, at most 365)")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--json", action="store_true", help="for scripts")
-    choice.add_argument("--csv", action="store_true", help="for spreadsheets")
-    choice.add_argument("--sql", action="store_true", help="print the statement, to run in Snowsight")
+    choice.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    choice.add_argument("--csv", action="store_true", help="print CSV, for spreadsheets")
+    choice.add_argument("--sql", action="store_true", help="print the SQL statement, to run in Snowsight")
     options = parser.parse_args(arguments)
     if not 1 <= options.days <= 365:
         parser.error("--days must be from 1 to 365")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from urllib.parse import urlsplit
 
@@ -60,16 +59,7 @@ def parse_host(text: str) -> str:
     host = parts.hostname or ""
     only_host = not parts.path.strip("/") and not parts.query and re.fullmatch(r"[a-z0-9.:-]+", host)
     if not only_host or parts.scheme not in {"http", "https"}:
-        raise ConfigError(
-            f"SNOWFLAKE_HOST is {text!r}; it must be a host name such as myorg-myaccount.snowflakecomputing.com."
-        )
-    if parts.scheme == "http" and not _is_loopback(host):
+        raise ConfigError(f"SNOWFLAKE_HOST is {text!r}; it must be a host name like ACCOUNT.snowflakecomputing.com.")
+    if parts.scheme == "http" and not re.fullmatch(r"localhost|127(\.\d+){3}|::1", host):
         raise ConfigError(f"SNOWFLAKE_HOST is {text!r}; a token must not be sent unencrypted. Use https://{host}")
     return f"{parts.scheme}://{parts.netloc.lower()}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

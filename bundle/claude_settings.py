@@ -28,14 +28,10 @@ from bundle.settings import Settings, master_key
 Json = dict[str, Any]
 
 SWITCHES = {
-    # Claude Code tries out new fields and betas on Anthropic's own service; Cortex refuses unknown ones.
-    "CLAUDE_CODE_DISABLE_EXPERIMENTAL_BETAS": "1",
-    # Cortex documents no beta for a context of a million tokens.
-    "CLAUDE_CODE_DISABLE_1M_CONTEXT": "1",
-    # Telemetry, error reports and update checks would go to Anthropic.
-    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-    # This line at the start of the system prompt differs in each session, so sessions could not share a cache.
-    "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
+    "CLAUDE_CODE_DISABLE_EXPERIMENTAL_BETAS": "1",  # Cortex refuses fields and betas that it does not know
+    "CLAUDE_CODE_DISABLE_1M_CONTEXT": "1",  # Cortex documents no beta for a context of a million tokens
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",  # telemetry, error reports and update checks go to Anthropic
+    "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",  # a line that differs in each session, so that sessions share no cache
 }
 FAMILIES = ("opus", "sonnet", "haiku", "fable")  # the aliases of /model
 DENIED = "WebSearch"  # runs on Anthropic's servers; Cortex has no such tool
@@ -139,10 +135,7 @@ def with_entries(tree: Json, entries: Json) -> Json:
 
 
 def without_entries(now: Json, before: Json, written: Json) -> Json:
-    """The settings `now` without the `written` entries, and with the values that they replaced.
-
-    An entry that the user has changed since stays.
-    """
+    """The settings `now`, where each `written` entry that is still unchanged gets its old value back, or is removed."""
     tree = copy.deepcopy(now)
     env, permissions, old = tree.get("env", {}), tree.get("permissions", {}), before.get("permissions", {})
     replaced = written["replaced"] if "replaced" in written else before.get("env", {})

@@ -44,10 +44,7 @@ class Written:
 
 
 def due(now: float, last: Written | None, sources: Stamp, config: Stamp) -> str | None:
-    """Why a refresh is due at `now` (seconds since the epoch), or None.
-
-    `now` is the wall clock's time, because the monotonic clock stops while a laptop is suspended.
-    """
+    """Why a refresh is due, or None. `now` is time.time(): the monotonic clock stops while a laptop is suspended."""
     if last is None:
         return "the refresher has started"
     if now < last.issued_at:

@@ -127,14 +127,13 @@ def render_config(settings: Settings, token: Token) -> str:
 
 
 def _read_template(settings: Settings) -> str:
+    path = settings.template_path
     try:
-        return settings.template_path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(
-            f"there is no {settings.template_path}.\nBring it back with: git checkout {settings.template_path.name}"
-        ) from None
+        raise ConfigError(f"there is no {path}.\nBring it back with: git checkout {path.name}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {settings.template_path}: {error}.") from None
+        raise ConfigError(f"cannot read {path}: {error}.") from None
 
 
 def template_rows(settings: Settings, claude_route: str) -> list[dict[str, Any]]:

@@ -212,9 +212,7 @@ def _whole_number(given: Mapping[str, str], name: str, *, default: int, low: int
 def _claude_route(given: Mapping[str, str]) -> str:
     route = given.get("CLAUDE_ROUTE", "chat")
     if route not in CLAUDE_ROUTES:
-        raise ConfigError(
-            f"CLAUDE_ROUTE is {route!r}; it must be chat (Cortex's chat completions) or messages (its Messages API)."
-        )
+        raise ConfigError(f"CLAUDE_ROUTE is {route!r}; it must be chat (chat completions) or messages (Messages API).")
     return route
 
 

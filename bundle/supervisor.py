@@ -20,10 +20,7 @@ LOG_BYTES = 10 * 2**20  # the old log, NAME.log.1, has the same size
 
 
 def bound_log(environ: Mapping[str, str]) -> None:
-    """Empty this process's log when it is too long; its old text goes to NAME.log.1.
-
-    (PM2 itself rotates logs only with a module that it downloads.)
-    """
+    """Move the text of a long log to NAME.log.1. (PM2 itself rotates logs only with a module that it downloads.)"""
     path = environ.get("pm_out_log_path")
     with suppress(OSError):
         if path and Path(path).stat().st_size > LOG_BYTES:
@@ -34,13 +31,11 @@ def bound_log(environ: Mapping[str, str]) -> None:
 
 def supervisor_channel(environ: Mapping[str, str]) -> int | None:
     """PM2's channel to this process: a descriptor that takes JSON lines. Its end-of-file means that PM2 died."""
-    text = environ.get("NODE_CHANNEL_FD", "")
-    if not text.isdecimal():
-        return None
-    try:
-        return int(text) if stat.S_ISSOCK(os.fstat(int(text)).st_mode) else None
-    except OSError:
-        return None
+    number = environ.get("NODE_CHANNEL_FD", "")
+    with suppress(OSError):
+        if number.isdecimal() and stat.S_ISSOCK(os.fstat(int(number)).st_mode):
+            return int(number)
+    return None
 
 
 def report_ready(channel: int | None) -> None:

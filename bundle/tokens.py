@@ -27,10 +27,7 @@ TOKEN_SECONDS = 3600  # Snowflake's maximum; a later `exp` does not make the tok
 
 
 def load_key(path: Path, passphrase: str | None) -> rsa.RSAPrivateKey:
-    """Load the RSA private key (PEM; PKCS8, encrypted or not) after checking that nobody else can read the file.
-
-    Raises ConfigError, with the remedy, if the key cannot be used.
-    """
+    """Load the RSA private key (PEM, encrypted or not), if nobody else can read the file. Raises ConfigError."""
     openssl = f"openssl genrsa 2048 | openssl pkcs8 -topk8 -inform PEM -nocrypt -out {path} && chmod 600 {path}"
     make_one = f"Make one with:\n  {openssl}"
     try:
@@ -74,8 +71,7 @@ def fingerprint(key: rsa.RSAPrivateKey) -> str:
 
 
 def claims(account: str, user: str, key_fingerprint: str, now: float) -> dict[str, str | int]:
-    """The four claims of a key-pair JWT, issued at `now`, in seconds since the epoch (docs/cortex.md#jwt-claims,
-    docs/cortex.md#jwt-hour)."""
+    """The four claims of a key-pair JWT that is issued `now` (docs/cortex.md#jwt-claims, docs/cortex.md#jwt-hour)."""
     subject = f"{account.upper()}.{user.upper()}"
     issued = int(now)
     return {"iss": f"{subject}.{key_fingerprint}", "sub": subject, "iat": issued, "exp": issued + TOKEN_SECONDS}

@@ -72,11 +72,7 @@ RENAMES = {OUR_RENAME, "if 'max_tokens' in data:\n    data['max_completion_token
 
 MADE_FOR = "1.106.2"  # the release that requirements.in pins
 # Releases that attackers published, with the source of that claim. PyPI removed them; a mirror may still have them.
-MALICIOUS = {
-    "1.82.7": "PYSEC-2026-2",
-    "1.82.8": "PYSEC-2026-2",
-    "1.107.0": "compromised release of 2026-10-21",
-}
+MALICIOUS = {"1.82.7": "PYSEC-2026-2", "1.82.8": "PYSEC-2026-2", "1.107.0": "compromised release of 2026-10-21"}
 FLOOR = (1, 84, 0)  # the first release without CVE-2026-49468
 
 LOCK_SECONDS = 10  # a run takes less than one second; the proxy's start must not wait forever for a suspended run
@@ -148,13 +144,10 @@ class PatchReport:
         if sys.prefix == sys.base_prefix:  # Debian's and Homebrew's Python refuse to install outside of a .venv
             venv = shlex.quote(str(BUNDLE / ".venv"))
             pip = f"python3 -m venv {venv} && {venv}/bin/python -m pip install"
+        install = f"{pip} -r {shlex.quote(str(BUNDLE / 'requirements.txt'))}"
+        release = f"LiteLLM {self.version or '(unknown version)'}"
         text = self.state.message.format(
-            release=f"LiteLLM {self.version or '(unknown version)'}",
-            reason=self.reason,
-            made_for=MADE_FOR,
-            install=f"{pip} -r {shlex.quote(str(BUNDLE / 'requirements.txt'))}",
-            reinstall=reinstall,
-            this=THIS,
+            release=release, reason=self.reason, made_for=MADE_FOR, install=install, reinstall=reinstall, this=THIS
         )
         foreign = "\nSomebody else changed this file too: its hash differs from LiteLLM's RECORD. Those changes stay."
         return text + foreign if self.foreign else text
