@@ -1,15 +1,15 @@
-# The front door. `make` alone lists what there is; each command also works by hand (docs/by-hand.md).
+# The commands of this project. `make` alone lists them; docs/by-hand.md shows how to do each without make.
 
 PYTHON ?= python3
 PY := .venv/bin/python
-# Without its banner and without asking a server for its newest version.
+# The variables switch off PM2's banner and its request for the newest version.
 PM2 := PM2_DISCRETE_MODE=1 PM2_DISABLE_VERSION_CHECK=1 node_modules/.bin/pm2
 NPM := npm --loglevel=error --no-audit --no-fund
 APPS := token-refresher claude-proxy
-# Silent when it is in place.
+# Prints nothing if LiteLLM is already patched.
 PATCH := $(PY) patches/apply_patch.py --check >/dev/null 2>&1 || $(PY) patches/apply_patch.py
 
-# A set-up of its own beside a real one: folder, ports, key, PM2 daemon. Emptied are the settings of a real one.
+# The demo has its own folder, ports, key and PM2 daemon. The empty values hide the settings of a real set-up.
 DEMO := .demo
 DEMO_PORT ?= 8002
 DEMO_CORTEX_PORT ?= 8003
@@ -19,11 +19,11 @@ DEMO_ENV := export CORTEX_HOME='$(CURDIR)/$(DEMO)' PM2_HOME='$(CURDIR)/$(DEMO)/p
 	CLAUDE_ROUTE= \
 	NO_PROXY="127.0.0.1,localhost$${NO_PROXY:+,$$NO_PROXY}" no_proxy="127.0.0.1,localhost$${no_proxy:+,$$no_proxy}"
 
-# The commands below are about the demo while there is nothing else.
+# If only the demo is set up, the commands below are about the demo.
 HERE := if [ -d $(DEMO) ] && [ ! -e litellm_config.yaml ]; then $(DEMO_ENV); fi
 
 .PHONY: help
-help: ## this list
+help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 # ------------------------------------------------------------------------------------------------------------- install
@@ -33,7 +33,7 @@ install: .venv/installed node_modules/installed
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-		echo "Python 3.10 or newer is needed, and '$(PYTHON)' is not. Another one: make PYTHON=python3.12 …" >&2; exit 1; }
+		echo "Python 3.10 or newer is needed; '$(PYTHON)' is older or missing. Use another one: make PYTHON=python3.12 …" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "Python's venv module is missing. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "Installing the Python packages into .venv (two minutes the first time) …"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
@@ -50,17 +50,17 @@ node_modules/installed: package-lock.json
 # -------------------------------------------------------------------------------------------------------------- set-up
 
 .PHONY: start
-start: install ## set up what is missing, start, wait for the first answer
+start: install ## ask for missing settings, start, wait for the first answer
 	@$(PY) configure.py
 	@$(PATCH)
 	@$(call up,ecosystem.config.js)
 	@$(PY) doctor.py --wait
 	@echo "Run Claude Code on it, in any folder:"
 	@$(PY) point_claude.py --file
-	@echo "To let every plain 'claude' go there (--undo takes it back): $(PY) point_claude.py"
+	@echo "To make every plain 'claude' use the proxy (--undo ends that): $(PY) point_claude.py"
 
 .PHONY: demo
-demo: install ## the same without a Snowflake account: a stand-in answers
+demo: install ## try all this without a Snowflake account: a stand-in answers
 	@mkdir -p -m 700 $(DEMO)
 	@test -e $(DEMO)/snowflake_key.p8 || $(PY) -c 'import configure, pathlib; configure.make_key_pair(pathlib.Path("$(DEMO)/snowflake_key.p8"))'
 	@$(PATCH)
@@ -71,25 +71,25 @@ demo: install ## the same without a Snowflake account: a stand-in answers
 	@$(DEMO_ENV); $(PY) point_claude.py --file
 
 .PHONY: claude
-claude: ## run Claude Code on Cortex, here, leaving your settings alone (ARGS='-p hello')
+claude: ## run Claude Code on Cortex in this folder; your settings do not change (ARGS='-p hello')
 	@$(HERE); $(PY) point_claude.py --run $(ARGS)
 
 .PHONY: stop
-stop: ## stop everything, the demo too
+stop: ## stop everything; also remove the demo
 	@$(call down,$(APPS))
 	@if [ -d $(DEMO) ]; then $(DEMO_ENV); $(call down,demo-cortex $(APPS:%=demo-%)); rm -rf $(DEMO); fi
 	@echo "Stopped."
 
 .PHONY: status
-status: ## one screen: token, processes, last error
+status: ## show one screen: token, processes, last error
 	@$(HERE); $(PY) doctor.py --status
 
 .PHONY: doctor
-doctor: ## what is wrong, and what fixes it (ARGS=--live asks every model)
+doctor: ## show what is wrong and how to fix it (ARGS=--live asks every model)
 	@$(HERE); $(PY) doctor.py $(ARGS)
 
 .PHONY: usage
-usage: ## what was spent, by day and model (ARGS='--days 30')
+usage: ## show the tokens spent, by day and model (ARGS='--days 30')
 	@$(HERE); $(PY) usage.py $(ARGS)
 
 .PHONY: version
@@ -103,15 +103,16 @@ version: ## the releases of the bundle and of what it runs on
 	@echo "Claude Code $$(PATH="$$PATH:node_modules/.bin" claude --version 2>/dev/null || echo 'not installed: make install')"
 
 .PHONY: logs
-logs: ## what both processes said last, and what they say from now on
+logs: ## show the last log lines of both processes, and new ones as they come
 	@$(HERE); tail -n 20 -F "$${CORTEX_HOME:-.}"/logs/*.log
 
-# PM2 prints a page about itself the first time, and tables later: its words matter only when it fails.
+# PM2 prints a page about itself the first time, and tables later. Its output is shown only if it fails.
 define up
 { $(PM2) start $(1) >/dev/null 2>&1 || $(PM2) start $(1); }
 endef
 
-# PM2's own daemon is ended too, unless something else of the user runs in it. Without a daemon nothing is started.
+# Also ends PM2's daemon, unless it runs other programs of the user. Without a daemon this runs no pm2 command, because
+# that would start one.
 define down
 if [ -S "$${PM2_HOME:-$$HOME/.pm2}/rpc.sock" ]; then \
 	for app in $(1); do $(PM2) delete $$app >/dev/null 2>&1; done; \
@@ -142,7 +143,7 @@ coverage: .venv/installed-dev ## which lines the fast tests run
 	@$(PYTEST) -m "not real" --cov --cov-report=term:skip-covered
 
 .PHONY: lint
-lint: .venv/installed-dev ## ruff and mypy
+lint: .venv/installed-dev ## run ruff and mypy
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
 	@$(PY) -m mypy
@@ -153,7 +154,7 @@ audit: .venv/bin/uv ## known weaknesses in the dependencies (asks the registries
 	@$(NPM) audit --audit-level=moderate
 
 .PHONY: bench
-bench: .venv/installed ## how fast it is, beside LiteLLM alone: a few minutes (ARGS=--json; --steps: what each part saves)
+bench: .venv/installed ## measure the speed beside LiteLLM alone, a few minutes (ARGS=--json; --steps: each part)
 	@$(PY) bench/run.py $(ARGS)
 
 .PHONY: compat
@@ -162,11 +163,11 @@ compat: .venv/installed-dev ## try other releases of LiteLLM and Claude Code (ha
 	@$(PY) tests/compat_claude.py
 
 .PHONY: soak
-soak: install ## a day in ten minutes: load while 50 tokens end, and pm2 reload beside it
+soak: install ## send 10,000 requests over 50 new tokens, compared with pm2 reload (ten minutes)
 	@$(PY) bench/soak.py $(ARGS)
 
 .PHONY: lock
-lock: .venv/bin/uv ## bring the lock files in line with their sources (ARGS=--upgrade: with the newest releases)
+lock: .venv/bin/uv ## update the lock files from their sources (ARGS=--upgrade: to the newest releases)
 	@$(COMPILE) requirements.in -o requirements.txt $(ARGS)
 	@$(COMPILE) requirements-dev.in -o requirements-dev.txt $(ARGS)
 	@$(PY) -c '$(PIN_TWICE)'
@@ -175,12 +176,12 @@ lock: .venv/bin/uv ## bring the lock files in line with their sources (ARGS=--up
 	'for (const part of Object.values(lock.packages)) delete part.funding;'\
 	'fs.writeFileSync(file, JSON.stringify(lock, null, 2) + "\n")'
 
-# One lock for Linux and macOS and every Python from 3.10 on. No lock names a host: it fits a company's mirror too.
+# One lock is for Linux, macOS and every Python from 3.10 on. It contains no host name, so a company's mirror works too.
 COMPILE := .venv/bin/uv pip compile --quiet --no-header --universal --python-version 3.10 --generate-hashes --no-strip-extras \
 	--no-emit-index-url
 
-# To an older pip (23.2 comes with Python 3.11), `pydantic` and `pydantic[email]` are two packages, each of which must be pinned: without this
-# its next release breaks every installation from the lock.
+# An older pip (23.2 comes with Python 3.11) treats `pydantic` and `pydantic[email]` as two packages, and both must be
+# pinned. Without this second pin, pydantic's next release would break every installation from the lock.
 PIN_TWICE := import pathlib, re; lock = pathlib.Path("requirements.txt"); \
 	pin = re.compile(r"^([a-z0-9-]+)\[[a-z0-9,]+\](==.*\n(?: +--hash.*\n)+)", re.MULTILINE); \
 	lock.write_text(pin.sub(r"\g<0>\1\2", lock.read_text()))
@@ -193,7 +194,7 @@ PIN_TWICE := import pathlib, re; lock = pathlib.Path("requirements.txt"); \
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
-# The tests run the Claude Code of package-lock.json, which `make install` leaves out where there is one already.
+# The tests run the Claude Code of package-lock.json. `make install` skips it if `claude` is already installed.
 node_modules/installed-dev: node_modules/installed
 	@test -x node_modules/.bin/claude || $(NPM) ci >/dev/null
 	@touch node_modules/installed $@

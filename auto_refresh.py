@@ -3,12 +3,8 @@
 
 Snowflake's key-pair JWTs live one hour, a working day lasts longer, and LiteLLM reads its credential once, at start.
 This process signs a new token every 50 minutes and rewrites `litellm_config.yaml` from `litellm_config.template.yaml`;
-the proxy (bundle/proxy/hooks.py) looks at that file on each request. Nothing else passes between the two.
-
-    python auto_refresh.py                    run forever (PM2 does this, as `token-refresher`)
-    python auto_refresh.py --once             sign, write, end
-    python auto_refresh.py --status [--json]  what the running refresher did last
-    python auto_refresh.py --public-key       the SQL that registers the key with Snowflake
+the proxy (bundle/proxy/hooks.py) looks at that file on each request. The two processes share nothing else but settings.
+PM2 runs this script as `token-refresher`.
 
 Security invariants
 - A token is written to one file only: mode 0600 from the start, replaced as a whole.
@@ -26,11 +22,11 @@ if __name__ == "__main__":
     enter_venv()
     from bundle.settings import exit_unless_readable
 
-    exit_unless_readable()  # the next two lines; with a typo in them Python would end with a traceback
+    exit_unless_readable()  # checks the next two lines: a typo there would end Python with a traceback
 
-# The simplest way to configure the bundle: put your account identifier (hyphens, not underscores) and your login name
-# here. The environment, `.env` and the default connection of ~/.snowflake work too. Nothing imports these two: they are
-# read as text, so that an edit counts in every process, without a restart.
+# The simplest way to configure this project: put your account identifier (hyphens, not underscores) and your login name
+# here. The environment, `.env` and the default connection of ~/.snowflake work too. The scripts read these two lines as
+# text, so that every process sees an edit without a restart.
 ACCOUNT = "YOUR-ACCOUNT"
 USER = "YOUR_USER"
 
@@ -51,16 +47,17 @@ from bundle.settings import Settings, load_settings, state_folder
 from bundle.supervisor import bound_log, report_ready, supervisor_channel, supervisor_gone
 from bundle.tokens import fingerprint, load_key, public_der, register_statement, sign
 
-POLL_SECONDS = 2.0  # how soon an edit is noticed; looking at the dates of six files costs nothing
+LOCK = ".refresher.lock"
+POLL_SECONDS = 2.0  # how soon an edit is noticed; checking the dates of six files costs almost nothing
 
 
 class Wait:
-    """Sleeps that a signal or the end of PM2 ends at once. Signals: HUP refreshes now, INT and TERM end the process."""
+    """A sleep that ends early on a signal (HUP: refresh now; INT and TERM: exit) or when PM2 dies."""
 
     def __init__(self) -> None:
         self._read, write = os.pipe()
         os.set_blocking(write, False)
-        signal.set_wakeup_fd(write)  # no lock is involved that a signal handler could meet
+        signal.set_wakeup_fd(write)  # a pipe, because a signal handler that takes a lock can deadlock
         self._received: list[int] = []
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda caught, _frame: self._received.append(caught))
@@ -68,12 +65,12 @@ class Wait:
 
     def __call__(self, seconds: float) -> str | None:
         """Sleep; return "end", "refresh" or None."""
-        channel = self.channel
-        readable, _, _ = select.select([self._read, *([channel] if channel is not None else [])], [], [], seconds)
+        watched = [self._read] if self.channel is None else [self._read, self.channel]
+        readable, _, _ = select.select(watched, [], [], seconds)
         if self._read in readable:
             os.read(self._read, 64)
-        if channel in readable and channel is not None and supervisor_gone(channel):
-            say("PM2 is gone: ending, so that its next start finds no second refresher")
+        if self.channel is not None and self.channel in readable and supervisor_gone(self.channel):
+            say("PM2 is gone: exiting, so that a restarted PM2 does not start a second refresher")
             return "end"
         if {signal.SIGINT, signal.SIGTERM} & set(self._received):
             return "end"
@@ -82,75 +79,72 @@ class Wait:
         return "refresh" if hangup else None
 
 
-def refresh_while_locked(settings: Settings, wait: Wait) -> int | None:
-    """Refresh until told to end (None). Where another refresher holds the lock: do nothing, return its pid."""
-    with instance_lock(settings.lock_path) as holder:
+def refresh_until_stopped(settings: Settings, wait: Wait) -> int | None:
+    """Refresh until the process must exit, then return None. If another refresher runs: only return its pid."""
+    with instance_lock(settings.folder / LOCK) as holder:
         if holder is not None:
             return holder
         remove_leftovers(settings)
         refresher = Refresher(load_settings)
         refresher.refresh(time.time(), "the refresher has started")
         report_ready(wait.channel)
-        while (told := wait(POLL_SECONDS)) != "end":
-            refresher.step(now_please=told == "refresh")
+        while (request := wait(POLL_SECONDS)) != "end":
+            refresher.step(force=request == "refresh")
             bound_log(os.environ)
         return None
 
 
 def run_forever() -> int:
-    """The refresher as a process; returns the exit status."""
-    wait, last_trouble = Wait(), ""
+    """Run the refresher as PM2's process; returns the exit status."""
+    wait, last_message = Wait(), ""
     while True:
         try:
-            holder = refresh_while_locked(load_settings(), wait)
+            holder = refresh_until_stopped(load_settings(), wait)
             if holder is None:
                 return 0
-            trouble = f"another refresher (pid {holder or 'unknown'}) is at work; this one takes over when it ends"
+            message = f"another refresher (pid {holder or 'unknown'}) is running; this one waits until the other exits"
         except WriteError as error:
-            trouble = f"ERROR: {error}\nTrying again until it works."
-        if trouble != last_trouble:
-            say(trouble)
-            last_trouble = trouble
+            message = f"ERROR: {error}\nTrying again until it works."
+        if message != last_message:
+            say(message)
+            last_message = message
         if wait(POLL_SECONDS) == "end":
             return 0
 
 
 def once() -> str:
-    """Refresh a single time; returns the line for the user."""
+    """Refresh a single time; returns the message for the user."""
     settings = load_settings()
-    with instance_lock(settings.lock_path) as holder:
+    with instance_lock(settings.folder / LOCK) as holder:
         if holder is not None:
             render_config(settings, sign(settings, time.time()))
             return (
-                f"settings, key and template are good. Nothing written: token-refresher (pid {holder}) is running "
-                f"and does that.\nTo have a new token now: kill -HUP {holder}"
+                "settings, key and template are good. Nothing was written, because token-refresher "
+                f"(pid {holder}) is running and writes the file.\nTo get a new token now: kill -HUP {holder}"
             )
         remove_leftovers(settings)
         token, _ = refresh(settings, time.time())
     return f"wrote {settings.config_path}, token valid until {clock_time(token.expires_at)}"
 
 
-def public_key_lines(settings: Settings) -> list[str]:
-    """What `--public-key` prints: the body of the PEM, its fingerprint, and the statement to run."""
+def public_key_text(settings: Settings) -> str:
     key = load_key(settings.private_key_path, settings.passphrase)
-    return [
-        "Public key (the body of the PEM):",
-        base64.b64encode(public_der(key)).decode(),
-        "",
-        f"Fingerprint (DESC USER shows it as RSA_PUBLIC_KEY_FP): {fingerprint(key)}",
-        "",
-        "Run this in Snowsight as ACCOUNTADMIN, or as the user itself where that is allowed:",
-        register_statement(settings.user, key),
-    ]
+    return f"""\
+Public key (the body of the PEM):
+{base64.b64encode(public_der(key)).decode()}
+
+Fingerprint (DESC USER shows it as RSA_PUBLIC_KEY_FP): {fingerprint(key)}
+
+Run this in Snowsight as ACCOUNTADMIN, or as the user itself where that is allowed:
+{register_statement(settings.user, key)}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Keep a live Snowflake credential in litellm_config.yaml. Without an option: run forever."
-    )
+    about = "Keep a live Snowflake credential in litellm_config.yaml. Without an option: run until stopped."
+    parser = argparse.ArgumentParser(description=about)
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--once", action="store_true", help="sign a token, write litellm_config.yaml, end")
-    choice.add_argument("--status", action="store_true", help="show the token's age and the last error")
+    choice.add_argument("--once", action="store_true", help="sign a token, write litellm_config.yaml, exit")
+    choice.add_argument("--status", action="store_true", help="show what the running refresher did last")
     choice.add_argument("--public-key", action="store_true", help="show the SQL that registers the key with Snowflake")
     parser.add_argument("--json", action="store_true", help="with --status: for scripts")
     options = parser.parse_args(arguments)
@@ -159,11 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             state = read_state(state_folder(os.environ))
             print(json.dumps(state, indent=2) if options.json else "\n".join(status_lines(state, time.time())))
             return 0 if state.get("expires", 0) > time.time() and not state.get("last_error") else 1
-        if options.public_key:
-            print("\n".join(public_key_lines(load_settings())))
-            return 0
-        if options.once:
-            print(once())
+        if options.once or options.public_key:
+            print(once() if options.once else public_key_text(load_settings()))
             return 0
         return run_forever()
     except ConfigError as error:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What PM2 runs as `claude-proxy`: LiteLLM's proxy in this process, on loopback, for Claude Code only.
+"""The process that PM2 runs as `claude-proxy`: LiteLLM's proxy on a loopback address, for Claude Code only.
 
-It takes no arguments. The work is in bundle/proxy/.
+This script takes no arguments and starts the code in bundle/proxy/.
 
-Stopping: the port closes at once, so that Claude Code's next try reaches the next process; open answers have 30 seconds
-to finish. Exit status: 0 stopped, 78 a mistake in the settings.
+When the process is stopped, it closes the port at once, so that Claude Code's retry connects to the next process. Open
+answers have 30 seconds to finish. Exit status: 0 stopped, 78 a mistake in the settings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> int:
         live_config.settings = settings = load_settings()
         key = first_key(settings)
         if not settings.config_path.exists():
-            # What keeps the refresher from writing it is said here too, in place of waiting for what will not come.
+            # Fail here with the refresher's error, instead of waiting for a file that the refresher cannot write.
             render_config(settings, sign(settings, time.time()))
         listener = take_port(settings.proxy_port)
         restore_patch()
@@ -38,8 +38,8 @@ def main() -> int:
     except ConfigError as error:
         say(f"claude_proxy.py: {error}", sys.stderr)
         return EX_CONFIG
-    except KeyboardInterrupt:  # PM2 stops with SIGINT, and uvicorn passes it on when it is done
-        return 0
+    except KeyboardInterrupt:  # PM2 stops this process with SIGINT; uvicorn raises it again after the last answer
+        pass
     return 0
 
 

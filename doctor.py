@@ -1,17 +1,11 @@
 #!/usr/bin/env python3
-"""What is wrong with this set-up, and the command that fixes it.
+"""Show what is wrong with this set-up, and the command that fixes it.
 
 A request passes Claude Code, the proxy, a patched LiteLLM, perhaps a company's network, and Snowflake's login, role and
-model lists; what is wrong in one of them shows in another. So each is looked at by itself, all side by side.
+model lists. A fault in one of these parts often shows as an error in another, so doctor checks each part separately.
 
-    python doctor.py            look at everything; costs nothing
-    python doctor.py --live     also ask every model for one word, through the proxy, in the way Claude Code asks
-    python doctor.py --json     for scripts
-    python doctor.py --status   one screen: token, processes, last error
-    python doctor.py --wait     after a start: until a model has answered through the proxy, else what is wrong
-
-Nothing is changed or started, and no token or key is shown; only `--wait` asks, in a terminal, whether to write
-CLAUDE_ROUTE into `.env` when a route refuses Claude Code. Exit status: 0 nothing fails (warnings may), 1 otherwise.
+Doctor changes and starts nothing, and shows no token or key. Only `--wait` may ask, in a terminal, whether to write
+CLAUDE_ROUTE into `.env`, if a route refuses Claude Code. Exit status: 1 if a check failed, else 0, even with warnings.
 """
 
 from __future__ import annotations
@@ -37,27 +31,27 @@ from bundle.checks.report import examine, page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="What is wrong with this set-up, and the command that fixes it.")
-    parser.add_argument("--live", action="store_true", help="also ask every model for one word (a few tokens each)")
-    parser.add_argument("--json", action="store_true", help="for scripts")
-    parser.add_argument("--status", action="store_true", help="one screen: token, processes, last error")
-    parser.add_argument("--wait", action="store_true", help="after a start: wait until a model has answered")
+    parser = argparse.ArgumentParser(description="Show what is wrong with this set-up, and the command that fixes it.")
+    parser.add_argument("--live", action="store_true", help="also ask every model for one word, as Claude Code asks")
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    parser.add_argument("--status", action="store_true", help="show one screen: token, processes, last error")
+    parser.add_argument("--wait", action="store_true", help="wait until a model answers, or show what is wrong")
     options = parser.parse_args(arguments)
     setup = read_installation(os.environ, time.time())
     if options.wait:
-        return 0 if wait(setup) else 1
-    if options.status:
+        good = wait(setup)
+    elif options.status:
         screen, good = status(setup)
         print(screen)
-        return 0 if good else 1
-    findings = examine(setup, live=options.live)
-    good = not any(finding.state == "fail" for finding in findings)
-    if options.json:
-        print(json.dumps({"ok": good, "findings": [asdict(finding) for finding in findings]}, indent=2))
     else:
-        terminal = sys.stdout.isatty()
-        plain = not terminal or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-        print(page(findings, shutil.get_terminal_size().columns if terminal else 10_000, colour=not plain))
+        findings = examine(setup, live=options.live)
+        good = not any(finding.state == "fail" for finding in findings)
+        if options.json:
+            print(json.dumps({"ok": good, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        else:
+            terminal = sys.stdout.isatty()
+            plain = not terminal or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+            print(page(findings, shutil.get_terminal_size().columns if terminal else 10_000, colour=not plain))
     return 0 if good else 1
 
 

@@ -5,13 +5,13 @@ const path = require("node:path");
 const venv = path.join(__dirname, ".venv", "bin", "python");
 const home = path.resolve(__dirname, process.env.CORTEX_HOME || ".");
 
-// PM2 makes log files that everybody can read; in this folder nobody else gets at them.
+// PM2 makes log files that everybody can read, so only the owner may open their folder.
 const logs = path.join(home, "logs");
 fs.mkdirSync(logs, { recursive: true });
 fs.chmodSync(logs, 0o700);
 
-// What the processes get from the shell. PM2 keeps an app's environment in dump.pm2, plain text that others can read,
-// so this is a list of what may pass. Secrets (PRIVATE_KEY_PASSPHRASE, LITELLM_MASTER_KEY) belong in .env.
+// The variables that the processes get from the shell. PM2 saves a process's environment in dump.pm2, a text file that
+// others can read, so only this list is passed. Secrets (PRIVATE_KEY_PASSPHRASE, LITELLM_MASTER_KEY) belong in .env.
 const passed = [
   "CORTEX_HOME", "SNOWFLAKE_ACCOUNT", "SNOWFLAKE_USER", "SNOWFLAKE_HOST", "SNOWFLAKE_PRIVATE_KEY_PATH",
   "SNOWFLAKE_WAREHOUSE", "SNOWFLAKE_HOME", "SNOWFLAKE_DEFAULT_CONNECTION_NAME", "PROXY_PORT", "REFRESH_MINUTES",
@@ -27,20 +27,21 @@ const app = (name, script, more) => ({
   script: path.join(__dirname, script),
   cwd: __dirname,
   interpreter: fs.existsSync(venv) ? venv : "python3",
-  // Every name contains the empty string: nothing of the shell's environment passes by itself. (`true` does nothing.)
+  // PM2 removes each shell variable whose name contains "", and that is every variable. (`true` has no effect here.)
   filter_env: [""],
   env: { ...env, PYTHONUNBUFFERED: "1" },
   out_file: path.join(logs, `${name}.log`),
   error_file: path.join(logs, `${name}.log`),
   merge_logs: true,
   time: true,
-  // Both say when they do their work; importing LiteLLM takes up to half a minute on a busy machine.
+  // Both processes report when they are ready. Importing LiteLLM takes up to half a minute on a busy machine.
   wait_ready: true,
   listen_timeout: 120_000,
-  // 78 is a mistake in the settings: a restart cannot fix it. (Never 0 here: PM2 records a killed process as 0.)
+  // A restart cannot fix a mistake in the settings, status 78. (0 must not be in this list: PM2 records it for a killed
+  // process.)
   stop_exit_codes: [78],
-  // Enough for the minute in which packages are replaced. (With restart_delay PM2 would show what it has stopped as
-  // "waiting restart" forever.)
+  // 200 restarts last longer than an upgrade of the packages, which takes a minute. (With restart_delay, PM2 would show
+  // a stopped process as "waiting restart" forever.)
   max_restarts: 200,
   vizion: false,
   ...more,
@@ -49,7 +50,7 @@ const app = (name, script, more) => ({
 module.exports = {
   apps: [
     app("token-refresher", "auto_refresh.py", { kill_timeout: 5_000 }),
-    // Open answers get 30 seconds to finish (DRAIN_SECONDS in claude_proxy.py), then PM2 kills.
+    // Open answers get 30 seconds to finish (DRAIN_SECONDS in bundle/proxy/server.py); 5 seconds later PM2 kills.
     app("claude-proxy", "claude_proxy.py", { kill_timeout: 35_000 }),
   ],
 };

@@ -1,15 +1,10 @@
 #!/usr/bin/env python3
-"""What was spent on Cortex, by day and model, from the account's own view.
+"""Show the tokens that were spent on Cortex, by day and model.
 
-Snowflake counts tokens itself, in SNOWFLAKE.ACCOUNT_USAGE. This asks that view through the SQL API, with the same key
-pair as everything else here: the token is signed in memory, nothing is written. The view covers the whole account and
-lags by up to two hours.
+Snowflake counts the tokens in a view of SNOWFLAKE.ACCOUNT_USAGE, for the whole account and up to two hours late. This
+script reads that view through the SQL API. It signs a token of its own in memory, and writes no file.
 
-    python usage.py [--days N]          a table with bars in a terminal, plain text in a pipe
-    python usage.py --json | --csv      for scripts
-    python usage.py --sql               the statement, to run in Snowsight
-
-Exit status: 0, also for an empty view; 1 when Snowflake could not be asked or refused; 78 for a configuration error.
+Exit status: 0 done, even if the view is empty; 1 the query failed; 78 a configuration error.
 """
 
 from __future__ import annotations
@@ -42,9 +37,9 @@ from bundle.sql_api import QueryError, query
 
 NO_PRIVILEGE = "002003"
 LAG = "The view lags: the last two hours may be missing."
-NARROW = 72  # columns; a narrower terminal gets the two numbers that matter most
+NARROW = 72  # columns; a narrower terminal gets only the two most important numbers
 Row = dict[str, Any]
-NUMBERS = {  # our name: the statement's column
+NUMBERS = {  # name in the output: column of the statement
     "requests": "TOTAL_REQUESTS",
     "input": "TOTAL_INPUT_TOKENS",
     "output": "TOTAL_OUTPUT_TOKENS",
@@ -55,8 +50,7 @@ NUMBERS = {  # our name: the statement's column
 
 
 def statement(days: int) -> str:
-    """The SQL for the last `days` times 24 hours: newest day first, in it the largest total first
-    (docs/cortex.md#sql-usage-view)."""
+    """The SQL for the last `days` times 24 hours (docs/cortex.md#sql-usage-view)."""
     return f"""\
 SELECT
     TO_CHAR(START_TIME, 'YYYY-MM-DD') AS USAGE_DATE,
@@ -73,22 +67,22 @@ GROUP BY USAGE_DATE, MODEL_NAME
 ORDER BY USAGE_DATE DESC, TOTAL_TOKENS DESC;"""  # noqa: S608 - `days` is a whole number
 
 
-def grant(settings: Settings) -> str:
-    """The statements that let the user's default role read the view."""
+def grant_message(settings: Settings) -> str:
+    """The message with the statements that let the user's default role read the view."""
     try:
         role = str(next(iter(query(settings, "SELECT CURRENT_ROLE() AS ROLE")[0].values())))
     except (QueryError, IndexError, StopIteration):
         role = "<default role>"
     role = role if re.fullmatch(r"[A-Z_][A-Z0-9_$]*|<.*>", role) else '"' + role.replace('"', '""') + '"'
     return (
-        f"the role {role} of {settings.user} may not read the view. As ACCOUNTADMIN, the narrow grant:\n"
+        f"the role {role} of {settings.user} may not read the view. Run this as ACCOUNTADMIN (the narrow grant):\n"
         f"  GRANT DATABASE ROLE SNOWFLAKE.USAGE_VIEWER TO ROLE {role};\n"
         f"or, for all of ACCOUNT_USAGE:\n  GRANT IMPORTED PRIVILEGES ON DATABASE SNOWFLAKE TO ROLE {role};"
     )
 
 
-def usage(answer: Sequence[Mapping[str, str | None]]) -> list[Row]:
-    """Snowflake's rows (all text or null) as date, model and whole numbers, in the statement's order."""
+def to_numbers(answer: Sequence[Mapping[str, str | None]]) -> list[Row]:
+    """Snowflake's rows, which hold only text and null, with date, model and whole numbers."""
     return [
         {"date": row["USAGE_DATE"], "model": row["MODEL_NAME"] or "(unknown)"}
         | {name: int(Decimal(row[column] or 0)) for name, column in NUMBERS.items()}
@@ -105,7 +99,7 @@ def short(number: int) -> str:
 
 
 def show(rows: Sequence[Row], days: int) -> None:
-    """The table for people; colour, short numbers and bars only in a terminal that wants them."""
+    """Print the table; with colour, short numbers and bars only in a terminal that allows colour."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
     styled, narrow = _styled(sys.stdout), width < NARROW
     number = short if styled else "{:,}".format
@@ -140,21 +134,21 @@ def _styled(stream: Any) -> bool:
 
 
 def _progress() -> AbstractContextManager[object]:
-    words = "Asking Snowflake; a sleeping warehouse takes a minute …"
+    message = "Asking Snowflake; a suspended warehouse takes a minute …"
     if _styled(sys.stderr):
-        return Console(stderr=True).status(words)
+        return Console(stderr=True).status(message)
     if sys.stderr.isatty():
-        print(words, file=sys.stderr)
+        print(message, file=sys.stderr)
     return nullcontext()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Tokens spent on Cortex, by day and model.")
-    parser.add_argument("--days", type=int, default=7, metavar="N", help="how far back (7; the view keeps 365)")
+    parser.add_argument("--days", type=int, default=7, metavar="N", help="number of days (default 7, at most 365)")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--json", action="store_true", help="for scripts")
-    choice.add_argument("--csv", action="store_true", help="for spreadsheets")
-    choice.add_argument("--sql", action="store_true", help="print the statement, to run in Snowsight")
+    choice.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    choice.add_argument("--csv", action="store_true", help="print CSV, for spreadsheets")
+    choice.add_argument("--sql", action="store_true", help="print the SQL statement, to run in Snowsight")
     options = parser.parse_args(arguments)
     if not 1 <= options.days <= 365:
         parser.error("--days must be from 1 to 365")
@@ -165,17 +159,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = load_settings()
         with _progress():
             try:
-                rows = usage(query(settings, statement(options.days)))
+                rows = to_numbers(query(settings, statement(options.days)))
             except QueryError as error:
                 if error.code != NO_PRIVILEGE or "warehouse" in error.detail.lower():
                     raise
-                raise QueryError(grant(settings)) from None
-    except ConfigError as error:
+                raise QueryError(grant_message(settings)) from None
+    except (ConfigError, QueryError) as error:
         print(f"usage.py: {error}", file=sys.stderr)
-        return EX_CONFIG
-    except QueryError as error:
-        print(f"usage.py: {error}", file=sys.stderr)
-        return 1
+        return EX_CONFIG if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
     if options.json:

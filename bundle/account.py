@@ -1,8 +1,7 @@
-"""Account identifiers and host names, in every form in which people have them. Pure."""
+"""Parsers for account identifiers and host names in the forms that people use. Pure functions."""
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from urllib.parse import urlsplit
 
@@ -17,8 +16,7 @@ def parse_account(text: str) -> tuple[str, str]:
     """Read an account identifier, host name or URL; return (account for the claims, default host).
 
     `ORG-ACCOUNT` and `ORG.ACCOUNT` give ORG-ACCOUNT; `LOCATOR.region[.cloud]` gives LOCATOR
-    (docs/cortex.md#jwt-account).
-    Raises ConfigError when the text is no identifier or could be read both ways.
+    (docs/cortex.md#jwt-account). Raises ConfigError for any other text, and if X.Y could be either form.
     """
     name = text.strip().lower()
     if "//" in name or "/" in name:
@@ -56,25 +54,12 @@ def parse_account(text: str) -> tuple[str, str]:
 
 
 def parse_host(text: str) -> str:
-    """Return https://HOST for a host name or URL; plain http is taken for a loopback address only (the stand-in)."""
+    """Return https://HOST for a host name or URL. http:// is allowed only for a loopback address (the test server)."""
     parts = urlsplit(text if "://" in text else f"https://{text}")
     host = parts.hostname or ""
-    if (
-        parts.path.strip("/")
-        or parts.query
-        or not re.fullmatch(r"[a-z0-9.:-]+", host)
-        or parts.scheme not in {"http", "https"}
-    ):
-        raise ConfigError(
-            f"SNOWFLAKE_HOST is {text!r}; it must be a host name such as myorg-myaccount.snowflakecomputing.com."
-        )
-    if parts.scheme == "http" and not _is_loopback(host):
-        raise ConfigError(f"SNOWFLAKE_HOST is {text!r}; a token must not travel unencrypted. Use https://{host}")
+    only_host = not parts.path.strip("/") and not parts.query and re.fullmatch(r"[a-z0-9.:-]+", host)
+    if not only_host or parts.scheme not in {"http", "https"}:
+        raise ConfigError(f"SNOWFLAKE_HOST is {text!r}; it must be a host name like ACCOUNT.snowflakecomputing.com.")
+    if parts.scheme == "http" and not re.fullmatch(r"localhost|127(\.\d+){3}|::1", host):
+        raise ConfigError(f"SNOWFLAKE_HOST is {text!r}; a token must not be sent unencrypted. Use https://{host}")
     return f"{parts.scheme}://{parts.netloc.lower()}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -1,7 +1,7 @@
-"""The first import of each script: which Python it runs with, and whether its packages are there.
+"""The first import of each script: makes the script run with the right Python, and checks that its packages exist.
 
-Standard library only. PM2 runs the scripts with the interpreter in `.venv` when there is one, so each script that is
-started by hand with another one changes to that first: else it would look at another LiteLLM than the proxy's.
+Standard library only. PM2 runs the scripts with the interpreter in `.venv`, if there is one. A script that is started
+by hand with another interpreter changes to that interpreter first, because it must see the same LiteLLM as the proxy.
 """
 
 from __future__ import annotations
@@ -16,24 +16,23 @@ from pathlib import Path
 
 BUNDLE = Path(__file__).absolute().parent.parent  # the folder that holds the scripts
 
-# `make install` puts PM2 into this folder, and nothing on PATH. Written as in a shell.
-_OWN_PM2 = BUNDLE / "node_modules" / ".bin" / "pm2"
-PM2 = shlex.quote(str(_OWN_PM2)) if _OWN_PM2.exists() else "pm2"
+OWN_PM2 = BUNDLE / "node_modules" / ".bin" / "pm2"  # `make install` puts PM2 here, and not on PATH
+PM2 = shlex.quote(str(OWN_PM2)) if OWN_PM2.exists() else "pm2"  # for shell commands in messages
 
-EX_CONFIG = 78  # sysexits.h: PM2 is told not to restart on it, because a restart cannot fix a setting
+EX_CONFIG = 78  # sysexits.h; ecosystem.config.js tells PM2 not to restart after it: a restart cannot fix a setting
 
-# What the scripts import that Python does not have, by the names of the modules.
+# The modules that the scripts import and that do not come with Python.
 PACKAGES: tuple[str, ...] = ("cryptography", "dotenv", "httpx", "jwt", "litellm", "rich", "uvicorn", "yaml")
 if sys.version_info < (3, 11):
     PACKAGES += ("tomli",)
-PACKAGE_SECONDS = 30.0  # longer than pip takes from the removal of a package to its next release
+PACKAGE_SECONDS = 30.0  # pip needs less time between removing a package and installing its new version
 
 
 def enter_venv(needs: Sequence[str] = PACKAGES) -> None:
-    """Start this script again with `.venv`'s interpreter, unless that is the one that runs, or there is none.
+    """Start this script again with `.venv`'s interpreter, unless it runs with that already or there is no `.venv`.
 
-    Ends the script with status 78 when a package of `needs` is missing. PM2 does not start again what ends with 78, so
-    under PM2 this waits PACKAGE_SECONDS first: pip may be in the middle of replacing the package.
+    If a package of `needs` is missing, the script exits with status 78. PM2 does not restart after 78, so under PM2
+    the script first waits up to PACKAGE_SECONDS for the package: pip may be replacing it.
     """
     environment = BUNDLE / ".venv"
     python = environment / "bin" / "python"

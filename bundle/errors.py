@@ -1,4 +1,4 @@
-"""The errors whose text is the whole message for the user, and how a line reaches the log."""
+"""Errors whose text is the whole message for the user, and the function that writes to the log."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TextIO
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Lines for the log. PM2 holds the other end of the pipe, and its death must not look like a failure of ours."""
-    with suppress(OSError):
-        # In one write, its end included: of what comes without one PM2 leaves out the last line.
+    """Write lines to the log, which is a pipe to PM2."""
+    with suppress(OSError):  # PM2 has died: this process must not fail because of it
+        # One write for the text and its newline: PM2 drops a last line that arrives without its newline.
         print(f"{text}\n", end="", file=file, flush=True)
 
 
@@ -18,4 +18,4 @@ class ConfigError(Exception):
 
 
 class WriteError(ConfigError):
-    """A write failed for a reason that may pass by itself: the refresher tries again instead of ending."""
+    """A write failed for a reason that may go away without action: the refresher tries again instead of exiting."""

@@ -1,4 +1,4 @@
-"""How the bundle writes files: private from the start, replaced as a whole, one writer at a time."""
+"""Writing files: with mode 0600 from the start, replaced as a whole, by one process at a time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from bundle.errors import ConfigError, WriteError
 
 
 def write_private(path: Path, text: str, *, only_if_absent: bool = False) -> None:
-    """Write a file that nobody else can read, so that a reader sees the old text or the new one, also after a crash.
+    """Write a file that only its owner can read. At any time, even after a crash, it has the whole old or new text.
 
-    Raises WriteError for what may pass by itself (disk full, read-only file system), ConfigError for the rest.
+    Raises WriteError when trying again may help (disk full, read-only file system), else ConfigError.
     """
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)  # mode 0600
@@ -50,18 +50,18 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 
 
 def stamp(paths: Sequence[Path]) -> Stamp:
-    """What tells that one of the files changed: (path, mtime in ns, size, inode) of each that exists."""
-    marks = []
+    """A value that differs after one of the files changed: (path, mtime in ns, size, inode) of each existing file."""
+    entries = []
     for path in paths:
         with suppress(OSError):
-            found = path.stat()
-            marks.append((str(path), found.st_mtime_ns, found.st_size, found.st_ino))
-    return tuple(marks)
+            status = path.stat()
+            entries.append((str(path), status.st_mtime_ns, status.st_size, status.st_ino))
+    return tuple(entries)
 
 
 @contextmanager
 def instance_lock(path: Path) -> Iterator[int | None]:
-    """Hold the lock for the block and yield None; or yield the pid that holds it (0 when unknown)."""
+    """Hold the lock during the `with` block and yield None; or yield the pid of its holder (0: unknown)."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -73,7 +73,7 @@ def instance_lock(path: Path) -> Iterator[int | None]:
             holder = os.read(descriptor, 20).strip()
             yield int(holder) if holder.isdigit() else 0
             return
-        with suppress(OSError):  # the pid is for messages; a full disk must not keep us from the rest
+        with suppress(OSError):  # messages show the pid; a full disk must not stop the refresher
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())
         yield None

@@ -1,4 +1,4 @@
-"""The refresher: when a new token is due, what to do when it cannot be had, and what was done last."""
+"""The refresher: when a new token is due, what happens if it cannot be made, and the state file for `--status`."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from bundle.render import render_config
 from bundle.settings import Settings
 from bundle.tokens import Token, sign
 
+STATE_FILE = ".refresher.json"
 RETRY_CEILING_SECONDS = 60.0
-WARN_SECONDS = 600  # with less than this left, a failing refresh is no longer a passing thing
+WARN_SECONDS = 600  # when the token has less time left, a failed refresh is logged as an error
 
 
 def remove_leftovers(settings: Settings) -> None:
-    """Remove temporary files of a refresher that was killed before its rename; only while holding the lock."""
-    for path in (settings.config_path, settings.state_path):
-        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+    """Remove temporary files of a refresher that was killed while writing. Call this only while holding the lock."""
+    for name in (settings.config_path.name, STATE_FILE):
+        for leftover in settings.folder.glob(f".{name}.*.tmp"):
             leftover.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Written:
-    """What the last refresh was made from, and what it wrote."""
+    """The files that the last refresh read, and the file that it wrote."""
 
     issued_at: int
     expires_at: int
@@ -43,10 +44,7 @@ class Written:
 
 
 def due(now: float, last: Written | None, sources: Stamp, config: Stamp) -> str | None:
-    """Why a refresh is due at `now` (seconds since the epoch, wall clock), or None.
-
-    The wall clock, because the monotonic one stands still while a laptop sleeps: a sleep of 3000 s can last a night.
-    """
+    """Why a refresh is due, or None. `now` is time.time(): the monotonic clock stops while a laptop is suspended."""
     if last is None:
         return "the refresher has started"
     if now < last.issued_at:
@@ -58,31 +56,32 @@ def due(now: float, last: Written | None, sources: Stamp, config: Stamp) -> str 
     if config != last.config:
         return "litellm_config.yaml was altered by something else (edits belong in litellm_config.template.yaml)"
     if sources != last.sources:
-        changed = sorted({Path(mark[0]).name for mark in set(sources) ^ set(last.sources)})
+        changed = sorted({Path(entry[0]).name for entry in set(sources) ^ set(last.sources)})
         return f"{' and '.join(changed)} changed"
     return None
 
 
+def _stamp_of_sources(settings: Settings) -> Stamp:
+    return stamp([*settings.sources, settings.template_path, settings.private_key_path])
+
+
 def refresh(settings: Settings, now: float) -> tuple[Token, Written]:
-    """Sign a token, write the configuration with it; raises ConfigError and leaves the old file in that case."""
-    watched = [*settings.sources, settings.template_path, settings.private_key_path]
-    before = stamp(watched)  # before reading: an edit that comes in between is seen at the next look
+    """Sign a token and write the configuration with it. Raises ConfigError, and the old file stays in that case."""
+    sources = _stamp_of_sources(settings)  # before reading the files: an edit made meanwhile causes another refresh
     token = sign(settings, now)
     write_private(settings.config_path, render_config(settings, token))
-    written = Written(
-        token.issued_at, token.expires_at, settings.refresh_seconds, before, stamp([settings.config_path])
-    )
-    return token, written
+    config = stamp([settings.config_path])
+    return token, Written(token.issued_at, token.expires_at, settings.refresh_seconds, sources, config)
 
 
 def retry_delay(failures: int, jitter: float) -> float:
-    """Seconds until the next try: 1, 2, 4 … 60, times 0.75 to 1.25; `jitter` from 0 to 1."""
+    """Seconds until the next try: 1, 2, 4 … 60, multiplied by 0.75 to 1.25 as `jitter` goes from 0 to 1."""
     return min(RETRY_CEILING_SECONDS, 2.0 ** min(failures - 1, 10)) * (0.75 + jitter / 2)
 
 
 @dataclass
 class RefresherState:
-    """What `--status` and doctor read from `.refresher.json`; times in seconds since the epoch, no secrets."""
+    """The content of `.refresher.json` for `--status` and doctor. Times are in seconds since the epoch. No secrets."""
 
     pid: int
     issued: int | None = None
@@ -96,7 +95,7 @@ class RefresherState:
 
 
 class Refresher:
-    """The loop's memory: what was written last, what failed, when to look again. One step per wake-up."""
+    """The refresh loop's state and its step: what was written last, what failed, when to try again."""
 
     def __init__(
         self,
@@ -108,39 +107,39 @@ class Refresher:
         self.settings = load()
         self.last: Written | None = None
         self.state = RefresherState(pid=os.getpid())
-        self._asked = False  # by a signal, and not done yet
+        self._forced = False  # a signal asked for a refresh, and none has succeeded since
         self._failures = 0
         self._retry_at = 0.0
         self._failed_sources: Stamp = ()
-        self._said: str | None = None
+        self._logged_error: str | None = None
 
-    def step(self, *, now_please: bool = False) -> bool:
-        """Refresh when it is due; return whether a new configuration was written. Never raises ConfigError."""
+    def step(self, *, force: bool = False) -> bool:
+        """Refresh if a refresh is due; return whether a new configuration was written. Never raises ConfigError."""
         now = self._clock()
-        sources = self._sources()
-        self._asked = self._asked or now_please
+        sources = _stamp_of_sources(self.settings)
+        self._forced = self._forced or force
         config = stamp([self.settings.config_path])
-        reason = "asked to (SIGHUP)" if self._asked else due(now, self.last, sources, config)
+        reason = "asked to (SIGHUP)" if self._forced else due(now, self.last, sources, config)
         if reason is None:
-            self._recovered()
+            self._clear_error()
             return False
         waiting = self._failures and self._retry_at - RETRY_CEILING_SECONDS * 2 < now < self._retry_at
-        if waiting and sources == self._failed_sources and not now_please:
+        if waiting and sources == self._failed_sources and not force:
             return False
         try:
             self.refresh(now, reason)
         except Exception as error:  # noqa: BLE001 - nothing may end the loop: the old token is better than none
-            self._failed(now, sources, error)
+            self._record_failure(now, sources, error)
             return False
         return True
 
     def refresh(self, now: float, reason: str) -> None:
-        """One refresh, with its line in the log and its state file; errors pass through."""
+        """Refresh, log it and write the state file; errors pass through."""
         before, self.settings = self.settings, self._load()
         if before.proxy_port != self.settings.proxy_port:
             self._log(f"PROXY_PORT changed: takes effect with `{PM2} restart claude-proxy`")
         token, self.last = refresh(self.settings, now)
-        self._asked, self._failures, self._said = False, 0, None
+        self._forced, self._failures, self._logged_error = False, 0, None
         self.state = RefresherState(
             pid=os.getpid(),
             issued=token.issued_at,
@@ -153,10 +152,7 @@ class Refresher:
         self._log(f"new token, valid until {clock_time(token.expires_at)}, because {reason}")
         self._save_state()
 
-    def _sources(self) -> Stamp:
-        return stamp([*self.settings.sources, self.settings.template_path, self.settings.private_key_path])
-
-    def _failed(self, now: float, sources: Stamp, error: Exception) -> None:
+    def _record_failure(self, now: float, sources: Stamp, error: Exception) -> None:
         self._failures += 1
         self._failed_sources = sources
         self._retry_at = now + retry_delay(self._failures, random.random())  # noqa: S311 - spreads retries, no secret
@@ -164,24 +160,23 @@ class Refresher:
         left = (self.last.expires_at - now) if self.last else 0
         if left < WARN_SECONDS:
             self._log(f"ERROR: no new token, and the last one ends in {max(0, int(left)) // 60} minutes: {message}")
-        elif message != self._said:
+        elif message != self._logged_error:
             self._log(f"WARNING: the last good configuration stays, trying again: {message}")
-        self._said = message
+        self._logged_error = message
         self.state.last_error, self.state.last_error_at = message, int(now)
         self._save_state()
 
-    def _recovered(self) -> None:
-        # An edit that was refused and then taken back leaves nothing due: the warning must not stay in --status.
+    def _clear_error(self) -> None:
+        # After the user undid a wrong edit, no refresh is due, so only this removes the error from --status.
         if self._failures:
-            self._failures, self._said = 0, None
+            self._failures, self._logged_error = 0, None
             self.state.last_error = self.state.last_error_at = None
             self._log("the configuration is good again")
             self._save_state()
 
     def _save_state(self) -> None:
-        # The state is for people to read; a full disk must not count as a failed refresh.
-        with suppress(ConfigError):
-            write_private(self.settings.state_path, json.dumps(asdict(self.state), indent=2) + "\n")
+        with suppress(ConfigError):  # only people read the state: a full disk must not count as a failed refresh
+            write_private(self.settings.folder / STATE_FILE, json.dumps(asdict(self.state), indent=2) + "\n")
 
 
 def clock_time(seconds: int) -> str:
@@ -189,9 +184,9 @@ def clock_time(seconds: int) -> str:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The refresher's last words, or an empty mapping when it never ran or the file is damaged."""
+    """The state that the refresher saved last; empty if the file is missing or damaged."""
     try:
-        state = json.loads((folder / ".refresher.json").read_text(encoding="utf-8"))
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}

@@ -1,6 +1,6 @@
-"""Where each setting comes from: the environment, `.env`, two constants in auto_refresh.py, or ~/.snowflake.
+"""The settings, from the environment, `.env`, two constants in auto_refresh.py, and the connections in ~/.snowflake.
 
-The first of these that has a value wins. The settings are read again whenever one of their files changes.
+The first of these that has a value wins. The refresher reads the settings again when one of the files changes.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# CLAUDE_ROUTE, and what each word makes of a row of a Claude model: its provider in LiteLLM's terms.
+# The values of CLAUDE_ROUTE, each with the LiteLLM provider that it puts into the rows of Claude models.
 CLAUDE_ROUTES: Mapping[str, str] = {"chat": "openai", "messages": "snowflake"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that can be set, checked. `folder` holds what the bundle writes; `sources` is what was read."""
+    """All settings, already checked. The bundle writes its files to `folder`; `sources` are the files with settings."""
 
     account: str  # as it goes into the claims, upper case: ORG-ACCOUNT, or a locator without its region
     user: str  # LOGIN_NAME, upper case
@@ -47,8 +47,8 @@ class Settings:
     warehouse: str | None = None
     passphrase: str | None = field(default=None, repr=False)
     given_master_key: str | None = field(default=None, repr=False)
-    claude_route: str = "chat"  # how the rows of Claude models go: one of CLAUDE_ROUTES
-    claude_route_from: str = ""  # "the environment" or ".env"; empty: nobody has chosen it
+    claude_route: str = "chat"  # one of CLAUDE_ROUTES
+    claude_route_from: str = ""  # "the environment" or ".env"; empty: CLAUDE_ROUTE is not set
     origin: str = ""  # where account and user came from, for messages
     sources: tuple[Path, ...] = ()
 
@@ -60,14 +60,6 @@ class Settings:
     def config_path(self) -> Path:
         return self.folder / "litellm_config.yaml"
 
-    @property
-    def state_path(self) -> Path:
-        return self.folder / ".refresher.json"
-
-    @property
-    def lock_path(self) -> Path:
-        return self.folder / ".refresher.lock"
-
 
 SCRIPT = BUNDLE / "auto_refresh.py"  # holds the two constants that a user may edit
 
@@ -78,15 +70,12 @@ WAYS_TO_CONFIGURE = """Say which Snowflake account and user to use, in one of th
 
 
 def state_folder(environ: Mapping[str, str]) -> Path:
-    """Where key-less state lives: the bundle's folder, or CORTEX_HOME (`make demo` keeps its own beside a real one)."""
+    """The folder for the files that the bundle writes: CORTEX_HOME (which `make demo` sets), or the bundle's folder."""
     return Path(environ["CORTEX_HOME"]).expanduser().resolve() if environ.get("CORTEX_HOME") else BUNDLE
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Build the settings; the first of environment, `.env`, this file's constants and ~/.snowflake wins.
-
-    Raises ConfigError with the remedy for whatever is missing or wrong.
-    """
+    """Read the settings. Raises ConfigError, with the remedy, if a setting is missing or wrong."""
     environ = os.environ if environ is None else environ
     folder = state_folder(environ)
     env_file = folder / ".env"
@@ -98,13 +87,12 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     account_text = given.get("SNOWFLAKE_ACCOUNT") or constants.get("ACCOUNT")
     user = given.get("SNOWFLAKE_USER") or constants.get("USER")
     origin = "the environment or .env" if given.get("SNOWFLAKE_ACCOUNT") else "auto_refresh.py"
-    # A connection is one thing: when account or user say something else, its key and warehouse are not ours to use.
-    name, connection = _default_connection(connections_folder, given)
-    agrees = all(
-        not ours or ours.upper() == str(connection.get(key, "")).upper()
-        for ours, key in ((account_text, "account"), (user, "user"))
-    )
-    if not agrees:
+    tables, default = read_connections(connections_folder)
+    name = given.get("SNOWFLAKE_DEFAULT_CONNECTION_NAME") or default
+    connection = tables.get(name, {})
+    # A connection's key and warehouse belong to its account and user. If others are set, the connection is not used.
+    configured = {"account": account_text, "user": user}
+    if any(value and value.upper() != str(connection.get(key, "")).upper() for key, value in configured.items()):
         connection = {}
     elif not account_text and connection:
         origin = f"connection [{name}] in {connections_folder}"
@@ -116,12 +104,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         raise ConfigError(f"no Snowflake {missing} configured.\n{ways}")
 
     account, host = parse_account(account_text)
-    key_path = (
-        given.get("SNOWFLAKE_PRIVATE_KEY_PATH")
-        or connection.get("private_key_file")
-        or connection.get("private_key_path")
-        or "~/.ssh/snowflake_key.p8"
-    )
+    key_in_connection = connection.get("private_key_file") or connection.get("private_key_path")
+    key_path = given.get("SNOWFLAKE_PRIVATE_KEY_PATH") or key_in_connection or "~/.ssh/snowflake_key.p8"
+    route_from = "the environment" if environ.get("CLAUDE_ROUTE") else ".env" if "CLAUDE_ROUTE" in given else ""
     return Settings(
         account=account,
         user=user.strip().upper(),
@@ -133,9 +118,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         proxy_port=_whole_number(given, "PROXY_PORT", default=8001, low=1, high=65535),
         refresh_seconds=60 * _whole_number(given, "REFRESH_MINUTES", default=50, low=1, high=55),
         claude_route=_claude_route(given),
-        claude_route_from=(
-            "the environment" if environ.get("CLAUDE_ROUTE") else ".env" if "CLAUDE_ROUTE" in given else ""
-        ),
+        claude_route_from=route_from,
         folder=folder,
         origin=origin,
         sources=tuple(sources),
@@ -158,20 +141,20 @@ def _read_env_file(path: Path) -> dict[str, str]:
 
 
 def _edited_constants(script: Path) -> dict[str, str]:
-    """ACCOUNT and USER as the user has edited them, read as text. Raises ConfigError with file and line for a typo."""
+    """ACCOUNT and USER from the script's text, if the user has set them. A typo raises ConfigError with its line."""
     text = script.read_text(encoding="utf-8", errors="replace")
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or 1
-        raise _typo(script, line, f"this is no valid Python ({getattr(error, 'msg', error)})") from None
+        raise _typo(script, line, f"this is not valid Python ({getattr(error, 'msg', error)})") from None
     found = {}
     for node in tree.body:
-        names = [target.id for target in getattr(node, "targets", ()) if isinstance(target, ast.Name)]
-        if isinstance(node, ast.Assign) and names and names[0] in {"ACCOUNT", "USER"}:
-            if not isinstance(node.value, ast.Constant) or not isinstance(node.value.value, str):
-                raise _typo(script, node.lineno, f"{names[0]} must be text in quotes")
-            found[names[0]] = node.value.value
+        match node:
+            case ast.Assign(targets=[ast.Name(id="ACCOUNT" | "USER" as name)], value=ast.Constant(value=str(value))):
+                found[name] = value
+            case ast.Assign(targets=[ast.Name(id="ACCOUNT" | "USER" as name)]):
+                raise _typo(script, node.lineno, f"{name} must be text in quotes")
     return {name: value for name, value in found.items() if not re.match(r"YOUR[-_]|$", value)}
 
 
@@ -183,7 +166,7 @@ def _typo(script: Path, line: int, what: str) -> ConfigError:
 
 
 def exit_unless_readable() -> None:
-    """End with one message where ACCOUNT and USER cannot be read, before Python meets the same typo."""
+    """Exit with a message if ACCOUNT and USER cannot be read, before Python fails on the same typo."""
     try:
         _edited_constants(SCRIPT)
     except ConfigError as error:
@@ -200,19 +183,17 @@ def snowflake_home(environ: Mapping[str, str]) -> Path:
     return elsewhere if elsewhere.is_dir() and not (home / ".snowflake").is_dir() else home / ".snowflake"
 
 
-def _default_connection(folder: Path, given: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    """(name, table) of the default connection; an empty table when there is none."""
-    config = read_toml(folder / "config.toml")
-    tables = read_toml(folder / "connections.toml") or config.get("connections", {})
-    name = given.get("SNOWFLAKE_DEFAULT_CONNECTION_NAME") or config.get("default_connection_name") or "default"
-    table = tables.get(name, {})
-    return str(name), table if isinstance(table, dict) else {}
+def read_connections(folder: Path) -> tuple[dict[str, dict[str, Any]], str]:
+    """The connections of Snowflake's own tools by name, and the name of the default connection."""
+    config = _read_toml(folder / "config.toml")
+    tables = _read_toml(folder / "connections.toml") or config.get("connections", {})
+    connections = {name: table for name, table in tables.items() if isinstance(table, dict)}
+    return connections, str(config.get("default_connection_name") or "default")
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-        return tables
+        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -229,38 +210,36 @@ def _whole_number(given: Mapping[str, str], name: str, *, default: int, low: int
 
 
 def _claude_route(given: Mapping[str, str]) -> str:
-    word = given.get("CLAUDE_ROUTE", "chat")
-    if word not in CLAUDE_ROUTES:
-        raise ConfigError(
-            f"CLAUDE_ROUTE is {word!r}; it must be chat (Cortex's chat completions) or messages (its Messages API)."
-        )
-    return word
+    route = given.get("CLAUDE_ROUTE", "chat")
+    if route not in CLAUDE_ROUTES:
+        raise ConfigError(f"CLAUDE_ROUTE is {route!r}; it must be chat (chat completions) or messages (Messages API).")
+    return route
 
 
 def master_key(settings: Settings) -> str:
-    """The key that Claude Code presents to the proxy: as given, or made at random once and kept in `.master_key`."""
+    """The key that Claude Code sends to the proxy: LITELLM_MASTER_KEY, or a random one that `.master_key` keeps."""
     path = settings.folder / ".master_key"
     key = settings.given_master_key
     if not key:
         with suppress(FileNotFoundError):
             key = path.read_text(encoding="ascii").strip()
     if not key:
-        # Refresher and proxy may start at the same time: the second to get here takes the key of the first.
+        # Refresher and proxy may start at the same time: both then use the key that was written first.
         write_private(path, f"sk-{secrets.token_urlsafe(32)}\n", only_if_absent=True)
         key = path.read_text(encoding="ascii").strip()
     elif len(key) < 20:
         where = "LITELLM_MASTER_KEY" if settings.given_master_key else str(path)
         raise ConfigError(
             f"the key in {where} is too short to protect the proxy (fewer than 20 characters).\n"
-            "Remove it, and a random one is made at the next start."
+            "Remove that key: the next start makes a random one."
         )
     return key
 
 
 def set_in_env_file(path: Path, name: str, value: str) -> None:
-    """Set a variable in `.env`, and leave every other line as it is. Raises ConfigError."""
+    """Set a variable in `.env` and keep every other line. Raises ConfigError."""
     if not path.exists():
-        write_private(path, "# What else can be set here: .env.example\n")
+        write_private(path, "# .env.example lists what else can be set here.\n")
     try:
         set_key(path, name, value, quote_mode="auto", follow_symlinks=True)
     except OSError as error:

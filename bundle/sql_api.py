@@ -1,4 +1,4 @@
-"""Snowflake's SQL API: one statement as the configured user, and what its errors mean (docs/cortex.md#sql-api)."""
+"""Snowflake's SQL API: runs a statement as the configured user and explains errors (docs/cortex.md#sql-api)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from bundle.settings import Settings
 from bundle.tokens import auth_headers, sign
 
 STATEMENTS = "/api/v2/statements"
-PATIENCE_SECONDS = 600  # a warehouse that must wake up and a large view take minutes, not hours
-DOCTOR = "Look closer with: python3 doctor.py"
-STRANGE = f"something that is not from Snowflake's SQL API: a login page of the network, or a proxy?\n{DOCTOR}"
+PATIENCE_SECONDS = 600  # a suspended warehouse and a large view take minutes, not hours
+DOCTOR = "Find the cause with: python3 doctor.py"
+NOT_THE_API = f"text that is not from Snowflake's SQL API, perhaps from a login page or a proxy.\n{DOCTOR}"
 
 
 class QueryError(Exception):
-    """Snowflake could not be asked or refused; `str()` is the whole message with the remedy. `code` is Snowflake's."""
+    """The query failed. `str()` is the whole message with the remedy; `code` and `detail` are Snowflake's."""
 
     def __init__(self, message: str, code: str = "", detail: str = "") -> None:
         super().__init__(message)
@@ -29,15 +29,14 @@ class QueryError(Exception):
 
 
 def query(settings: Settings, sql: str, sleep: Callable[[float], None] = time.sleep) -> list[dict[str, str | None]]:
-    """Run one statement as the configured user; one mapping of column to text a row. Raises QueryError, ConfigError."""
+    """Run one statement as the configured user; returns one dict (column: text) per row. QueryError, ConfigError."""
     headers = auth_headers(sign(settings, time.time()).value)
     headers |= {"Accept": "application/json", "User-Agent": "claude-code-on-snowflake-cortex"}
     body = {"statement": sql, "timeout": PATIENCE_SECONDS}
     if settings.warehouse:
         body["warehouse"] = settings.warehouse
     try:
-        # HTTPS_PROXY and SSL_CERT_FILE count, but a stand-in on this machine is never behind a proxy.
-        https = settings.base_url.startswith("https:")
+        https = settings.base_url.startswith("https:")  # else the test server on this machine: not behind a proxy
         with httpx.Client(headers=headers, timeout=60, trust_env=https) as client:
             answer = client.post(settings.base_url + STATEMENTS, json=body)
             waited, pause = 0.0, 0.5
@@ -56,15 +55,15 @@ def query(settings: Settings, sql: str, sleep: Callable[[float], None] = time.sl
         host = urlsplit(settings.base_url).hostname or ""
         raise QueryError("\n".join(why_unreachable(host, company_proxy(settings.base_url), error))) from None
     except (KeyError, TypeError, AttributeError):
-        raise QueryError(f"{settings.base_url} answered with {STRANGE}") from None
+        raise QueryError(f"{settings.base_url} answered with {NOT_THE_API}") from None
     names = [column["name"] for column in meta["rowType"]]
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _own_url(settings: Settings, path: object) -> str:
     url = urljoin(settings.base_url, str(path or ""))
-    if urlsplit(url)[:2] != urlsplit(settings.base_url)[:2]:  # the token must not follow a link to somewhere else
-        raise QueryError(f"{settings.base_url} sends the query on to another host; not followed.\n{DOCTOR}")
+    if urlsplit(url)[:2] != urlsplit(settings.base_url)[:2]:  # the token must not go to another host
+        raise QueryError(f"{settings.base_url} redirects the query to another host; not followed.\n{DOCTOR}")
     return url
 
 
@@ -76,6 +75,6 @@ def _document(settings: Settings, answer: httpx.Response) -> dict[str, Any]:
     if answer.status_code in {200, 202} and isinstance(document, dict):
         return document
     if not isinstance(document, dict) and answer.status_code != 404:
-        raise QueryError(f"{settings.base_url} answered {answer.status_code} with {STRANGE}")
+        raise QueryError(f"{settings.base_url} answered {answer.status_code} with {NOT_THE_API}")
     code, words = words_of(answer.text)
     raise QueryError(explain_query(settings.base_url, answer.status_code, code, words), code, words)

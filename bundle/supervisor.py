@@ -1,4 +1,4 @@
-"""PM2, seen from the processes that it runs and from the tools that look at them."""
+"""PM2: what its processes need from PM2, and what the tools find out about PM2 and its processes."""
 
 from __future__ import annotations
 
@@ -14,46 +14,39 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bundle.bootstrap import BUNDLE
+from bundle.bootstrap import BUNDLE, OWN_PM2
 
-LOG_BYTES = 10 * 2**20  # and as much again beside it
+LOG_BYTES = 10 * 2**20  # the old log, NAME.log.1, has the same size
 
 
 def bound_log(environ: Mapping[str, str]) -> None:
-    """Keep the log that PM2 writes for this process from growing without end. (PM2's own way is to download a module.)
-
-    PM2 appends, so that what is cut off here comes no more; the part before the cut stays in `NAME.log.1`.
-    """
+    """Move the text of a long log to NAME.log.1. (PM2 itself rotates logs only with a module that it downloads.)"""
     path = environ.get("pm_out_log_path")
-    if not path:
-        return
     with suppress(OSError):
-        if Path(path).stat().st_size > LOG_BYTES:
-            with suppress(OSError):  # no room for a copy: then it is the more urgent to make some
+        if path and Path(path).stat().st_size > LOG_BYTES:
+            with suppress(OSError):  # on a full disk the copy fails, and emptying the log is even more urgent
                 shutil.copyfile(path, f"{path}.1")
-            os.truncate(path, 0)
+            os.truncate(path, 0)  # PM2 opens the log in append mode, so that its next line starts the empty file
 
 
 def supervisor_channel(environ: Mapping[str, str]) -> int | None:
-    """PM2's channel to this process: a descriptor to write JSON lines to; end-of-file on it means that PM2 died."""
-    text = environ.get("NODE_CHANNEL_FD", "")
-    if not text.isdecimal():
-        return None
-    try:
-        return int(text) if stat.S_ISSOCK(os.fstat(int(text)).st_mode) else None
-    except OSError:
-        return None
+    """PM2's channel to this process: a descriptor that takes JSON lines. Its end-of-file means that PM2 died."""
+    number = environ.get("NODE_CHANNEL_FD", "")
+    with suppress(OSError):
+        if number.isdecimal() and stat.S_ISSOCK(os.fstat(int(number)).st_mode):
+            return int(number)
+    return None
 
 
 def report_ready(channel: int | None) -> None:
-    """Tell PM2 (`wait_ready`) that this process does its work."""
+    """Tell PM2 (`wait_ready`) that this process is ready."""
     if channel is not None:
         with suppress(OSError):
             os.write(channel, b'"ready"\n')
 
 
 def supervisor_gone(channel: int) -> bool:
-    """Whether PM2's end is closed; to be called when `channel` is readable."""
+    """Whether PM2's end is closed. Call this only when `channel` is readable."""
     try:
         return os.read(channel, 65536) == b""
     except OSError:
@@ -61,7 +54,7 @@ def supervisor_gone(channel: int) -> bool:
 
 
 def output_of(*command: str, environ: Mapping[str, str]) -> str:
-    """The command's output; empty when it cannot be run."""
+    """The command's output; empty if the command does not exist or hangs."""
     program = shutil.which(command[0], path=environ.get("PATH")) or command[0]
     environ = {**environ, "PM2_DISCRETE_MODE": "1", "PM2_DISABLE_VERSION_CHECK": "1"}
     try:
@@ -73,14 +66,13 @@ def output_of(*command: str, environ: Mapping[str, str]) -> str:
 
 
 def interpreter() -> str:
-    """What ecosystem.config.js lets PM2 run the scripts with."""
+    """The Python interpreter that ecosystem.config.js gives to PM2."""
     venv = BUNDLE / ".venv" / "bin" / "python"
     return str(venv) if venv.exists() else shutil.which("python3") or "python3"
 
 
 def pm2_program(environ: Mapping[str, str]) -> str:
-    ours = BUNDLE / "node_modules" / ".bin" / "pm2"
-    return str(ours) if ours.exists() else shutil.which("pm2", path=environ.get("PATH")) or "pm2"
+    return str(OWN_PM2) if OWN_PM2.exists() else shutil.which("pm2", path=environ.get("PATH")) or "pm2"
 
 
 def pm2_version(environ: Mapping[str, str]) -> str:
@@ -93,7 +85,7 @@ def pm2_home(environ: Mapping[str, str]) -> Path:
 
 
 def daemon_version(environ: Mapping[str, str]) -> str:
-    """The version that PM2's daemon gave when it started; empty when that cannot be told."""
+    """The version that PM2's daemon logged at its last start; empty if unknown."""
     try:
         log = (pm2_home(environ) / "pm2.log").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -102,16 +94,15 @@ def daemon_version(environ: Mapping[str, str]) -> str:
 
 
 def pm2_processes(environ: Mapping[str, str]) -> list[dict[str, Any]] | None:
-    """What PM2 runs, or None when its daemon does not: `jlist` would start one, so its socket is tried first."""
+    """PM2's list of processes, or None if PM2's daemon does not run."""
     try:
-        with socket.socket(socket.AF_UNIX) as daemon:
+        with socket.socket(socket.AF_UNIX) as daemon:  # checked first, because `jlist` would start a daemon
             daemon.settimeout(5)
             daemon.connect(str(pm2_home(environ) / "rpc.sock"))
         lines = output_of(pm2_program(environ), "jlist", environ=environ).splitlines()
-        listed: list[dict[str, Any]] = json.loads(next(line for line in reversed(lines) if line.startswith("[")))
+        return list(json.loads(next(line for line in reversed(lines) if line.startswith("["))))
     except (OSError, StopIteration, ValueError):
         return None
-    return listed
 
 
 def find_process(listed: Iterable[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -119,28 +110,21 @@ def find_process(listed: Iterable[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def port_owner(port: int) -> str:
-    """`command (pid N)` of the process that listens on `port`, or "" when that cannot be told."""
-    pid = _listener_by_lsof(port) or _listener_by_proc(port)
+    """`command (pid N)` of the process that listens on `port`; "" if unknown."""
+    lsof = output_of("lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-t", environ=os.environ)
+    pid = lsof.split()[0] if lsof.strip() else _listener_by_proc(port)
     if not pid:
         return ""
-    shown = subprocess.run(["ps", "-o", "args=", "-p", pid], capture_output=True, text=True, check=False)
-    if "/claude_proxy.py" in shown.stdout:  # also where its path has spaces
+    command = output_of("ps", "-o", "args=", "-p", pid, environ=os.environ)
+    if "/claude_proxy.py" in command:  # its path may contain spaces, which the split below would not survive
         return f"python claude_proxy.py (pid {pid})"
-    words = shown.stdout.split()
-    # Arguments of a stranger's process may hold secrets: the program and its first argument name it well enough.
-    return f"{' '.join(Path(word).name for word in words[:2])} (pid {pid})" if words else f"pid {pid}"
-
-
-def _listener_by_lsof(port: int) -> str:
-    try:
-        command = ["lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-t"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return (found.stdout.split() or [""])[0]
+    # Another program's arguments may contain secrets, so only the program and its first argument are shown.
+    words = [Path(word).name for word in command.split()[:2]]
+    return f"{' '.join(words)} (pid {pid})" if words else f"pid {pid}"
 
 
 def _listener_by_proc(port: int) -> str:
+    """The pid of the process that listens on `port`, from Linux's /proc; "" if unknown."""
     inodes = set()
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         if table.exists():
@@ -149,7 +133,7 @@ def _listener_by_proc(port: int) -> str:
                 if columns[3] == "0A" and int(columns[1].rsplit(":", 1)[1], 16) == port:
                     inodes.add(f"socket:[{columns[9]}]")
     for link in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
-        with suppress(OSError):  # the process has ended, or is belongs to another user
+        with suppress(OSError):  # the process has ended, or belongs to another user
             if str(link.readlink()) in inodes:
                 return link.parts[2]
     return ""

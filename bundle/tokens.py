@@ -1,7 +1,7 @@
-"""The private key, and the token that is signed with it (docs/cortex.md#jwt-claims).
+"""The private key, and the tokens that it signs (docs/cortex.md#jwt-claims).
 
 Security invariants
-- The private key is read from its file for each signature and never kept, copied or printed.
+- Each signature reads the private key from its file; the key is never kept, copied or printed.
 - No message and no exception text contains a token or a passphrase.
 """
 
@@ -23,15 +23,13 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from bundle.errors import ConfigError
 from bundle.settings import Settings
 
-TOKEN_SECONDS = 3600  # Snowflake's ceiling; a later `exp` does not lengthen it
+TOKEN_SECONDS = 3600  # Snowflake's maximum; a later `exp` does not make the token live longer
 
 
 def load_key(path: Path, passphrase: str | None) -> rsa.RSAPrivateKey:
-    """Load the RSA private key (PEM; PKCS8, encrypted or not) after checking that nobody else can read it.
-
-    Raises ConfigError with the remedy for each thing that can be wrong with it.
-    """
-    make_one = f"  openssl genrsa 2048 | openssl pkcs8 -topk8 -inform PEM -nocrypt -out {path} && chmod 600 {path}"
+    """Load the RSA private key (PEM, encrypted or not), if nobody else can read the file. Raises ConfigError."""
+    openssl = f"openssl genrsa 2048 | openssl pkcs8 -topk8 -inform PEM -nocrypt -out {path} && chmod 600 {path}"
+    make_one = f"Make one with:\n  {openssl}"
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -40,31 +38,26 @@ def load_key(path: Path, passphrase: str | None) -> rsa.RSAPrivateKey:
             raise ConfigError(f"other users can read the private key {path}.\nFix it with: chmod 600 {path}")
         pem = path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(f"there is no private key at {path}.\nMake one with:\n{make_one}") from None
+        raise ConfigError(f"there is no private key at {path}.\n{make_one}") from None
     except OSError as error:
         raise ConfigError(f"cannot read the private key {path}: {error.strerror}.") from None
 
     if b"PRIVATE KEY-----" not in pem:
         what = "a public key" if b"PUBLIC KEY-----" in pem else "not a PEM private key"
-        raise ConfigError(
-            f"{path} is {what}; it must start with -----BEGIN PRIVATE KEY-----.\nMake one with:\n{make_one}"
-        )
+        raise ConfigError(f"{path} is {what}; it must start with -----BEGIN PRIVATE KEY-----.\n{make_one}")
     encrypted = b"ENCRYPTED" in pem
     if encrypted and not passphrase:
-        raise ConfigError(
-            f"the private key {path} is encrypted.\nPut its passphrase into .env: PRIVATE_KEY_PASSPHRASE=…"
-        )
+        remedy = "Put its passphrase into .env: PRIVATE_KEY_PASSPHRASE=…"
+        raise ConfigError(f"the private key {path} is encrypted.\n{remedy}")
     try:
         key = serialization.load_pem_private_key(pem, passphrase.encode() if encrypted and passphrase else None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         why = "PRIVATE_KEY_PASSPHRASE does not open it" if encrypted else "the file is damaged or of an unknown format"
         raise ConfigError(f"cannot use the private key {path}: {why}.") from None
     if not isinstance(key, rsa.RSAPrivateKey):
-        raise ConfigError(f"{path} is not an RSA key; Snowflake takes RSA only.\nMake one with:\n{make_one}")
+        raise ConfigError(f"{path} is not an RSA key; Snowflake accepts only RSA keys.\n{make_one}")
     if key.key_size < 2048:
-        raise ConfigError(
-            f"the key in {path} has {key.key_size} bits; Snowflake wants 2048 at least.\nMake one with:\n{make_one}"
-        )
+        raise ConfigError(f"the key in {path} has {key.key_size} bits; Snowflake requires at least 2048.\n{make_one}")
     return key
 
 
@@ -78,8 +71,7 @@ def fingerprint(key: rsa.RSAPrivateKey) -> str:
 
 
 def claims(account: str, user: str, key_fingerprint: str, now: float) -> dict[str, str | int]:
-    """The four claims of a key-pair JWT (docs/cortex.md#jwt-claims, docs/cortex.md#jwt-hour); `now` in seconds since
-    the epoch, cut to whole ones."""
+    """The four claims of a key-pair JWT that is issued `now` (docs/cortex.md#jwt-claims, docs/cortex.md#jwt-hour)."""
     subject = f"{account.upper()}.{user.upper()}"
     issued = int(now)
     return {"iss": f"{subject}.{key_fingerprint}", "sub": subject, "iat": issued, "exp": issued + TOKEN_SECONDS}
@@ -94,32 +86,33 @@ class Token:
 
 
 def sign(settings: Settings, now: float) -> Token:
-    """Sign a token that is valid for the hour from `now`; raises ConfigError when the key is not usable."""
+    """Sign a token that is valid for one hour from `now`; raises ConfigError if the key cannot be used."""
     key = load_key(settings.private_key_path, settings.passphrase)
     payload = claims(settings.account, settings.user, fingerprint(key), now)
     value = jwt.encode(payload, key, algorithm="RS256")
-    # A token that does not read back as what was meant would fail at Snowflake with nothing but a UUID.
-    untimed = jwt.decode(  # by the claims' own clock: a caller's `now` need not be this machine's
+    # Verified here, because Snowflake reports a wrong token only by a UUID. The times are not verified, because `now`
+    # may differ from this machine's clock.
+    decoded = jwt.decode(
         value, key.public_key(), algorithms=["RS256"], options={"verify_exp": False, "verify_iat": False}
     )
-    if untimed != payload:
+    if decoded != payload:
         raise RuntimeError("the signed token does not decode to its claims")
     return Token(value, int(payload["iat"]), int(payload["exp"]), fingerprint(key))
 
 
 def auth_headers(token: str) -> dict[str, str]:
-    """The headers with which Snowflake takes a key-pair token."""
+    """The headers that Snowflake requires with a key-pair token."""
     return {"Authorization": f"Bearer {token}", "X-Snowflake-Authorization-Token-Type": "KEYPAIR_JWT"}
 
 
 def register_statement(user: str, key: rsa.RSAPrivateKey, *, slot: str = "RSA_PUBLIC_KEY") -> str:
-    """The SQL that registers the key's public half; `slot` is RSA_PUBLIC_KEY_2 while keys are rotated."""
+    """The SQL that registers the public key; `slot` is RSA_PUBLIC_KEY_2 while keys are rotated."""
     name = user if re.fullmatch(r"[A-Z_][A-Z0-9_$]*", user) else '"' + user.replace('"', '""') + '"'
     return f"ALTER USER {name} SET {slot}='{base64.b64encode(public_der(key)).decode()}';"
 
 
 def token_times(token: str) -> tuple[int, int]:
-    """(`iat`, `exp`) of a JWT in seconds since the epoch; (0, 0) for what is not one."""
+    """(`iat`, `exp`) of a JWT in seconds since the epoch; (0, 0) if the text is not a JWT."""
     try:
         body = token.split(".")[1]
         payload = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))

@@ -2,19 +2,19 @@
 """Make the installed LiteLLM send `max_completion_tokens`, because Cortex refuses `max_tokens`.
 
 In litellm/llms/openai/openai.py, class OpenAIChatCompletion, four statements pass the request, a local dict called
-`data`, to the function that sends it. This script puts four lines before each of them, which rename the key. It finds
+`data`, to the function that sends it. This script puts four lines before each statement, which rename the key. It finds
 the statements in the syntax tree, so their line numbers and layout do not matter.
 
 What it promises:
 - All four statements are patched, or none. The new text is checked in memory before the file is written.
 - A second run changes nothing. --undo removes only our lines: the rest of the file stays the same, byte for byte.
-- The file is replaced, never written into: uv installs hard links and symlinks into its cache, which must not change.
-- What somebody else changed in the file stays. LiteLLM's RECORD has the hash of the file as it was shipped.
-- When there is a `.venv` in the bundle's folder, its LiteLLM is patched, because PM2 runs the proxy with it.
+- The file is replaced, never written into: it may be a hard link or symlink into uv's cache, which must not change.
+- Other people's changes in the file stay. LiteLLM's RECORD has the hash of the file as it was shipped.
+- If the bundle's folder has a `.venv`, its LiteLLM is patched, because PM2 runs the proxy with it.
 
 Exit status: 0 done, or nothing to do; 1 not patched (--check); 2 usage; 3 LiteLLM is not installed; 4 LiteLLM's code
-has moved; 5 somebody else's change is in the way; 6 the file cannot be read or written; 7 this LiteLLM release is
-known to be malicious.
+is not as expected; 5 somebody else changed the lines that the patch needs; 6 the file cannot be read or written; 7 this
+LiteLLM release is known to be malicious.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ CALLS = {  # each method, and the function that it passes `data` to
 }
 
 MARK = b"claude-code-on-snowflake-cortex"
-# When a request has both names, the value of the new one is kept: a caller sets that name on purpose.
+# If a request has both names, the new name keeps its value, because a caller sets that name on purpose.
 BLOCK = (
     b"# >>> " + MARK + b": Cortex refuses max_tokens",
     b'if "max_tokens" in data:',
@@ -67,23 +67,19 @@ BLOCK = (
     b"# <<< " + MARK,
 )
 OUR_RENAME = ast.unparse(ast.parse(b"\n".join(BLOCK)))
-# LiteLLM needs no patch when one of these stands before each call. If it renames in another way, our lines do no harm.
+# LiteLLM needs no patch if one of these is before each call. If LiteLLM renames in another way, our lines do no harm.
 RENAMES = {OUR_RENAME, "if 'max_tokens' in data:\n    data['max_completion_tokens'] = data.pop('max_tokens')"}
 
 MADE_FOR = "1.106.2"  # the release that requirements.in pins
-# Releases that attackers published, and who says so. The package index removed them; a mirror may still have them.
-MALICIOUS = {
-    "1.82.7": "PYSEC-2026-2",
-    "1.82.8": "PYSEC-2026-2",
-    "1.107.0": "compromised release of 2026-10-21",
-}
+# Releases that attackers published, with the source of that claim. PyPI removed them; a mirror may still have them.
+MALICIOUS = {"1.82.7": "PYSEC-2026-2", "1.82.8": "PYSEC-2026-2", "1.107.0": "compromised release of 2026-10-21"}
 FLOOR = (1, 84, 0)  # the first release without CVE-2026-49468
 
-LOCK_SECONDS = 10  # another run takes less than one; the proxy, which runs this at its start, must not wait for ever
+LOCK_SECONDS = 10  # a run takes less than one second; the proxy's start must not wait forever for a suspended run
 
 
 class PatchState(Enum):
-    """What was found: the exit status for it, and the message. What the braces stand for is in PatchReport.detail."""
+    """The state of the patch, with its exit status and message. PatchReport.detail fills in the braces."""
 
     PATCHED = 0, "{release} is patched: its four chat calls send max_completion_tokens."
     UNNEEDED = 0, "{release} needs no patch: its own code renames max_tokens."
@@ -93,8 +89,8 @@ class PatchState(Enum):
     MOVED = (
         4,
         "{release} lacks the code that this patch (made for {made_for}) changes.\n  found        {reason}\n"
-        "A newer LiteLLM may send max_completion_tokens itself. It does not if Cortex answers that max_tokens is\n"
-        "deprecated. Install the release that works: {install}",
+        "A newer LiteLLM may send max_completion_tokens itself. If Cortex answers that max_tokens is deprecated, this\n"
+        "LiteLLM does not. In that case install the release that works: {install}",
     )
     CHANGED = (
         5,
@@ -123,14 +119,14 @@ class PatchError(Exception):
 
 @dataclass(frozen=True)
 class PatchReport:
-    """What was found. `str()` is the message for the user."""
+    """The state of the patch in a file. `str()` is the message for the user."""
 
     state: PatchState
     reason: str = ""
     current: bytes = b""  # the file's text
-    original: bytes | None = None  # that text without our lines; None when somebody edited them
-    patched: bytes | None = None  # that text with our lines; None when they do not fit
-    foreign: bool = False  # `original` is not what LiteLLM shipped
+    original: bytes | None = None  # the text without our lines; None if somebody edited our lines
+    patched: bytes | None = None  # the text with our lines; None if our lines do not fit
+    foreign: bool = False  # LiteLLM shipped another text than `original`
     version: str | None = None
     path: Path | None = None
     changed: bool = False  # this call wrote the file
@@ -142,7 +138,7 @@ class PatchReport:
 
     @property
     def detail(self) -> str:
-        """What was found in the first line; in the others why, and the command that fixes it."""
+        """The message: the state in the first line, the reason and the fix in the others."""
         pip = f"{shlex.quote(sys.executable)} -m pip install"
         reinstall = f"{pip} --force-reinstall --no-deps litellm=={self.version or MADE_FOR}"
         if sys.prefix == sys.base_prefix:  # Debian's and Homebrew's Python refuse to install outside of a .venv
@@ -153,9 +149,8 @@ class PatchReport:
         text = self.state.message.format(
             release=release, reason=self.reason, made_for=MADE_FOR, install=install, reinstall=reinstall, this=THIS
         )
-        if self.foreign:
-            text += "\nSomebody else changed this file too: its hash is not LiteLLM's RECORD's. Those changes stay."
-        return text
+        foreign = "\nSomebody else changed this file too: its hash differs from LiteLLM's RECORD. Those changes stay."
+        return text + foreign if self.foreign else text
 
     def __str__(self) -> str:
         first, *rest = self.detail.splitlines()
@@ -166,11 +161,11 @@ class PatchReport:
 class ChatCall(NamedTuple):
     label: str  # the function, its argument and the method
     statement: ast.stmt
-    previous: str  # the statement directly before, as ast.unparse writes it
+    previous: str  # the statement directly before this one, as ast.unparse writes it
 
 
 def judge(current: bytes, shipped: str | None) -> PatchReport:
-    """Judge the file's text. `shipped` is its hash in RECORD, None when RECORD does not list it."""
+    """Find out the state of the file's text. `shipped` is the file's hash in RECORD, or None if RECORD has none."""
     original = without_block(current)
     if MARK in original:
         return PatchReport(PatchState.CHANGED, "somebody else's edit between our markers")
@@ -179,7 +174,7 @@ def judge(current: bytes, shipped: str | None) -> PatchReport:
         calls = find_calls(original)
         patched = with_block(original, calls)
         if {call.previous for call in find_calls(patched)} != {OUR_RENAME} or without_block(patched) != original:
-            raise ValueError("a layout in which our lines would have no effect")
+            raise ValueError("a layout where our lines would have no effect")
     except (SyntaxError, ValueError) as error:
         return PatchReport(PatchState.CHANGED if foreign else PatchState.MOVED, str(error), current, original)
     if current == original and {call.previous for call in calls} <= RENAMES:
@@ -194,9 +189,9 @@ def digest(content: bytes) -> str:
 
 
 def find_calls(source: bytes) -> list[ChatCall]:
-    """Find the four calls. SyntaxError or ValueError when the source is not as expected."""
+    """Find the four calls. Raises SyntaxError or ValueError if the source is not as expected."""
     classes = [node for node in ast.parse(source, TARGET).body if isinstance(node, ast.ClassDef) and node.name == CLASS]
-    methods = [node for found in classes for node in found.body if isinstance(node, Function)]
+    methods = [node for chat in classes for node in chat.body if isinstance(node, Function)]
     calls = [call for method in methods for call in _calls_in(method)]
     expected = Counter(f"self.{function}(data=data) in {CLASS}.{method}" for method, function in CALLS.items())
     counts = Counter(call.label for call in calls)
@@ -206,22 +201,22 @@ def find_calls(source: bytes) -> list[ChatCall]:
 
 
 def _calls_in(method: Function) -> Iterator[ChatCall]:
-    """The calls in plain statements. (No line fits before the condition of an `elif`, for example.)"""
+    """The calls in simple statements. (A compound one has no place for our lines, for example before its `elif`.)"""
     blocks = [block for node in ast.walk(method) for _, block in ast.iter_fields(node) if isinstance(block, list)]
     for previous, statement in (pair for block in blocks for pair in pairwise([None, *block])):
         if not isinstance(statement, ast.stmt) or hasattr(statement, "body"):
             continue
         for node in ast.walk(statement):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CALLS.values():
-                data = next((ast.unparse(word.value) for word in node.keywords if word.arg == "data"), "")
+                data = next((ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "data"), "")
                 label = f"self.{node.func.attr}(data={data}) in {CLASS}.{method.name}"
                 yield ChatCall(label, statement, ast.unparse(previous) if previous else "")
 
 
 def with_block(original: bytes, calls: list[ChatCall]) -> bytes:
     """Put our lines before each call's statement, with its indentation and line ending."""
-    lines = original.splitlines(keepends=True)  # of bytes: str.splitlines also splits where Python does not
-    for statement in sorted((call.statement for call in calls), key=lambda found: -found.lineno):
+    lines = original.splitlines(keepends=True)  # bytes, because str.splitlines splits at more characters than Python
+    for statement in sorted((call.statement for call in calls), key=lambda statement: -statement.lineno):
         index = statement.lineno - 1
         indent = lines[index][: statement.col_offset]
         newline = lines[index][len(lines[index].rstrip(b"\r\n")) :]
@@ -236,7 +231,7 @@ def without_block(source: bytes) -> bytes:
 
 
 class Installed(NamedTuple):
-    path: Path  # never resolved: a symlink leads into uv's cache
+    path: Path  # not resolved: the target of a symlink is in uv's cache
     version: str | None
     shipped: str | None  # the file's hash in RECORD
 
@@ -253,7 +248,7 @@ def _find() -> Installed | None:
 
 
 def inspect() -> PatchReport:
-    """Say whether this interpreter's LiteLLM is patched, without importing it. PatchError if it cannot be read."""
+    """Report the state of this interpreter's LiteLLM, without importing it. PatchError if the file cannot be read."""
     installed = _find()
     if installed is None:
         return PatchReport(PatchState.MISSING)
@@ -269,18 +264,8 @@ def inspect() -> PatchReport:
     return replace(report, version=installed.version, path=installed.path)
 
 
-def apply() -> PatchReport:
-    """Patch this interpreter's LiteLLM, unless it is patched. PatchError if that is not possible."""
-    return _change(patch=True)
-
-
-def undo() -> PatchReport:
-    """Remove our lines, and nothing else. PatchError if that is not possible."""
-    return _change(patch=False)
-
-
 def diff() -> str:
-    """What the patch did, or what it would do, as a unified diff. PatchError if it cannot be applied."""
+    """The applied patch, or the patch that would be applied, as a unified diff. PatchError if it does not fit."""
     report = inspect()
     if report.original is None or report.patched is None:
         raise PatchError(str(report), report.state)
@@ -291,20 +276,21 @@ def diff() -> str:
     return "".join(difflib.unified_diff(old, new, f"a/{TARGET}", f"b/{TARGET}"))
 
 
-def _change(*, patch: bool) -> PatchReport:
+def apply(*, undo: bool = False) -> PatchReport:
+    """Patch this interpreter's LiteLLM, or with `undo` remove our lines. PatchError if that is not possible."""
     with Path(__file__).open("rb") as script:
         _lock(script)
-        report = inspect()
-        wanted = report.patched if patch else report.original
-        if report.path is None or wanted is None:
+        report = inspect()  # after _lock, because another run may have changed the file meanwhile
+        new_text = report.original if undo else report.patched
+        if report.path is None or new_text is None:
             raise PatchError(str(report), report.state)
-        if report.current == wanted:
+        if report.current == new_text:
             return report
         try:
-            _replace_file(report.path, report.current, wanted)
+            _replace_file(report.path, report.current, new_text)
         except OSError as error:
             raise _no_access(report.path, error) from error
-        # Python takes an old .pyc for current when the file's size and second of change are the same.
+        # Python uses an old .pyc if the file has the same size and was changed in the same second.
         with contextlib.suppress(OSError):
             for compiled in (report.path.parent / "__pycache__").glob(f"{report.path.stem}.*.pyc"):
                 compiled.unlink()
@@ -312,20 +298,20 @@ def _change(*, patch: bool) -> PatchReport:
 
 
 def _lock(script: BinaryIO) -> None:
-    """Wait until no other run of this script changes LiteLLM. The lock ends when `script` is closed."""
+    """Wait until no other run of this script changes LiteLLM. Closing `script` releases the lock."""
     for _ in range(LOCK_SECONDS * 20):
         try:
             return fcntl.flock(script, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # noqa: PERF203 - waits for its turn
+        except BlockingIOError:  # noqa: PERF203 - each turn of the loop is one try
             time.sleep(0.05)
         except OSError:
-            return None  # some network file systems have no locks: the last of two runs wins
+            return None  # some network file systems have no locks; there the last of two runs wins
     message = f"Another run of this script has not ended for {LOCK_SECONDS} s. End it, then run this again: {THIS}"
     raise PatchError(message, PatchState.NO_ACCESS)
 
 
 def _replace_file(path: Path, old: bytes, new: bytes) -> None:
-    """Replace the file in one step: a reader sees the old text or the new one, and other links keep the old one."""
+    """Replace the file in one step: a reader sees the old or the new text, and hard-linked copies do not change."""
     status = path.stat()
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
@@ -334,11 +320,11 @@ def _replace_file(path: Path, old: bytes, new: bytes) -> None:
             file.write(new)
             file.flush()
             with contextlib.suppress(PermissionError):
-                os.fchown(descriptor, status.st_uid, status.st_gid)  # under sudo the file keeps its owner
+                os.fchown(descriptor, status.st_uid, status.st_gid)  # with sudo, the file keeps its owner
             os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
             os.fsync(descriptor)
         if path.read_bytes() != old:
-            message = f"Another program (pip?) wrote {path} at the same time. When it has ended, run this again: {THIS}"
+            message = f"Another program (pip?) wrote {path} at the same time. After its end, run this again: {THIS}"
             raise PatchError(message, PatchState.CHANGED)
         temporary.replace(path)
     finally:
@@ -348,18 +334,18 @@ def _replace_file(path: Path, old: bytes, new: bytes) -> None:
 def _no_access(path: Path, error: OSError) -> PatchError:
     folder, file = shlex.quote(str(path.parent)), shlex.quote(str(path))
     if not isinstance(error, PermissionError):
-        remedy = f"Fix that, then run this again: {THIS}"
+        remedy = f"Fix the cause, then run this again: {THIS}"
     elif os.access(path.parent, os.F_OK) and path.parent.stat().st_uid == os.geteuid():
         remedy = f"Allow yourself access, then run this again: chmod u+rwx {folder} && chmod u+r {file} && {THIS}"
     else:
-        remedy = f"The folder belongs to another user. Run this as that user or as root: sudo {THIS}"
+        remedy = f"The folder belongs to another user. Run this as its owner or as root: sudo {THIS}"
     return PatchError(f"Cannot read or write {path}: {error.strerror}.\n{remedy}", PatchState.NO_ACCESS)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--check", action="store_true", help="say whether LiteLLM is patched, change nothing")
+    choice.add_argument("--check", action="store_true", help="show whether LiteLLM is patched, change nothing")
     choice.add_argument("--undo", action="store_true", help="remove the patch (stop the proxy first)")
     choice.add_argument("--diff", action="store_true", help="show what the patch changes, change nothing")
     options = parser.parse_args(arguments)
@@ -375,7 +361,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.undo and inspect().state in {PatchState.PATCHED, PatchState.PARTIAL}:
             print("Stop the proxy first, because a running proxy puts the patch back within seconds:")
             print(f"  {PM2} stop claude-proxy && {THIS} --undo", flush=True)
-        report = undo() if options.undo else apply()
+        report = apply(undo=options.undo)
     except PatchError as error:
         print(f"{error}\nNothing was changed.", file=sys.stderr)
         return error.state.exit_status
@@ -387,7 +373,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(f"A running proxy still uses the old code. Restart it: {PM2} restart claude-proxy")
     if options.undo and report.state is PatchState.NOT_PATCHED:
-        print("The proxy puts the patch back at its next start. To do without the patch, do not start the proxy.")
+        print("The proxy puts the patch back at its next start. To stay without the patch, do not start the proxy.")
     return 0
 
 
