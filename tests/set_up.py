@@ -23,13 +23,14 @@ import sysconfig
 import time
 import venv
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from bundle.files import write_private
 from bundle.refresher import refresh
@@ -144,11 +145,7 @@ class BareSetUp:
 
     def write_key(self, key: rsa.RSAPrivateKey) -> None:
         self.key_path.touch(mode=0o600)
-        self.key_path.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
+        self.key_path.write_bytes(pem(key))
 
     @property
     def url(self) -> str:
@@ -209,6 +206,23 @@ class BareSetUp:
     def refresh(self) -> None:
         """Write the configuration, as `auto_refresh.py --once` does, but in this process."""
         refresh(load_settings(self.environ), time.time())
+
+    def assert_on_loopback_only(self) -> None:
+        """Nobody reaches the proxy under another address of this machine."""
+        addresses = set()
+        with suppress(OSError):  # this machine's name may lead nowhere
+            addresses = {str(found[4][0]) for found in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+        for address in addresses - {"127.0.0.1", "127.0.1.1"}:
+            with socket.socket() as outside:
+                outside.settimeout(2)
+                assert outside.connect_ex((address, self.port)) != 0, address
+        listening = Path("/proc/net/tcp")
+        if listening.exists():
+            lines = listening.read_text().splitlines() + Path("/proc/net/tcp6").read_text().splitlines()
+            bound = [line.split()[1] for line in lines if line.split()[3] == "0A"]
+            assert [host for host, _, port in (b.partition(":") for b in bound) if int(port, 16) == self.port] == [
+                "0100007F"
+            ]
 
     def run(self, *command: str, seconds: float = 120, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run a command in this set-up and wait for its end; the name of a script runs in this Python."""
@@ -357,6 +371,13 @@ class ClockedSetUp(SetUp):
             file.write(struct.pack("d", self.ahead))
         if snowflake:
             self.stub.skew += seconds
+
+
+def pem(key: PrivateKeyTypes, passphrase: str | None = None) -> bytes:
+    encryption = (
+        serialization.BestAvailableEncryption(passphrase.encode()) if passphrase else serialization.NoEncryption()
+    )
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
 
 def public_pem(key: rsa.RSAPrivateKey) -> str:

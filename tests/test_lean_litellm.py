@@ -18,7 +18,7 @@ import pytest
 from bundle.proxy import lean_litellm
 from bundle.proxy.lean_litellm import Changes, apply, pinged, warmed
 from bundle.proxy.live_config import LiveConfig
-from tests.conftest import BUNDLE, SetUp, events
+from tests.set_up import BUNDLE, SetUp, events
 
 ROW = {
     "model_name": "claude-sonnet-4-5",

@@ -28,8 +28,8 @@ from bundle.checks.model_check import (
     with_remedy,
 )
 from bundle.settings import Settings, load_settings
-from tests.conftest import BUNDLE
 from tests.cortex_rules import check_chat, check_messages
+from tests.set_up import BUNDLE
 
 START: dict[str, Any] = {"type": "message_start", "message": {"id": "msg_1", "content": []}}
 STOP = {"type": "message_stop"}
