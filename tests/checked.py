@@ -16,17 +16,12 @@ from bundle.supervisor import interpreter
 from tests.set_up import BUNDLE, SetUp
 
 Check = Callable[[Installation], Iterator[Finding]]
-
-
 SECRET = "sk-a-key-that-nobody-may-see-0123456789"
 
 
 def findings(set_up: SetUp, check: Check, **environ: str) -> dict[str, Finding]:
     """What one check finds, by name."""
     return {finding.name: finding for finding in check(read_installation({**set_up.environ, **environ}, time.time()))}
-
-
-# -------------------------------------------------------------------------------------------------- what stands in
 
 
 class FakeProxy(http.server.ThreadingHTTPServer):

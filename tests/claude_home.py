@@ -11,14 +11,10 @@ from bundle.claude_settings import UserSettings
 from tests.set_up import BareSetUp
 
 TEMPLATE = (BUNDLE / "litellm_config.template.yaml").read_text()
-
-
 BLOCK: dict[str, Any] = {
     "env": {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8001", "ANTHROPIC_AUTH_TOKEN": "sk-proxy", "SWITCH": "1"},
     "permissions": {"deny": ["WebSearch"]},
 }
-
-
 USERS = {
     "empty file": "",
     "two spaces": '{\n  "model": "opus",\n  "env": {\n    "A": "1"\n  }\n}\n',

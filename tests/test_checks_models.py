@@ -14,9 +14,6 @@ from tests.set_up import SetUp
 pytestmark = pytest.mark.usefixtures("nobody_s_environment")
 
 
-# ------------------------------------------------------------------------------------------------ models, with --live
-
-
 def test_each_distinct_model_is_asked_once_and_a_family_under_a_made_up_name(set_up: SetUp) -> None:
     set_up.refresh()
     server = FakeProxy(set_up.port, set_up.master_key)

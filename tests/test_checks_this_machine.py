@@ -25,9 +25,6 @@ from tests.set_up import BUNDLE, USER, SetUp
 pytestmark = pytest.mark.usefixtures("nobody_s_environment")
 
 
-# --------------------------------------------------------------------------------------------- machine, key, settings
-
-
 def test_releases_that_steal_or_are_open_are_refused() -> None:
     for version in ("1.82.8", "1.107.0"):
         assert "every key" in litellm_release(version).found

@@ -17,8 +17,6 @@ from tests.claude_home import BLOCK, TEMPLATE, USERS, Home, text_of
 from tests.set_up import BareSetUp
 
 OTHER_ENV = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8123", "ANTHROPIC_AUTH_TOKEN": "sk-new", "NO_PROXY": "127.0.0.1"}
-
-
 EDITS: dict[str, Any] = {
     "nothing": {},
     "an entry": {"theirs": {"new": [1]}},
@@ -146,8 +144,6 @@ def test_a_company_proxy_is_told_to_leave_loopback_alone() -> None:
 
 
 POINTED = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8001", "ANTHROPIC_AUTH_TOKEN": "sk-1"}
-
-
 AGAIN = "python3 point_claude.py"
 
 

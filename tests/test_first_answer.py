@@ -22,9 +22,6 @@ from tests.terminal import Terminal
 pytestmark = pytest.mark.usefixtures("nobody_s_environment")
 
 
-# ------------------------------------------------------------------- a route that refuses, with the real proxy
-
-
 class Refusing(SetUp):
     """A running set-up whose Cortex refuses a field of Claude Code's on one of the routes, as its `.env` names it."""
 
@@ -63,14 +60,8 @@ def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Refusing]:
 
 
 ALL = "claude-haiku-4-5, claude-opus-4-7, claude-sonnet-4-6"
-
-
 ALL_ANSWER = "claude-haiku-4-5, claude-opus-4-7 and claude-sonnet-4-6 on Snowflake Cortex answer.\n"
-
-
 REFUSED_ON_CHAT = "claude-haiku-4-5: Cortex refuses `reasoning` on chat completions and takes it on the Messages API"
-
-
 REFUSED_ON_MESSAGES = "claude-haiku-4-5: Cortex refuses `thinking` on the Messages API and takes it on chat completions"
 
 
@@ -172,8 +163,6 @@ def test_a_start_is_not_good_when_both_routes_refuse_claude_code(refusing: Refus
 
 
 WHOLE, IN_PART, NONE = (Report(answers, "") for answers in ("whole", "in part", "no"))
-
-
 BETTER, BETTER_THAN_NONE = (Report(answers, "", "", MESSAGES) for answers in ("in part", "no"))
 
 

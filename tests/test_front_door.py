@@ -19,11 +19,7 @@ from bundle.proxy.front_door import (
 from bundle.proxy.server import keep_routes
 
 KEY = "sk-the-key-of-this-proxy-0123456789"
-
-
 PORT = 8001
-
-
 GOOD = {
     b"host": b"127.0.0.1:8001",
     b"authorization": f"Bearer {KEY}".encode(),
@@ -36,9 +32,6 @@ def refused(method: str = "POST", path: str = "/v1/messages", **headers: str | N
     given = {name.replace("_", "-").encode(): value.encode("latin-1") for name, value in headers.items() if value}
     kept = {name: value for name, value in GOOD.items() if name.decode().replace("-", "_") not in headers}
     return refusal(method, path, {**kept, **given}, key=KEY, port=PORT)
-
-
-# --------------------------------------------------------------------------------------------------- pure: who may pass
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8001", "localhost:8001", "LOCALHOST:8001", "[::1]:8001"])

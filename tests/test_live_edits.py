@@ -13,8 +13,6 @@ from tests.day import HOUR, PROXY, REFRESHER, SECONDS, Day
 from tests.set_up import SetUp, public_pem, wait_until
 from tests.user import put
 
-# ------------------------------------------------------------------------------------------------------ edits are live
-
 ANOTHER = """\
   - model_name: my-own-name
     litellm_params: { <<: *cortex, model: openai/claude-opus-4-5 }

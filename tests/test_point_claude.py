@@ -118,8 +118,6 @@ def test_check_is_content_after_pointing_and_not_before(home: Home) -> None:
 
 
 MESSAGE = {"id": "m", "type": "message", "role": "assistant", "content": [], "usage": {"input_tokens": 1}}
-
-
 EVENTS: list[dict[str, Any]] = [
     {"type": "message_start", "message": {**MESSAGE, "model": "m"}},
     {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},

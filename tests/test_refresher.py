@@ -21,11 +21,7 @@ from tests.user import NOW, put
 # ---------------------------------------------------------------------------------------------------------------- due
 
 CONFIG = (("litellm_config.yaml", 1, 1, 1),)
-
-
 SOURCES = ((".env", 1, 1, 1), ("k.p8", 1, 1, 1))
-
-
 LAST = Written(issued_at=1000, expires_at=4600, refresh_seconds=3000, sources=SOURCES, config=CONFIG)
 
 
@@ -65,7 +61,7 @@ class World:
         self.environ, self.now, self.lines = environ, NOW, list[str]()
         self.refresher = Refresher(lambda: load_settings(self.environ), lambda: self.now, self.lines.append)
         self.refresher.refresh(self.now, "the refresher has started")
-        self.config = self.refresher.settings.config_path
+        self.config = Path(environ["CORTEX_HOME"]) / "litellm_config.yaml"
 
     def after(self, seconds: float) -> bool:
         self.now += seconds

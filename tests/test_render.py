@@ -17,8 +17,6 @@ from tests.user import NOW
 
 VALUES = {"SNOWFLAKE_JWT": "the.token.here", "LITELLM_MASTER_KEY": "sk-key", "CORTEX_URL": "https://h"}
 ROW = "- {model_name: %s, litellm_params: {model: '%s', api_key: '${SNOWFLAKE_JWT}', api_base: '${CORTEX_API_BASE}'}}"
-
-
 GENERAL = "general_settings: {master_key: '${LITELLM_MASTER_KEY}'}\n"
 
 

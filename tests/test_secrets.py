@@ -13,9 +13,6 @@ import pytest
 from bundle.settings import load_settings
 from tests.set_up import TOKEN, SetUp, copy_bundle
 
-# ------------------------------------------------------------------------------------------------------------- secrets
-
-
 pytestmark = pytest.mark.real
 
 

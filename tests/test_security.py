@@ -7,8 +7,6 @@ from pathlib import Path
 
 from tests.set_up import BUNDLE
 
-# ------------------------------------------------------------------------------------------------------- the page of it
-
 
 def test_every_promise_of_the_security_page_names_tests_that_exist() -> None:
     rows = re.findall(r"^\| (?!\*\*|What)(.+) \| (.+) \|$", (BUNDLE / "SECURITY.md").read_text(), re.MULTILINE)

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-# ----------------------------------------------------------------------------------------------------------------- soak
-
 
 @pytest.mark.real
 def test_half_a_minute_of_the_soak_fails_no_request() -> None:
