@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.conftest import SetUp
 from tests.cortex_charging import CACHE_SECONDS
+from tests.set_up import SetUp
 
 MODEL = "claude-sonnet-4-6"
 TURNS = 25
@@ -104,8 +104,7 @@ def main() -> int:
         set_up = SetUp(Path(folder))
         rows = "".join({case.row: case.yaml() for case in CASES}.values())
         try:
-            set_up.start("auto_refresh.py")
-            set_up.start_proxy()
+            set_up.start_both()
             with set_up.template(lambda text: text.replace("\nlitellm_settings:", f"{rows}\nlitellm_settings:", 1)):
                 counted = {case: count(set_up, case) for case in CASES}
         finally:

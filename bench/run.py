@@ -111,7 +111,7 @@ def measure_starts(world: World) -> tuple[JSON, dict[str, Running]]:
             first, warm = first_request(running)
             seen[name].append({"seconds": running.seconds, "megabytes": memory, "first_ms": first, "warm_ms": warm})
             if number < STARTS - 1:
-                world.stop(running.process)
+                world.stop(running.name)
             else:
                 left[name] = running
     return {name: {key: median(rows, key) for key in rows[0]} for name, rows in seen.items()}, left
@@ -186,7 +186,7 @@ def measure() -> JSON:
             **refresher_costs(world.environ),
         }
         progress("the hooks by themselves")
-        results["own"] = hook_costs(world.environ, world.config)
+        results["own"] = hook_costs(world.environ, world.document)
     results["minutes"] = (time.monotonic() - started) / 60
     results["goals"] = goals(results)
     return results
@@ -204,7 +204,7 @@ def measure_steps() -> JSON:
                 for without, seen in starts.items():
                     running = world.start_bundle(without)
                     seen.append({"start": running.seconds * 1000, "first request": first_request(running)[0]})
-                    world.stop(running.process)
+                    world.stop(running.name)
             keys = ("start", "first request")
             results["steps"][part] = {key: median(starts[part], key) - median(starts[""], key) for key in keys}
         for part in (step.__name__ for step in STEPS):
@@ -212,7 +212,7 @@ def measure_steps() -> JSON:
             both = [world.start_bundle(), world.start_bundle(part)]
             results["steps"][part] = in_loop(compare(both))
             for running in both:
-                world.stop(running.process)
+                world.stop(running.name)
     return results
 
 

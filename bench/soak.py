@@ -17,17 +17,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import shutil
 import signal
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -36,15 +34,14 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.world import megabytes
 from bundle.files import write_private
 from bundle.proxy.server import LITELLM_ENVIRONMENT
 from bundle.render import render_config
 from bundle.settings import load_settings
 from bundle.tokens import sign
-from configure import make_key_pair
-from tests.cortex_stub import CortexStub
+from tests.set_up import BUNDLE, ClockedSetUp, free_port, wait_until
 
-BUNDLE = Path(__file__).resolve().parent.parent
 PM2 = str(BUNDLE / "node_modules" / ".bin" / "pm2")
 CLIENTS = 16
 LONG_EVERY = 50  # one request in so many is an answer of two seconds: it lasts over a rotation
@@ -70,94 +67,42 @@ class Outcome:
     reasons: dict[str, int] = field(default_factory=dict)
 
 
-class World:
-    """Key, stand-in, clock, and the processes that were started here; `close` ends these and no others."""
+class World(ClockedSetUp):
+    """A set-up that runs; `close` ends what was started here, and nothing else."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))  # a socket's path must be short
-        key = self.folder / "snowflake_key.p8"
-        public = make_key_pair(key)
-        self.stub = CortexStub("SOAK-ACCOUNT", "SOAK", [public.read_text(encoding="ascii")], bench=True).start()
-        self.port = free_port()
+        folder = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))  # a socket's path must be short
+        super().__init__(folder, bench=True)
+        self.environ["PM2_DISCRETE_MODE"] = "1"
         self.under_way: set[int] = set()  # requests without their answer
-        self.environ = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(self.folder),
-            "CORTEX_HOME": str(self.folder),
-            "PM2_HOME": str(self.folder / "pm2"),
-            "PM2_DISCRETE_MODE": "1",
-            "SNOWFLAKE_ACCOUNT": "SOAK-ACCOUNT",
-            "SNOWFLAKE_USER": "SOAK",
-            "SNOWFLAKE_HOST": self.stub.url,
-            "SNOWFLAKE_PRIVATE_KEY_PATH": str(key),
-            "PROXY_PORT": str(self.port),
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONPATH": str(BUNDLE / "tests" / "faults"),
-            "FAULTS": str(self.folder),
-        }
-        self.move_clock(0)
-        self.config = self.folder / "litellm_config.yaml"
-        self.refresher = self.start("auto_refresh.py")
-        self.proxy = self.start("claude_proxy.py")
-        until(lambda: "ready on" in self.log("claude_proxy.py"), lambda: self.log("claude_proxy.py"))
-        self.master_key = str(yaml.safe_load(self.config.read_text())["general_settings"]["master_key"])
+        try:
+            self.start_both()
+        except BaseException:
+            self.close()
+            raise
 
-    def move_clock(self, seconds: float) -> None:
-        self.stub.skew += seconds
-        with (self.folder / "clock").open("r+b" if (self.folder / "clock").exists() else "wb") as file:
-            file.write(struct.pack("d", self.stub.skew))
-
-    def start(self, script: str) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{script}.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, str(BUNDLE / script)],
-                env=self.environ,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    def log(self, script: str) -> str:
-        return (self.folder / f"{script}.log").read_text(encoding="utf-8", errors="replace")
+    @property
+    def refresher(self) -> subprocess.Popen[bytes]:
+        return self.processes["auto_refresh.py"]
 
     def pm2(self, *arguments: str) -> None:
-        subprocess.run([PM2, *arguments], env=self.environ, capture_output=True, check=True, timeout=120)
+        done = self.run(PM2, *arguments)
+        if done.returncode:
+            raise RuntimeError(f"pm2 {arguments[0]}: {done.stdout}{done.stderr}")
 
     def memory_kb(self) -> int:
         """The proxy's resident memory."""
-        command = ["ps", "-o", "rss=", "-p", str(self.proxy.pid)]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        return round(megabytes(self.processes["claude_proxy.py"]) * 1024)
 
     def close(self) -> None:
-        for process in (self.proxy, self.refresher):
-            process.send_signal(signal.SIGCONT)
-            process.terminate()
-            try:
-                process.wait(timeout=40)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        super().close()
         if (self.folder / "pm2" / "rpc.sock").exists():
             self.pm2("kill")
-        self.stub.stop()
         shutil.rmtree(self.folder)
 
 
-def free_port() -> int:
-    with CortexStub("A", "B") as found:
-        return found.port
-
-
-def until(done: Callable[[], object], describe: Callable[[], str]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not done():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"waited for {PATIENCE_SECONDS} s in vain: {describe()[-2000:]}")
-        time.sleep(0.05)
-
-
 async def soon(done: Callable[[], object]) -> None:
-    """`until`, while the load goes on."""
+    """Wait until this is true, while the load goes on."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not done():
         if time.monotonic() > deadline:
@@ -281,7 +226,7 @@ def only_tokens(world: World, rotations: int) -> list[int]:
             before = world.config.stat().st_ino, world.config.stat().st_mtime_ns
             world.move_clock(1)  # tokens of the same second are the same
             world.refresher.send_signal(signal.SIGHUP)
-            until(lambda: (world.config.stat().st_ino, world.config.stat().st_mtime_ns) != before, str)  # noqa: B023
+            wait_until(lambda: (world.config.stat().st_ino, world.config.stat().st_mtime_ns) != before)  # noqa: B023
             client.post("/v1/messages", json=body).raise_for_status()
             if (number + 1) % max(1, rotations // 10) == 0:
                 memory.append(world.memory_kb())
@@ -313,7 +258,7 @@ def by_reload(world: World, requests: int, rotations: int) -> Outcome:
     litellm = str(Path(sys.executable).with_name("litellm"))
     options = ["--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
     world.pm2("start", litellm, "--interpreter", sys.executable, "--name", "plain", "--", *options)
-    until(lambda: answers(port), lambda: "LiteLLM does not start")
+    wait_until(lambda: answers(port), describe=lambda: "LiteLLM does not start")
     return asyncio.run(load(world, port, requests, rotate))
 
 
@@ -339,15 +284,6 @@ def table(rows: list[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
-@contextmanager
-def a_world() -> Iterator[World]:
-    world = World()
-    try:
-        yield world
-    finally:
-        world.close()
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="half a minute, without the plain set-up")
@@ -358,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
     def progress(words: str) -> None:
         print(words, file=sys.stderr, flush=True)
 
-    with a_world() as world:
+    with closing(World()) as world:
         progress(f"{requests} requests from {CLIENTS} clients over {rotations} tokens …")
         ours, memory = all_day(world, requests, rotations)
         progress(f"{tokens} tokens, a request each …")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +19,9 @@ import yaml
 from bench.load import Target
 from bundle.files import write_private
 from bundle.proxy.server import LITELLM_ENVIRONMENT
-from configure import make_key_pair
+from tests.set_up import ACCOUNT, USER, BareSetUp, free_port, public_pem, wait_until
 
-BUNDLE = Path(__file__).resolve().parent.parent
-ACCOUNT, USER = "BENCH-ACCOUNT", "BENCH"
-PATIENCE_SECONDS = 120
+START_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -34,6 +29,7 @@ class Running:
     """A process that answers, and how long its start took."""
 
     target: Target
+    name: str
     process: subprocess.Popen[bytes]
     seconds: float
 
@@ -41,12 +37,11 @@ class Running:
         return megabytes(self.process)
 
 
-class World:
-    """A set-up of its own in a temporary folder. `close` ends what was started here, and nothing else."""
+class World(BareSetUp):
+    """A set-up in a temporary folder. `close` ends what was started here, and nothing else."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="bench-"))
-        self._processes: list[subprocess.Popen[bytes]] = []
+        super().__init__(Path(tempfile.mkdtemp(prefix="bench-")))
         try:
             self._start()
         except BaseException:
@@ -54,99 +49,54 @@ class World:
             raise
 
     def _start(self) -> None:
-        key = self.folder / "snowflake_key.p8"
-        public = make_key_pair(key)
+        public = self.folder / "public.pem"
+        public.write_text(public_pem(self.key))
         arguments = ["--bench", "--account", ACCOUNT, "--user", USER, "--public-key", str(public)]
-        stand_in = self._spawn("stand-in", [sys.executable, str(BUNDLE / "tests" / "cortex_stub.py"), *arguments], {})
-        cortex = self._wait_for(stand_in, "stand-in", r"listening on (\S+)")
-        self.environ = {
-            "CORTEX_HOME": str(self.folder),
-            "SNOWFLAKE_ACCOUNT": ACCOUNT,
-            "SNOWFLAKE_USER": USER,
-            "SNOWFLAKE_HOST": cortex,
-            "SNOWFLAKE_PRIVATE_KEY_PATH": str(key),
-        }
-        self.refresher = self._spawn("refresher", [sys.executable, str(BUNDLE / "auto_refresh.py")], self.environ)
-        config = self.folder / "litellm_config.yaml"
-        _until(config.exists, "the refresher wrote no litellm_config.yaml")
-        self.config: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
-        token = self.config["model_list"][0]["litellm_params"]["api_key"]
+        self.start("tests/cortex_stub.py", *arguments, name="stand-in")
+        self.wait_for("stand-in", "listening on ", START_SECONDS)
+        cortex = self.log("stand-in").split()[2]
+        self.environ["SNOWFLAKE_HOST"] = cortex
+        self.refresher = self.start("auto_refresh.py")
+        wait_until(self.config.exists, START_SECONDS, lambda: self.log("auto_refresh.py"))
+        self.document: dict[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        token = self.document["model_list"][0]["litellm_params"]["api_key"]
         self.direct = Target(
             int(cortex.rpartition(":")[2]), "/api/v2/cortex/v1/chat/completions", {"Authorization": f"Bearer {token}"}
         )
 
     def start_litellm(self) -> Running:
-        """LiteLLM's own command with the same models and settings, without our callback. It is as patched as ours."""
-        settings = {key: value for key, value in self.config["litellm_settings"].items() if key != "callbacks"}
+        """Start LiteLLM's own command with the same models and settings, without our callback. It has our patch."""
+        settings = {key: value for key, value in self.document["litellm_settings"].items() if key != "callbacks"}
         path = self.folder / "plain_config.yaml"
-        write_private(path, yaml.safe_dump({**self.config, "litellm_settings": settings}))
+        write_private(path, yaml.safe_dump({**self.document, "litellm_settings": settings}))
         port = free_port()
-        # It would ask for price lists and news on the internet: without that it starts faster, in its favour.
+        # LiteLLM would ask for price lists and news on the internet. Without that it starts faster.
         environ = {key: value for key, value in LITELLM_ENVIRONMENT.items() if "_LOCAL_" in key}
-        command = [str(Path(sys.executable).with_name("litellm")), "--config", str(path), "--host", "127.0.0.1"]
+        script, where = str(Path(sys.executable).with_name("litellm")), ["--host", "127.0.0.1", "--port", str(port)]
         start = time.perf_counter()
-        process = self._spawn("litellm", [*command, "--port", str(port)], environ)
-        _until(lambda: _answers(port) or not _alive(process), "LiteLLM does not start")
+        process = self.start(script, "--config", str(path), *where, name="litellm", **environ)
+        wait_until(lambda: _answers(port) or not _alive(process), START_SECONDS, lambda: self.log("litellm"))
         seconds = time.perf_counter() - start
         if not _alive(process):
-            raise RuntimeError(f"LiteLLM ended: {self._log('litellm')[-2000:]}")
-        return self._running(port, process, seconds)
+            raise RuntimeError(f"LiteLLM ended: {self.log('litellm')[-2000:]}")
+        return self._running(port, "litellm", process, seconds)
 
     def start_bundle(self, without: str = "") -> Running:
-        """This bundle's proxy; `without` one part of lean_litellm.py."""
+        """Start this bundle's proxy; `without` one part of lean_litellm.py."""
         port = free_port()
-        script = [str(BUNDLE / "bench" / "without.py"), without] if without else [str(BUNDLE / "claude_proxy.py")]
+        script = ["bench/without.py", without] if without else ["claude_proxy.py"]
         name = f"proxy-{port}"
         start = time.perf_counter()
-        process = self._spawn(name, [sys.executable, *script], {**self.environ, "PROXY_PORT": str(port)})
-        self._wait_for(process, name, "(ready on)")
-        return self._running(port, process, time.perf_counter() - start)
+        process = self.start_proxy(*script, name=name, PROXY_PORT=str(port))
+        return self._running(port, name, process, time.perf_counter() - start)
 
-    def _running(self, port: int, process: subprocess.Popen[bytes], seconds: float) -> Running:
-        key = self.config["general_settings"]["master_key"]
-        return Running(Target(port, "/v1/messages", {"Authorization": f"Bearer {key}"}), process, seconds)
-
-    def stop(self, process: subprocess.Popen[bytes]) -> None:
-        process.terminate()
-        try:
-            process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        self._processes.remove(process)
+    def _running(self, port: int, name: str, process: subprocess.Popen[bytes], seconds: float) -> Running:
+        key = {"Authorization": f"Bearer {self.master_key}"}
+        return Running(Target(port, "/v1/messages", key), name, process, seconds)
 
     def close(self) -> None:
-        for process in list(self._processes):
-            self.stop(process)
+        super().close()
         shutil.rmtree(self.folder)
-
-    def _spawn(self, name: str, command: list[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        given = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "PYTHONUNBUFFERED": "1", **environ}
-        with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(command, env=given, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self._processes.append(process)
-        return process
-
-    def _log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
-
-    def _wait_for(self, process: subprocess.Popen[bytes], name: str, pattern: str) -> str:
-        found: list[str] = []
-
-        def look() -> bool:
-            found[:] = re.findall(pattern, self._log(name))
-            return bool(found) or not _alive(process)
-
-        _until(look, f"{name} does not start")
-        if not found:
-            raise RuntimeError(f"{name} ended: {self._log(name)[-2000:]}")
-        return found[0]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def megabytes(process: subprocess.Popen[bytes]) -> float:
@@ -172,14 +122,6 @@ def _clock(text: str) -> float:
 def _ps(pid: int, column: str, read: Callable[[str], float]) -> float:
     shown = subprocess.run(["ps", "-o", column, "-p", str(pid)], capture_output=True, text=True, check=True)
     return read(shown.stdout.strip())
-
-
-def _until(done: Callable[[], bool], trouble: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not done():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{trouble} (waited {PATIENCE_SECONDS} s)")
-        time.sleep(0.02)
 
 
 def _alive(process: subprocess.Popen[bytes]) -> bool:

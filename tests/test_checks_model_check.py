@@ -1,4 +1,4 @@
-"""The check of a model asks what Claude Code asks, and takes for an answer only what Claude Code could use."""
+"""bundle/checks/model_check.py asks what Claude Code asks, and counts only an answer that Claude Code could use."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from bundle.checks.model_check import (
     with_remedy,
 )
 from bundle.settings import Settings, load_settings
-from tests.conftest import BUNDLE
 from tests.cortex_rules import check_chat, check_messages
+from tests.set_up import BUNDLE
 
 START: dict[str, Any] = {"type": "message_start", "message": {"id": "msg_1", "content": []}}
 STOP = {"type": "message_stop"}
@@ -249,15 +249,15 @@ def test_the_verdicts_of_both_routes_are_one_sentence(
     assert report(here, route, there) == meant
 
 
+TEMPLATE = "litellm_config.template.yaml"
 BETTER = Report("no", "refused", better=MESSAGES)
 
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Of a user whose template has been edited: opus goes to the Messages API, haiku is left as it is shipped."""
-    name = "litellm_config.template.yaml"
-    text = (BUNDLE / name).read_text().replace("openai/claude-opus", "snowflake/claude-opus")
-    (tmp_path / name).write_text(text)
+    """The settings of a user whose template sends opus to the Messages API, and leaves haiku as it is shipped."""
+    text = (BUNDLE / TEMPLATE).read_text().replace("openai/claude-opus", "snowflake/claude-opus")
+    (tmp_path / TEMPLATE).write_text(text)
     monkeypatch.setattr(settings_module, "BUNDLE", tmp_path)
     names = {"HOME": str(tmp_path), "CORTEX_HOME": str(tmp_path), "SNOWFLAKE_ACCOUNT": "a-b", "SNOWFLAKE_USER": "u"}
     return load_settings(names)
@@ -283,7 +283,8 @@ def test_a_row_that_names_its_route_itself_is_not_changed_by_the_word(settings: 
     assert "must say openai/claude-opus-4-7" in found.remedy
 
 
-def test_a_broken_template_offers_no_route(settings: Settings) -> None:
-    assert settings.template_path.parent == settings.folder  # never the bundle's own
-    settings.template_path.write_text("model_list: [")
+def test_a_broken_template_offers_no_route(settings: Settings, tmp_path: Path) -> None:
+    template = tmp_path / TEMPLATE  # not the bundle's own, also where the fixture's patch does not hold
+    assert settings.template_path == template
+    template.write_text("model_list: [")
     assert with_remedy(settings, "claude-haiku-4-5", "claude-haiku-*", BETTER) == replace(BETTER, better=None)

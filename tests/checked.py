@@ -1,0 +1,114 @@
+"""What the tests of bundle/checks share: a stand-in for the proxy, another program's server, and PM2's list."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from bundle.checks.finding import Finding, Installation, read_installation
+from bundle.supervisor import interpreter
+from tests.set_up import BUNDLE, SetUp
+
+Check = Callable[[Installation], Iterator[Finding]]
+SECRET = "sk-a-key-that-nobody-may-see-0123456789"
+
+
+def findings(set_up: SetUp, check: Check, **environ: str) -> dict[str, Finding]:
+    """What one check finds, by name."""
+    return {finding.name: finding for finding in check(read_installation({**set_up.environ, **environ}, time.time()))}
+
+
+class FakeProxy(http.server.ThreadingHTTPServer):
+    """Answers as the proxy does, as far as the doctor asks; by model, `refused` is what an error says, `said` a text
+    in place of "OK"."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int, key: str, *, address: str = "127.0.0.1") -> None:
+        self.key, self.asked = key, list[Any]()
+        self.refused: dict[str, str] = {}
+        self.said: dict[str, str] = {}
+        super().__init__((address, port), FakeAnswers)
+
+
+class FakeAnswers(http.server.BaseHTTPRequestHandler):
+    server: FakeProxy
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _say(self, status: int, content: object) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        if self.path == "/health/liveliness":
+            self._say(200, "I'm alive!")
+        else:
+            self._say(200 if self.headers["Authorization"] == f"Bearer {self.server.key}" else 401, {})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(asked)
+        if refused := self.server.refused.get(asked["model"]):
+            self._say(403, {"error": {"message": refused}})
+            return
+        text = {"type": "text_delta", "text": self.server.said.get(asked["model"], "OK")}
+        events = ({"type": "content_block_delta", "delta": text}, {"type": "message_stop"})
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events))
+
+
+class Stranger(http.server.BaseHTTPRequestHandler):
+    """Some other program's web server; `GREETING` is its status."""
+
+    GREETING = 404
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(self.GREETING)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_POST = do_CONNECT = answer  # noqa: N815
+
+
+@contextlib.contextmanager
+def serving(server: http.server.HTTPServer) -> Iterator[int]:
+    thread = threading.Thread(target=functools.partial(server.serve_forever, 0.02), daemon=True)
+    thread.start()
+    try:
+        yield int(server.server_address[1])
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+
+
+def pm2_row(name: str, script: str, **facts: Any) -> dict[str, Any]:
+    """A row as `pm2 jlist` prints it, with a secret in it where PM2 keeps environments."""
+    usual = {
+        "status": "online",
+        "restart_time": 0,
+        "pm_uptime": (time.time() - 7300) * 1000,
+        "pm_exec_path": str(BUNDLE / script),
+        "exec_interpreter": interpreter(),
+        "env": dict.fromkeys(["SNOWFLAKE_PRIVATE_KEY_PATH", "A_TOKEN_FILE", "MAX_TOKENS", "token-refresher"], SECRET),
+    }
+    return {"name": name, "monit": {"memory": 40 * 2**20}, "pm2_env": {**usual, **facts}}
+
+
+ROWS = [pm2_row("token-refresher", "auto_refresh.py"), pm2_row("claude-proxy", "claude_proxy.py")]

@@ -1,0 +1,69 @@
+"""A HOME with a settings file of Claude Code, and point_claude.py run in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bundle.bootstrap import BUNDLE
+from bundle.claude_settings import UserSettings
+from tests.set_up import BareSetUp
+
+TEMPLATE = (BUNDLE / "litellm_config.template.yaml").read_text()
+BLOCK: dict[str, Any] = {
+    "env": {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8001", "ANTHROPIC_AUTH_TOKEN": "sk-proxy", "SWITCH": "1"},
+    "permissions": {"deny": ["WebSearch"]},
+}
+USERS = {
+    "empty file": "",
+    "two spaces": '{\n  "model": "opus",\n  "env": {\n    "A": "1"\n  }\n}\n',
+    "no last newline": '{\n    "permissions": {\n        "allow": ["Bash(ls)"],\n        "deny": []\n    }\n}',
+    "tabs": '{\n\t"env": {},\n\t"permissions": {\n\t\t"deny": [\n\t\t\t"Read(./.env)"\n\t\t]\n\t}\n}\n',
+    "one line": '{"env":{"ANTHROPIC_BASE_URL":"https://other.example"},"permissions":{"deny":["A","WebSearch"]}}',
+    "windows newlines": '{\r\n  "env": {\r\n    "A": "1"\r\n  }\r\n}\r\n',
+    "byte order mark": '\ufeff{ "a" : 1 }',
+    "strings": '{"hooks": {"x": "echo \\"{[,:]}\\" \\\\"}, "ü": "\\u00fc\\ud83d\\ude00 😀 \\ud83d", "n": 1.50e3}',
+    "a key": '{\n  "env": {\n    "ANTHROPIC_AUTH_TOKEN": "mine"\n  },\n  "statusLine": null\n}\n',
+}
+
+
+def text_of(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+class Home:
+    """A HOME with a settings file, and point_claude.py run in it."""
+
+    def __init__(self, set_up: BareSetUp) -> None:
+        self.set_up, self.folder = set_up, set_up.folder / ".claude"
+        self.path = self.folder / "settings.json"
+        self.folder.mkdir()
+
+    def write(self, text: str, mode: int = 0o600) -> bytes:
+        self.path.write_bytes(text.encode())
+        self.path.chmod(mode)
+        return text.encode()
+
+    def run(self, *options: str, **environ: str) -> Any:
+        done = self.set_up.run("point_claude.py", *options, seconds=60, **environ)
+        assert "Traceback" not in done.stderr, done.stderr
+        assert "sk-" not in done.stdout + done.stderr
+        return done
+
+    def good(self, *options: str, **environ: str) -> str:
+        done = self.run(*options, **environ)
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout)
+
+    @property
+    def settings(self) -> UserSettings:
+        return UserSettings(self.set_up.environ)
+
+    @property
+    def tree(self) -> Any:
+        return json.loads(self.path.read_text(encoding="utf-8-sig"))
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir())

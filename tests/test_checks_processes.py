@@ -1,0 +1,140 @@
+"""bundle/checks/processes.py: PM2, both processes, the token, and the status screen."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bundle import supervisor
+from bundle.checks import processes as processes_module
+from bundle.checks.finding import Finding, read_installation
+from bundle.checks.processes import processes, token
+from bundle.supervisor import find_process, pm2_version
+from tests.checked import ROWS, SECRET, findings, pm2_row
+from tests.set_up import ACCOUNT, USER, SetUp
+
+pytestmark = pytest.mark.usefixtures("nobody_s_environment")
+
+
+# ------------------------------------------------------------------------------------------------ processes and patch
+
+
+def test_a_pm2_that_does_not_run_is_named_and_not_started(set_up: SetUp) -> None:
+    home = set_up.folder / "pm2"
+    home.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:  # what a daemon that was killed leaves behind
+        dead.bind(str(home / "rpc.sock"))
+    found = findings(set_up, processes)
+    assert (found["PM2"].state, found["PM2"].fix) == ("fail", "make start")
+    assert [path.name for path in home.iterdir()] == ["rpc.sock"]
+
+
+def test_pm2_s_list_is_read_behind_whatever_it_says_first(
+    set_up: SetUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, home = tmp_path / "fake-pm2", set_up.folder / "pm2"
+    fake.write_text(f"#!/bin/sh\necho '>>>> In-memory PM2 is out-of-date'\necho '{json.dumps(ROWS)}'\n")
+    fake.chmod(0o755)
+    home.mkdir()
+    monkeypatch.setattr(supervisor, "pm2_program", lambda _: str(fake))
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(home / "rpc.sock"))
+        daemon.listen()
+        found = findings(set_up, processes)
+    assert found["claude-proxy"] == Finding("claude-proxy", "ok", "online for 2 hours, 0 restarts, 40 MB")
+    assert SECRET not in f"{found}"
+
+
+@pytest.mark.parametrize(
+    ("facts", "state", "words"),
+    [
+        ({"status": "errored"}, "fail", "port 8001 is taken by nc"),
+        ({"status": "launching"}, "warn", "starting"),
+        ({"restart_time": 7, "pm_uptime": time.time() * 1000}, "warn", "7 restarts"),
+        ({"restart_time": 7}, "ok", "7 restarts"),
+        ({"pm_exec_path": "/old/claude_proxy.py"}, "fail", "another copy: /old/claude_proxy.py"),
+        ({"exec_interpreter": "/old/bin/python"}, "warn", "/old/bin/python"),
+        ({"env": {"AWS_SECRET_ACCESS_KEY": SECRET, "A": "1"}}, "warn", "PM2 has AWS_SECRET_ACCESS_KEY of a shell"),
+        (
+            {"env": {"SNOWFLAKE_PRIVATE_KEY_RAW": SECRET, "GITHUB_PAT": "1"}},
+            "warn",
+            "GITHUB_PAT, SNOWFLAKE_PRIVATE_KEY",
+        ),
+    ],
+)
+def test_a_process_that_is_not_well_is_named(set_up: SetUp, facts: dict[str, Any], state: str, words: str) -> None:
+    logs = set_up.folder / "logs"
+    logs.mkdir()
+    (logs / "claude-proxy.log").write_text("2026-01-01T00:00:00: claude_proxy.py: port 8001 is taken by nc (pid 1)\n\n")
+    row = pm2_row("claude-proxy", "claude_proxy.py", **facts)
+    found = processes_module.process("claude-proxy", row, read_installation(set_up.environ, time.time()))
+    assert (found.state, words in found.found, bool(found.fix)) == (state, True, state != "ok")
+    assert SECRET not in f"{found}"
+
+
+def test_a_process_that_pm2_does_not_know_is_named(healthy: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes_module, "pm2_processes", lambda _: ROWS[:1])
+    found = findings(healthy, processes)
+    assert (found["token-refresher"].state, found["claude-proxy"].state) == ("ok", "fail")
+    assert found["claude-proxy"].fix == "make start"
+
+
+def test_a_pm2_daemon_of_another_version_is_named_and_left_alone(healthy: SetUp) -> None:
+    home = Path(healthy.environ["PM2_HOME"])
+    home.mkdir(exist_ok=True)
+    for version, state in (("6.0.8", "warn"), (pm2_version(healthy.environ), None)):
+        with (home / "pm2.log").open("a") as log:
+            log.write(f"2026-01-01T00:00:00: PM2 log: PM2 version          : {version}\n")
+        found = findings(healthy, processes).get("PM2")
+        assert (found.state if found else None) == state
+        assert not found or ("6.0.8" in found.found and "pm2 update" in found.fix)
+
+
+def test_the_demo_s_processes_are_found_under_their_own_names() -> None:
+    row = pm2_row("demo-claude-proxy", "claude_proxy.py")
+    assert find_process([ROWS[0], row], "claude-proxy") == row
+
+
+def test_a_token_that_is_missing_or_dead_is_named_and_so_is_the_refresher_s_error(healthy: SetUp) -> None:
+    later = read_installation(healthy.environ, time.time() + 2 * 3600)
+    (dead,) = token(later)
+    assert (dead.state, "ended" in dead.found, "make start" in dead.fix) == ("fail", True, True)
+    (healthy.folder / ".refresher.json").write_text(json.dumps({"last_error": "disk full.\nCheck with: df"}))
+    healthy.config.unlink()
+    found = findings(healthy, token)
+    assert found["Token"].found == "there is none yet"
+    assert (found["Refresher"].state, found["Refresher"].fix) == ("fail", "Check with: df")
+
+
+# ------------------------------------------------------------------------------------------------------------ status
+
+
+def test_the_status_screen_says_token_processes_last_error_and_how_to_go_on(healthy: SetUp) -> None:
+    now = int(time.time())
+    state = {"issued": now, "expires": now + 3600, "next_refresh": now + 3000, "account": ACCOUNT, "user": USER}
+    (healthy.folder / ".refresher.json").write_text(json.dumps({**state, "key_fingerprint": "SHA256:x"}))
+    (healthy.folder / "logs").mkdir()
+    (healthy.folder / "logs" / "claude-proxy.log").write_text("ready\nerror 402 to Claude Code: budget\nready\n")
+    screen, good = processes_module.status(read_installation(healthy.environ, now))
+    assert good
+    for words in (
+        "60 minutes left",
+        "next:",
+        "online for 2 hours",
+        "make claude",
+    ):
+        assert words in screen
+    assert "last error: error 402 to Claude Code: budget" in screen
+    assert SECRET not in screen
+
+
+def test_the_status_of_a_set_up_that_does_not_run_points_to_the_doctor(set_up: SetUp) -> None:
+    done = set_up.run("doctor.py", "--status")
+    assert done.returncode == 1
+    assert "make doctor" in done.stdout
+    assert "none yet" in done.stdout

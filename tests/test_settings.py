@@ -1,0 +1,102 @@
+"""bundle/settings.py: where each setting comes from, what is refused, and what is never printed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bundle.errors import ConfigError
+from bundle.settings import Settings, load_settings, master_key
+from tests.user import put
+
+
+def test_the_environment_beats_env_file_beats_constants_beats_connection(tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path), "CORTEX_HOME": str(tmp_path)}
+    put(
+        tmp_path / ".snowflake" / "connections.toml",
+        '[default]\naccount = "from-toml"\nuser = "toml"\nwarehouse = "WH"\n',
+    )
+    found = load_settings(environ)
+    assert (found.account, found.user, found.warehouse) == ("FROM-TOML", "TOML", "WH")
+    assert "[default]" in found.origin
+
+    put(tmp_path / ".env", "SNOWFLAKE_ACCOUNT=from-file\nSNOWFLAKE_USER=file\n")
+    found = load_settings(environ)
+    assert (found.account, found.user, found.warehouse) == ("FROM-FILE", "FILE", None)
+
+    found = load_settings({**environ, "SNOWFLAKE_ACCOUNT": "from-env"})
+    assert (found.account, found.user) == ("FROM-ENV", "FILE")
+
+
+def test_the_named_connection_of_config_toml_is_used(tmp_path: Path) -> None:
+    table = '[connections.work]\naccount = "a-b"\nuser = "u"\nprivate_key_file = "~/k.p8"\n'
+    config = 'default_connection_name = "work"\n' + table
+    put(tmp_path / "sf" / "config.toml", config)
+    found = load_settings({"HOME": str(tmp_path), "CORTEX_HOME": str(tmp_path), "SNOWFLAKE_HOME": str(tmp_path / "sf")})
+    assert found.account == "A-B"
+    assert found.private_key_path.name == "k.p8"
+
+
+def test_a_connection_of_another_account_lends_nothing(tmp_path: Path) -> None:
+    put(
+        tmp_path / ".snowflake" / "connections.toml",
+        '[default]\naccount = "other"\nuser = "u"\nprivate_key_file = "/k"\n',
+    )
+    environ = {"HOME": str(tmp_path), "CORTEX_HOME": str(tmp_path), "SNOWFLAKE_ACCOUNT": "a-b", "SNOWFLAKE_USER": "u"}
+    assert load_settings(environ).private_key_path.name == "snowflake_key.p8"
+
+
+@pytest.mark.parametrize(("name", "value"), [("PROXY_PORT", "x"), ("PROXY_PORT", "0"), ("REFRESH_MINUTES", "56")])
+def test_a_number_out_of_range_is_refused_by_name(environ: dict[str, str], name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        load_settings({**environ, name: value})
+
+
+def test_the_route_of_claude_models_is_chat_until_the_user_says_another_word(
+    environ: dict[str, str], home: Path
+) -> None:
+    def found(**more: str) -> tuple[str, str]:
+        settings = load_settings({**environ, **more})
+        return settings.claude_route, settings.claude_route_from
+
+    assert found() == ("chat", "")
+    put(home / ".env", "CLAUDE_ROUTE=\n")
+    assert found() == ("chat", "")
+    put(home / ".env", "CLAUDE_ROUTE=chat\n")
+    assert found() == ("chat", ".env")
+    assert found(CLAUDE_ROUTE="messages") == ("messages", "the environment")
+
+
+@pytest.mark.parametrize("word", ["Messages", "snowflake", "openai", "chat completions"])
+def test_another_word_for_the_route_is_refused_with_the_two_that_there_are(environ: dict[str, str], word: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^CLAUDE_ROUTE is '{word}'; it must be chat .* or messages "):
+        load_settings({**environ, "CLAUDE_ROUTE": word})
+
+
+def test_an_env_file_with_a_secret_must_be_private(environ: dict[str, str], home: Path) -> None:
+    put(home / ".env", "PRIVATE_KEY_PASSPHRASE=x\n", 0o640)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        load_settings(environ)
+
+
+def test_settings_do_not_print_their_secrets(environ: dict[str, str]) -> None:
+    found = load_settings({**environ, "PRIVATE_KEY_PASSPHRASE": "hush", "LITELLM_MASTER_KEY": "sk-quiet"})
+    assert "hush" not in repr(found)
+    assert "sk-quiet" not in repr(found)
+
+
+def test_the_master_key_is_random_kept_and_private(settings: Settings) -> None:
+    os.umask(0)
+    try:
+        key = master_key(settings)
+    finally:
+        os.umask(0o022)
+    assert key == master_key(settings)
+    assert len(key) > 40
+    assert stat.S_IMODE((settings.folder / ".master_key").stat().st_mode) == 0o600
+    with pytest.raises(ConfigError, match="too short"):
+        master_key(replace(settings, given_master_key="sk-1234"))

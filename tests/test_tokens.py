@@ -1,0 +1,44 @@
+"""bundle/tokens.py: the claims, the fingerprint and the signature are what Snowflake checks."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+
+import jwt
+from cryptography.hazmat.primitives import serialization
+
+from bundle.settings import Settings
+from bundle.tokens import claims, fingerprint, load_key, sign
+from tests.set_up import pem
+from tests.user import KEY, NOW, put
+
+
+def test_the_claims_are_what_snowflake_documents() -> None:
+    assert claims("myorg-acct", "jane", "SHA256:abc", NOW) == {
+        "iss": "MYORG-ACCT.JANE.SHA256:abc",
+        "sub": "MYORG-ACCT.JANE",
+        "iat": 1_800_000_000,
+        "exp": 1_800_003_600,
+    }
+
+
+def test_the_fingerprint_is_the_one_that_desc_user_shows() -> None:
+    der = KEY.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    assert fingerprint(KEY) == "SHA256:" + base64.b64encode(hashlib.sha256(der).digest()).decode()
+
+
+def test_a_token_is_signed_with_rs256_by_the_key(settings: Settings) -> None:
+    token = sign(settings, NOW)
+    assert jwt.get_unverified_header(token.value)["alg"] == "RS256"
+    decoded = jwt.decode(
+        token.value, KEY.public_key(), algorithms=["RS256"], options={"verify_iat": False, "verify_exp": False}
+    )
+    assert decoded == claims("MYORG-MY_ACCT", "JANE", fingerprint(KEY), NOW)
+    assert token.value not in repr(token)
+
+
+def test_an_encrypted_key_opens_with_its_passphrase(home: Path) -> None:
+    path = put(home / "k", pem(KEY, "open sesame"))
+    assert load_key(path, "open sesame").private_numbers() == KEY.private_numbers()
