@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Write the generated table of docs/troubleshooting.md anew, from the table that the proxy itself uses.
+"""Write the generated tables anew: errors in docs/troubleshooting.md, tests in SECURITY.md.
 
-    python docs/generate.py            write it
-    python docs/generate.py --check    only say whether it is up to date: exit status 0 or 1
+    python docs/generate.py            write them
+    python docs/generate.py --check    only say whether they are up to date: exit status 0 or 1
 
-Everything else on the page is written by hand.
+The errors come from the table that the proxy itself uses. The tests of a promise are those with its marker,
+`@pytest.mark.keeps("ID")`. Everything else on the two pages is written by hand.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import re
 import sys
@@ -20,9 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bundle.bootstrap import BUNDLE
 from bundle.cortex.errors import CASES, explain
 
-__all__ = ["CASES", "PAGE", "phrases", "render", "table"]
-
-PAGE = BUNDLE / "docs" / "troubleshooting.md"
 BEGIN, END = "<!-- begin: written by docs/generate.py -->\n", "<!-- end -->\n"
 HEAD = ["Status", "Cortex's words", "What it means and what to do", "Claude Code tries again"]
 FULL = (
@@ -61,8 +60,8 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def render(page: str) -> str:
-    """The page with its table brought up to date."""
+def troubleshooting(page: str) -> str:
+    """docs/troubleshooting.md with its table brought up to date."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
@@ -70,18 +69,44 @@ def render(page: str) -> str:
     return before + begin + "\n" + table() + "\n" + end + after
 
 
+def markers() -> dict[str, list[str]]:
+    """The tests of each promise, by its id, as `@pytest.mark.keeps` names them."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((BUNDLE / "tests").rglob("test_*.py")):
+        for node in (node for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.FunctionDef)):
+            for mark in node.decorator_list:
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.keeps":
+                    found.setdefault(ast.literal_eval(mark.args[0]), []).append(node.name)
+    return found
+
+
+def security(page: str) -> str:
+    """SECURITY.md with the tests of each promise brought up to date. A promise without a test keeps its cell."""
+    kept = markers()
+
+    def cell(row: re.Match[str]) -> str:
+        tests = ", ".join(f"`{name}`" for name in kept.get(row["id"], ()))
+        return f"{row['promise']} | {tests or row['tests']} |"
+
+    return re.sub(r'(?m)^(?P<promise>\| <a id="(?P<id>[\w-]+)"></a>.*?) \| (?P<tests>.*) \|$', cell, page)
+
+
+PAGES = {BUNDLE / "docs" / "troubleshooting.md": troubleshooting, BUNDLE / "SECURITY.md": security}
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write the generated table of docs/troubleshooting.md anew.")
-    parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
-    check = parser.parse_args().check
-    page = PAGE.read_text(encoding="utf-8")
-    wanted = render(page)
-    if check and wanted != page:
-        print(f"{PAGE} is out of date. Bring it up to date: python docs/generate.py", file=sys.stderr)
-        return 1
-    if wanted != page:
-        PAGE.write_text(wanted, encoding="utf-8")
-    return 0
+    parser = argparse.ArgumentParser(description="Write the generated tables of the documentation anew.")
+    parser.add_argument("--check", action="store_true", help="only say whether they are up to date")
+    check, stale = parser.parse_args().check, False
+    for path, render in PAGES.items():
+        page = path.read_text(encoding="utf-8")
+        if (wanted := render(page)) != page:
+            stale = True
+            if check:
+                print(f"{path} is out of date. Bring it up to date: python docs/generate.py", file=sys.stderr)
+            else:
+                path.write_text(wanted, encoding="utf-8")
+    return 1 if check and stale else 0
 
 
 if __name__ == "__main__":

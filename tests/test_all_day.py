@@ -38,6 +38,7 @@ def test_the_refresher_renews_the_token_ten_minutes_before_its_end(day: Day) -> 
     assert day.answered()["iat"] == issued
 
 
+@pytest.mark.keeps("live-token")
 @pytest.mark.real
 def test_with_the_refresher_stopped_a_burst_gets_one_token_signed_in_memory_and_nothing_is_written(day: Day) -> None:
     log, first = len(day.log(PROXY)), len(day.stub.requests)
@@ -55,6 +56,7 @@ def test_with_the_refresher_stopped_a_burst_gets_one_token_signed_in_memory_and_
     assert before == after
 
 
+@pytest.mark.keeps("new-token-after-401")
 @pytest.mark.real
 def test_after_a_401_the_next_request_carries_a_new_token(day: Day) -> None:
     with day.old_token():
@@ -65,6 +67,7 @@ def test_after_a_401_the_next_request_carries_a_new_token(day: Day) -> None:
         assert day.answered()["token_id"] != old
 
 
+@pytest.mark.keeps("new-token-after-401")
 @pytest.mark.real
 def test_a_401_on_a_new_token_is_final_and_says_what_to_do(day: Day) -> None:
     with day.old_token():
@@ -85,6 +88,7 @@ def test_the_user_of_claude_code_does_not_notice_a_401_on_an_old_token(day: Day)
 # ---------------------------------------------------------------------------------------------------------------- time
 
 
+@pytest.mark.keeps("live-token")
 @pytest.mark.real
 def test_after_a_night_asleep_the_first_request_carries_a_live_token(day: Day) -> None:
     before = day.token()
@@ -107,6 +111,7 @@ def test_a_request_that_was_on_its_way_when_the_machine_fell_asleep_is_asked_aga
     assert "This machine's clock" not in day.log(PROXY)[log:]
 
 
+@pytest.mark.keeps("live-token")
 @pytest.mark.real
 @pytest.mark.parametrize("hours", [-5, 5])
 @pytest.mark.parametrize("hangs", [False, True])
@@ -136,6 +141,7 @@ def test_an_hour_of_skew_to_snowflake_is_said_with_394302_and_heals_with_the_clo
 # -------------------------------------------------------------------------------------------------------------- faults
 
 
+@pytest.mark.keeps("secret-files")
 @pytest.mark.real
 def test_a_refresher_killed_between_temporary_file_and_rename_costs_nothing(day: Day) -> None:
     before = day.config.read_bytes()
@@ -162,6 +168,7 @@ def test_proxy_and_refresher_killed_together_come_back_to_work(day: Day) -> None
     day.start_refresher()
 
 
+@pytest.mark.keeps("live-token")
 @pytest.mark.real
 def test_a_full_disk_costs_no_request_and_is_named(day: Day) -> None:
     before, log = day.config.read_bytes(), len(day.log(REFRESHER))

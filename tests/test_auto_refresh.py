@@ -49,6 +49,7 @@ def test_constants_edited_in_the_script_configure_it(home: Path) -> None:
     assert "https://myorg-edited.snowflakecomputing.com/api/v2" in (script.parent / "litellm_config.yaml").read_text()
 
 
+@pytest.mark.keeps("private-key")
 @pytest.mark.parametrize(
     ("content", "mode", "passphrase", "said"),
     [
@@ -162,6 +163,7 @@ def test_once_beside_a_running_refresher_checks_and_writes_nothing(
     assert (home / "litellm_config.yaml").read_bytes() == before
 
 
+@pytest.mark.keeps("secret-files")
 def test_leftovers_of_a_killed_refresher_are_removed(environ: dict[str, str], home: Path) -> None:
     leftover = put(home / ".litellm_config.yaml.abc.tmp", "half a token")
     assert run(environ, "--once").returncode == 0

@@ -54,6 +54,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     assert not list(settings.folder.glob(".litellm_config*"))
 
 
+@pytest.mark.keeps("secret-files")
 def test_a_temporary_file_is_private_from_its_first_byte_under_umask_0(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

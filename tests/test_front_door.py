@@ -39,6 +39,7 @@ def test_claude_code_gets_in_under_each_name_of_this_machine(host: str) -> None:
     assert refused(host=host) is None
 
 
+@pytest.mark.keeps("no-web-page")
 @pytest.mark.parametrize(
     "host",
     [
@@ -58,6 +59,7 @@ def test_nothing_is_served_under_a_foreign_name(host: str, method: str, path: st
     assert found.status == 403
 
 
+@pytest.mark.keeps("no-web-page")
 @pytest.mark.parametrize(
     "headers",
     [
@@ -76,6 +78,7 @@ def test_no_web_page_is_answered(headers: dict[str, str], method: str, path: str
     assert found.status == 403
 
 
+@pytest.mark.keeps("no-web-page")
 @pytest.mark.parametrize(
     "content", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", None]
 )
@@ -86,6 +89,7 @@ def test_what_a_page_may_post_without_asking_is_refused(content: str | None) -> 
     assert refused(content_type="Application/JSON; charset=utf-8") is None
 
 
+@pytest.mark.keeps("key-is-needed")
 @pytest.mark.parametrize(
     "headers",
     [
@@ -115,6 +119,7 @@ def test_the_key_opens_as_bearer_and_as_api_key() -> None:
     assert refused(authorization=None, x_api_key=KEY) is None
 
 
+@pytest.mark.keeps("few-routes")
 @pytest.mark.parametrize(
     "path",
     ["/", "/v1/messages/", "//v1/messages", "/v1/messages/../../key/generate", "/V1/messages", "/v1/messages\x00", "*"],
@@ -125,6 +130,7 @@ def test_a_path_that_only_looks_like_a_served_one_is_404(path: str) -> None:
     assert found.status == 404
 
 
+@pytest.mark.keeps("log-limit")
 def test_the_log_is_not_flooded_by_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     door = FrontDoor(lambda *_: None, key=KEY, port=PORT, config=None)  # type: ignore[arg-type]
     for number in range(1000):
@@ -132,6 +138,7 @@ def test_the_log_is_not_flooded_by_what_is_refused(capsys: pytest.CaptureFixture
     assert len(capsys.readouterr().out.splitlines()) == REFUSALS_A_MINUTE + 1
 
 
+@pytest.mark.keeps("log-limit")
 def test_what_others_send_cannot_write_lines_into_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     door = FrontDoor(lambda *_: None, key=KEY, port=PORT, config=None)  # type: ignore[arg-type]
     door._say_refused("refused GET /\nready on\x1b[2J\r\x9b1m eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJBIn0.c2ln" + "x" * 9000)
@@ -141,6 +148,7 @@ def test_what_others_send_cannot_write_lines_into_the_log(capsys: pytest.Capture
     assert len(line) <= 500
 
 
+@pytest.mark.keeps("few-routes")
 def test_litellm_itself_keeps_no_other_route_behind_the_door() -> None:
     # Two locks: were the door open, LiteLLM's key management would still not be there.
     class Route:
@@ -156,6 +164,7 @@ def test_litellm_itself_keeps_no_other_route_behind_the_door() -> None:
     assert [getattr(route, "path", "included") for route in routes] == ["/v1/messages", "included"]
 
 
+@pytest.mark.keeps("errors-without-tokens")
 def test_a_token_that_cortex_itself_puts_into_its_words_is_taken_out() -> None:
     token = "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJNWU9SRyJ9.c2lnbmF0dXJl"
     assert token not in redact(f"JWT token is invalid: {token}")

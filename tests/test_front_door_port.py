@@ -45,10 +45,12 @@ def send(set_up: SetUp, method: str, path: str, **more: Any) -> httpx.Response:
         return client.request(method, set_up.url + path, headers=headers, **more)
 
 
+@pytest.mark.keeps("loopback-only")
 def test_it_listens_on_loopback_only_whatever_host_says(running: SetUp) -> None:
     running.assert_on_loopback_only()  # test_host_in_the_environment_opens_the_port_to_nobody has HOST set
 
 
+@pytest.mark.keeps("no-web-page")
 def test_a_page_s_preflight_gets_no_permission(running: SetUp) -> None:
     asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     answer = send(running, "OPTIONS", "/v1/messages", headers=asked)
@@ -56,6 +58,7 @@ def test_a_page_s_preflight_gets_no_permission(running: SetUp) -> None:
     assert not [name for name in answer.headers if name.lower().startswith("access-control")]
 
 
+@pytest.mark.keeps("key-is-needed")
 @pytest.mark.parametrize(
     ("status", "headers", "more"),
     [
@@ -93,6 +96,7 @@ def test_claude_code_shows_the_refusal_of_a_wrong_key_at_once(running: SetUp) ->
     assert "The key does not match this proxy's" in done.stdout
 
 
+@pytest.mark.keeps("no-web-page")
 def test_a_websocket_is_closed_before_it_opens(running: SetUp) -> None:
     for path in ("/v1/messages", "/v1/realtime", "/"):
         answer = exchange(
@@ -108,6 +112,7 @@ def test_a_websocket_is_closed_before_it_opens(running: SetUp) -> None:
         assert answer.startswith((b"HTTP/1.1 403", b"HTTP/1.1 404"))
 
 
+@pytest.mark.keeps("few-routes")
 @pytest.mark.parametrize(
     "lines",
     [
@@ -154,6 +159,7 @@ def litellm_routes() -> list[tuple[str, list[str]]]:
     return routes
 
 
+@pytest.mark.keeps("few-routes")
 def test_no_other_route_of_litellm_is_served_not_even_with_the_key(
     running: SetUp, litellm_routes: list[tuple[str, list[str]]]
 ) -> None:
@@ -175,6 +181,7 @@ def test_no_other_route_of_litellm_is_served_not_even_with_the_key(
     assert len(running.stub.requests) == before
 
 
+@pytest.mark.keeps("few-routes")
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/ui", "/ui/", "/fallback/login", "/metrics"])
 def test_no_page_for_a_browser_is_served(running: SetUp, path: str) -> None:
     assert send(running, "GET", path).status_code == 404
@@ -192,6 +199,7 @@ def pieces(size: int) -> Iterator[bytes]:
     yield b'"}'
 
 
+@pytest.mark.keeps("body-limit")
 @pytest.mark.parametrize("announced", [True, False])
 def test_a_body_of_more_than_20_mib_is_refused_in_words(running: SetUp, announced: bool) -> None:
     content: Any = b"".join(pieces(OVER)) if announced else pieces(OVER)
@@ -201,6 +209,7 @@ def test_a_body_of_more_than_20_mib_is_refused_in_words(running: SetUp, announce
     assert "/compact" in answer.json()["error"]["message"]
 
 
+@pytest.mark.keeps("key-is-needed")
 def test_without_the_key_not_a_byte_of_the_body_is_read(running: SetUp) -> None:
     head = [
         "POST /v1/messages HTTP/1.1",
@@ -211,6 +220,7 @@ def test_without_the_key_not_a_byte_of_the_body_is_read(running: SetUp) -> None:
     assert exchange(running, *head, seconds=2).startswith(b"HTTP/1.1 401")
 
 
+@pytest.mark.keeps("body-limit")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_bodies_that_are_refused_leave_no_memory_behind(running: SetUp) -> None:
     pid = running.processes["claude_proxy.py"].pid
@@ -225,6 +235,7 @@ def test_bodies_that_are_refused_leave_no_memory_behind(running: SetUp) -> None:
     assert resident() - before < 40
 
 
+@pytest.mark.keeps("token-to-snowflake-only")
 @pytest.mark.parametrize(
     "more",
     [
@@ -259,6 +270,7 @@ def test_esc_before_the_first_word_is_no_error(running: SetUp, stream: bool) -> 
     assert running.log("claude_proxy.py")[log:] == ""
 
 
+@pytest.mark.keeps("errors-without-tokens")
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("fault", ["bad_token", "html", "broken_json", "internal", "drop", "cut"])
 def test_no_token_is_in_the_body_of_an_error(running: SetUp, fault: str, stream: bool) -> None:

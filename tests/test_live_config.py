@@ -33,6 +33,7 @@ def now(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> Now:
     return Now(set_up, monkeypatch)
 
 
+@pytest.mark.keeps("live-token")
 def test_a_broken_edit_of_the_settings_does_not_end_the_session_when_the_token_ends(now: Now) -> None:
     now.live.settings = load_settings()
     (now.set_up.folder / ".env").write_bytes(b"\xff\xfe not text")

@@ -84,6 +84,7 @@ def test_a_new_port_and_another_section_of_the_template_say_that_they_need_a_res
     assert "pm2 restart claude-proxy`" in day.said(PROXY, "router_settings changed: takes effect with", proxy)
 
 
+@pytest.mark.keeps("last-good-configuration")
 @pytest.mark.real
 @pytest.mark.parametrize(
     ("old", "new", "said"),
@@ -106,6 +107,7 @@ def test_a_broken_edit_is_refused_with_a_message_and_the_last_good_configuration
     assert day.run(REFRESHER, "--status").returncode == 0
 
 
+@pytest.mark.keeps("last-good-configuration")
 @pytest.mark.real
 def test_a_row_that_only_litellm_refuses_is_named_and_the_old_rows_stay(day: Day) -> None:
     log = len(day.log(PROXY))
@@ -117,6 +119,7 @@ def test_a_row_that_only_litellm_refuses_is_named_and_the_old_rows_stay(day: Day
     assert day.answered("claude-opus-4-6")["model"] == "claude-opus-4-6"
 
 
+@pytest.mark.keeps("live-token")
 @pytest.mark.real
 def test_with_a_broken_template_the_session_outlives_the_token(day: Day) -> None:
     day.edit("model_list:\n", "model_list: [\n")

@@ -115,6 +115,7 @@ def test_start_returns_when_both_do_their_work(both: Machine) -> None:
     assert both.status() == dict.fromkeys(APPS, "online")
 
 
+@pytest.mark.keeps("pm2-without-secrets")
 @pytest.mark.parametrize("again", [(), ("restart",), ("reload",)])
 def test_no_secret_of_the_shell_or_of_ours_is_in_pm2_s_environment_arguments_or_dump(
     both: Machine, again: tuple[str, ...]
@@ -145,6 +146,7 @@ def test_what_update_env_brings_in_is_named_by_doctor_and_gone_after_a_new_start
     assert "of a shell" not in both.run(str(both.bundle / "doctor.py")).stdout
 
 
+@pytest.mark.keeps("logs-without-secrets")
 def test_logs_are_in_a_folder_that_is_closed_to_others_and_hold_no_secret(both: Machine) -> None:
     logs = both.folder / "logs"
     assert stat.S_IMODE(logs.stat().st_mode) == 0o700
@@ -164,6 +166,7 @@ def test_a_message_comes_in_one_piece_with_its_end() -> None:
         assert ours.recv(1000) == b"what is wrong\nwhat fixes it\n"
 
 
+@pytest.mark.keeps("log-limit")
 @pytest.mark.parametrize("name", sorted(APPS))
 def test_a_log_is_cut_before_it_fills_the_disk_and_its_last_part_kept(both: Machine, name: str) -> None:
     log = both.folder / "logs" / f"{name}.log"
@@ -192,6 +195,7 @@ def kill_both(both: Machine, while_under_way: Callable[[dict[str, Any]], Any], p
     return result
 
 
+@pytest.mark.keeps("restart")
 def test_both_killed_before_an_answer_began_come_back_and_the_user_of_claude_code_does_not_notice(
     both: Machine,
 ) -> None:
@@ -246,6 +250,7 @@ def replaced(path: Path, content: bytes) -> None:
     new.replace(path)
 
 
+@pytest.mark.keeps("restart")
 def test_litellm_replaced_under_the_proxy_is_noticed_patched_and_started_without_hands(both: Machine) -> None:
     before, said = both.pids(), len(both.said("claude-proxy"))
     installed = next((both.bundle / ".venv").glob("lib/python*/site-packages"))
@@ -264,6 +269,7 @@ def test_litellm_replaced_under_the_proxy_is_noticed_patched_and_started_without
     assert b"claude-code-on-snowflake-cortex" in source.read_bytes()
 
 
+@pytest.mark.keeps("restart")
 def test_after_pm2_s_death_nothing_is_left_behind_and_resurrect_brings_both_back(both: Machine) -> None:
     both.pm2("save")
     before = both.pids()

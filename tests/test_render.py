@@ -78,6 +78,7 @@ def test_a_row_keeps_its_id_over_new_tokens_and_changes_it_with_its_content() ->
     assert ids[0] == ids[1] != ids[2]
 
 
+@pytest.mark.keeps("token-to-snowflake-only")
 def test_only_rows_with_the_token_are_cortex() -> None:
     other = "- {model_name: o, litellm_params: {model: openai/x, api_key: own, api_base: 'https://elsewhere'}}"
     document = rendered(ROW % ("a", "openai/x"), other)

@@ -60,6 +60,7 @@ def open_umask() -> None:
     os.umask(0)
 
 
+@pytest.mark.keeps("logs-without-secrets")
 def test_no_token_and_no_key_is_in_a_log_at_any_log_level(loud: SetUp) -> None:
     said = loud.log("claude_proxy.py") + loud.log("auto_refresh.py")
     assert len(said) > 100_000, "the loggers were not loud"
@@ -70,6 +71,7 @@ def test_no_token_and_no_key_is_in_a_log_at_any_log_level(loud: SetUp) -> None:
     assert not [part for part in token.split(".") if part in said]
 
 
+@pytest.mark.keeps("secret-files")
 def test_no_file_with_a_secret_is_readable_by_others_under_umask_0(loud: SetUp) -> None:
     secret = re.compile(rb"eyJ[\w-]+\.eyJ|PRIVATE KEY|" + re.escape(loud.master_key.encode()))
     with_secret = {
@@ -82,10 +84,12 @@ def test_no_file_with_a_secret_is_readable_by_others_under_umask_0(loud: SetUp) 
         assert stat.S_IMODE((loud.folder / name).stat().st_mode) == 0o600
 
 
+@pytest.mark.keeps("loopback-only")
 def test_host_in_the_environment_opens_the_port_to_nobody(loud: SetUp) -> None:
     loud.assert_on_loopback_only()
 
 
+@pytest.mark.keeps("errors-without-tokens")
 def test_no_token_is_in_the_status_or_in_ps(loud: SetUp) -> None:
     shown = subprocess.run(["ps", "-Aww", "-o", "args="], capture_output=True, text=True, check=True).stdout
     status = loud.run("auto_refresh.py", "--status").stdout + loud.run("auto_refresh.py", "--status", "--json").stdout

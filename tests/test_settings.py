@@ -77,6 +77,7 @@ def test_another_word_for_the_route_is_refused_with_the_two_that_there_are(envir
         load_settings({**environ, "CLAUDE_ROUTE": word})
 
 
+@pytest.mark.keeps("private-key")
 def test_an_env_file_with_a_secret_must_be_private(environ: dict[str, str], home: Path) -> None:
     put(home / ".env", "PRIVATE_KEY_PASSPHRASE=x\n", 0o640)
     with pytest.raises(ConfigError, match="chmod 600"):
@@ -89,6 +90,7 @@ def test_settings_do_not_print_their_secrets(environ: dict[str, str]) -> None:
     assert "sk-quiet" not in repr(found)
 
 
+@pytest.mark.keeps("key-is-random")
 def test_the_master_key_is_random_kept_and_private(settings: Settings) -> None:
     os.umask(0)
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.keeps("live-token")
 @pytest.mark.real
 def test_half_a_minute_of_the_soak_fails_no_request() -> None:
     script = str(Path(__file__).parent.parent / "bench" / "soak.py")
