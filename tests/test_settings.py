@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from bundle.errors import ConfigError
 from bundle.settings import Settings, load_settings, master_key
+from tests.set_up import copy_bundle
 from tests.user import put
 
 
@@ -102,3 +105,26 @@ def test_the_master_key_is_random_kept_and_private(settings: Settings) -> None:
     assert stat.S_IMODE((settings.folder / ".master_key").stat().st_mode) == 0o600
     with pytest.raises(ConfigError, match="too short"):
         master_key(replace(settings, given_master_key="sk-1234"))
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('ACCOUNT = "MYORG-MYACCT', "this is not valid Python"),
+        ("ACCOUNT = MYORG-MYACCT", "ACCOUNT must be text in quotes"),
+    ],
+)
+def test_a_typo_in_the_constants_is_a_message_with_file_and_line_in_every_tool(
+    tmp_path: Path, line: str, why: str
+) -> None:
+    script = copy_bundle(tmp_path / "bundle") / "auto_refresh.py"
+    lines = script.read_text().splitlines()
+    number = next(number for number, text in enumerate(lines) if text.startswith("ACCOUNT = "))
+    script.write_text("\n".join([*lines[:number], line, *lines[number + 1 :], ""]))
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    for tool, *options in (["doctor.py", "--status"], ["usage.py"], ["configure.py"], ["point_claude.py", "--print"]):
+        command = [sys.executable, str(script.with_name(tool)), *options]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        assert f"auto_refresh.py, line {number + 1}: {why}" in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        assert done.returncode != 0

@@ -92,6 +92,7 @@ def status(installation: Installation) -> tuple[str, bool]:
     lines += [f"{finding.name + ':':<17}{finding.found}" for finding in findings]
     log = find_process(listed, "claude-proxy").get("name", "claude-proxy")
     last = last_line(installation, log, r"\berror \d{3} |ERROR|\.py: ")
-    lines.append(f"last error: {state.get('last_error') or last or 'none'}")
+    error = state.get("last_error") or installation.settings_error.partition("\n")[0] or last or "none"
+    lines.append(f"last error: {error}")
     works = state.get("expires", 0) > installation.now and all(finding.state == "ok" for finding in findings)
     return "\n".join([*lines, "use it:     make claude" if works else "what is wrong: make doctor"]), works
