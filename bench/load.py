@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 JSON = dict[str, Any]
-PATIENCE_SECONDS = 120  # for one round: whatever hangs ends the run with an error
+PATIENCE_SECONDS = 120  # a round that takes longer hangs, and ends the run with an error
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Target:
     headers: Mapping[str, str]
 
     def request(self, body: JSON) -> bytes:
-        """The bytes that ask `body` of this target."""
+        """The bytes of a request with `body` to this target."""
         content = json.dumps(body, ensure_ascii=False).encode()
         lines = [
             f"POST {self.path} HTTP/1.1",
@@ -48,17 +48,17 @@ class Answer:
 
 
 class Client(asyncio.Protocol):
-    """One connection, one request at a time."""
+    """A connection that sends one request at a time."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         self._done: asyncio.Future[Answer] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's classes
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is not a class of asyncio
 
     async def ask(self, request: bytes) -> Answer:
-        """Send a request; its answer when it has arrived. Raises ConnectionError for anything but a 200."""
+        """Send a request and wait for its whole answer. Raise ConnectionError for any status but 200."""
         assert self._transport is not None
         self._head, self._tail, self._left = b"", b"", -1
         self._first = 0.0
@@ -104,7 +104,7 @@ class Client(asyncio.Protocol):
 
 
 async def run_load(target: Target, body: JSON, *, count: int, at_once: int = 1) -> tuple[list[Answer], float]:
-    """Ask `count` times, `at_once` at any moment; the answers, and the seconds for all of them."""
+    """Send `count` requests, `at_once` at the same time. Return the answers, and the seconds for all of them."""
     request = target.request(body)
     loop = asyncio.get_running_loop()
     clients = [(await loop.create_connection(Client, "127.0.0.1", target.port))[1] for _ in range(at_once)]
@@ -138,7 +138,7 @@ def small_body(*, stream: bool = False) -> JSON:
 
 
 def long_answer_body(chunks: int, pause: float = 0) -> JSON:
-    """A question that the stand-in answers with so many chunks, one for each word, `pause` seconds apart."""
+    """A question that the stand-in answers with so many chunks, `pause` seconds apart."""
     return {
         **small_body(stream=True),
         "max_tokens": 64_000,

@@ -21,7 +21,7 @@ from bundle.tokens import sign
 
 
 def median_ms(work: Callable[[], object], times: int) -> float:
-    """The median of `times` calls, in milliseconds."""
+    """Return the median of `times` calls in milliseconds."""
     taken = []
     for _ in range(times):
         start = time.perf_counter()

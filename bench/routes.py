@@ -1,9 +1,9 @@
 """What one and the same session costs on each route, counted by the stand-in: `python bench/routes.py`.
 
 The real Claude Code works through a script: one to three calls a turn, whose output is as long as a file or a log. The
-stand-in charges for each request as the contract tells of Cortex: prefixes up to a cache mark, of at least 1024 tokens,
-for five minutes. What it does not tell is whether a mark behind tool results covers them too; so the chat route is
-counted both ways. A token is four bytes here: the columns compare routes, they do not foretell a bill.
+stand-in charges for each request as the contract says about Cortex: prefixes up to a cache mark, of at least 1024
+tokens, for five minutes. The contract does not say whether a mark behind tool results covers them too, so the chat
+route is counted both ways. A token is four bytes here: the columns compare routes, and a bill will differ.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from tests.set_up import SetUp
 
 MODEL = "claude-sonnet-4-6"
 TURNS = 25
-LINES = (40, 100, 250)  # of a call's output; turns make one, two or three calls
-# Anthropic's published price list, against a token of input that is not cached.
+LINES = (40, 100, 250)  # lines of output of the first, second and third call of a turn
+# From Anthropic's price list. The unit is the price of a token of uncached input.
 PRICES = {"input": 1.0, "cache_write": 1.25, "cache_read": 0.1, "output": 5.0}
 TITLES = ("uncached input", "cache write", "cache read", "output")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the template, and how the stand-in takes a mark behind tool results."""
+    """A row of the template, and whether a cache mark covers the tool results before it."""
 
     name: str
     prefix: str
@@ -39,7 +39,7 @@ class Case:
 
     @property
     def row(self) -> str:
-        """The row's name, which Claude Code asks for: no model that it knows, so that it treats all of them alike."""
+        """The name that Claude Code asks for. It knows no such model, so it treats all rows alike."""
         return f"bench-{self.prefix}-{str(self.cache_tool_results).lower()}"
 
     def yaml(self) -> str:
@@ -61,7 +61,7 @@ CASES = (
 
 
 def script() -> str:
-    """The session as a prompt that the stand-in's model acts out."""
+    """The session as a prompt. The model of the stand-in does what it says."""
 
     def turns() -> Iterator[str]:
         for number in range(TURNS - 1):
@@ -77,9 +77,9 @@ def script() -> str:
 
 
 def count(set_up: SetUp, case: Case) -> dict[str, int]:
-    """Requests and tokens of one session."""
+    """Run one session and count its requests and tokens."""
     set_up.stub.set_options(mark_covers_tool_results=case.mark_covers_tool_results)
-    set_up.stub.skew += CACHE_SECONDS + 1  # nothing of the session before is cached any more
+    set_up.stub.skew += CACHE_SECONDS + 1  # the cache of the session before has ended
     before = set_up.stub.totals()
     done = set_up.claude(script(), "--model", case.row, "--allowedTools", "Bash", seconds=300)
     assert done["result"] == "done", done
@@ -87,7 +87,7 @@ def count(set_up: SetUp, case: Case) -> dict[str, int]:
 
 
 def table(counted: dict[Case, dict[str, int]]) -> str:
-    """The counts as Markdown, with what they cost in tokens of uncached input."""
+    """Show the counts as Markdown, with their cost in tokens of uncached input."""
     lines = [
         "| row | requests | " + " | ".join(TITLES) + " | cost |",
         "|---|" + "---:|" * (len(TITLES) + 2),

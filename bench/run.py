@@ -38,13 +38,13 @@ from bundle.proxy.lean_litellm import STEPS
 STARTS = 3
 ROUNDS = 5
 CHUNKS = 2000
-PACED_CHUNKS, PACE_SECONDS = 500, 0.004  # faster than any model writes, slow enough that each comes on its own
+PACED_CHUNKS, PACE_SECONDS = 500, 0.004  # faster than any model, and slow enough that chunks arrive one by one
 DIRECT, LITELLM, BUNDLE = "upstream alone", "LiteLLM", "this bundle"
 
 
 @dataclass(frozen=True)
 class Load:
-    """A kind of request, how many of it a round sends, and how many at once."""
+    """A kind of request: how many a round sends, and how many of them at once."""
 
     name: str
     body: JSON
@@ -75,7 +75,7 @@ def progress(words: str) -> None:
 
 
 def in_loop(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run to the end, in uvloop where LiteLLM brings it: the load is not to be what is measured."""
+    """Run this in uvloop if LiteLLM has installed it, so that the load itself costs little."""
     loop = asyncio.new_event_loop()
     with suppress(ImportError):
         import uvloop  # noqa: PLC0415
@@ -99,7 +99,7 @@ def first_request(running: Running) -> tuple[float, float]:
 
 
 def measure_starts(world: World) -> tuple[JSON, dict[str, Running]]:
-    """Start both in turns; those of the last turn stay."""
+    """Start both in turns. Those of the last turn keep running."""
     seen: dict[str, list[JSON]] = {LITELLM: [], BUNDLE: []}
     starts: dict[str, Callable[[], Running]] = {LITELLM: world.start_litellm, BUNDLE: world.start_bundle}
     left: dict[str, Running] = {}
@@ -122,7 +122,7 @@ def median(rows: list[JSON], key: str) -> float:
 
 
 async def measure_loads(targets: dict[str, Target]) -> JSON:
-    """Every load on every target, in turns, `ROUNDS` times."""
+    """Put every load on every target, in turns, `ROUNDS` times."""
     answers: dict[str, dict[str, list[Answer]]] = {load.name: {name: [] for name in targets} for load in LOADS}
     rates: dict[str, dict[str, list[float]]] = {load.name: {name: [] for name in targets} for load in LOADS}
     for number in range(ROUNDS):
@@ -149,7 +149,7 @@ async def ask(target: Target, load: Load) -> tuple[list[Answer], float]:
 
 
 async def measure_paced(running: dict[str, Running]) -> dict[str, float]:
-    """Milliseconds of processor time for each chunk that comes on its own, the request's own share included."""
+    """Milliseconds of processor time per chunk when chunks come one by one, the rest of the request included."""
     body = long_answer_body(PACED_CHUNKS, PACE_SECONDS)
     used: dict[str, list[float]] = {name: [] for name in running}
     for number in range(ROUNDS):
@@ -193,7 +193,7 @@ def measure() -> JSON:
 
 
 def measure_steps() -> JSON:
-    """What the proxy without one part takes longer than the whole one, asked in turns."""
+    """Measure how much longer the proxy takes without each of its parts, asked in turns."""
 
     results: JSON = {"machine": machine(), "steps": {}}
     with closing(World()) as world:
@@ -217,7 +217,7 @@ def measure_steps() -> JSON:
 
 
 async def compare(both: list[Running]) -> JSON:
-    """By load, how many milliseconds the second of two takes longer for a request: the lower quartiles' difference."""
+    """By load: how many milliseconds more the second of two takes for a request (difference of lower quartiles)."""
     saved = {}
     for load in STEP_LOADS:
         taken: list[list[float]] = [[], []]
@@ -234,13 +234,13 @@ async def compare(both: list[Running]) -> JSON:
 
 
 def added(results: JSON, load: str, what: str = "total_p50") -> dict[str, float]:
-    """What each proxy adds to the upstream's own milliseconds."""
+    """How many milliseconds each proxy adds to those of the upstream."""
     rows = results["loads"][load]
     return {name: rows[name][what] - rows[DIRECT][what] for name in (LITELLM, BUNDLE)}
 
 
 def goals(results: JSON) -> list[JSON]:
-    """The goals of the project, each with what was measured: at most, or (`least`) at least."""
+    """The goals of the project and what was measured. A goal is an upper limit, or with `least` a lower one."""
 
     def ratio(values: JSON) -> float:
         return float(values[BUNDLE] / values[LITELLM])
@@ -379,7 +379,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
     parser.add_argument("--steps", action="store_true", help="what each part of bundle/proxy/lean_litellm.py saves")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that World.close ends what was started
     results = measure_steps() if options.steps else measure()
     if options.json:
         print(json.dumps(results, indent=2))

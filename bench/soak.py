@@ -40,20 +40,21 @@ from bundle.proxy.server import LITELLM_ENVIRONMENT
 from bundle.render import render_config
 from bundle.settings import load_settings
 from bundle.tokens import sign
-from tests.set_up import BUNDLE, ClockedSetUp, free_port, wait_until
+from tests.ports import free_port
+from tests.set_up import BUNDLE, ClockedSetUp, wait_until
 
 PM2 = str(BUNDLE / "node_modules" / ".bin" / "pm2")
 CLIENTS = 16
-LONG_EVERY = 50  # one request in so many is an answer of two seconds: it lasts over a rotation
-WAIT_SECONDS = 1.0  # after a failure, as Claude Code waits before it tries again
+LONG_EVERY = 50  # each 50th answer takes two seconds, so that a token ends while it runs
+WAIT_SECONDS = 1.0  # Claude Code waits about as long before it tries again
 PATIENCE_SECONDS = 60
-LIMIT_SECONDS = 900  # for each of the parts: what hangs ends the run
-GROWTH_KB = 2  # that a token may cost, over a thousand of them: what an allocator does in steps is less
+LIMIT_SECONDS = 900  # a part that takes longer hangs, and ends the run
+GROWTH_KB = 2  # that a token may cost on average over a thousand; the steps of an allocator cost less
 
 
 @dataclass
 class Outcome:
-    """What became of the requests of one part."""
+    """What happened to the requests of one part."""
 
     requests: int = 0
     answered: int = 0
@@ -62,7 +63,7 @@ class Outcome:
     failed: int = 0
     cut: int = 0
     dead_token: int = 0
-    longest_gap: float = 0.0  # seconds without an answer to anybody
+    longest_gap: float = 0.0  # seconds in which no client got an answer
     seconds: float = 0.0
     reasons: dict[str, int] = field(default_factory=dict)
 
@@ -114,11 +115,11 @@ async def soon(done: Callable[[], object]) -> None:
 
 
 class CutError(Exception):
-    """An answer that began and was not whole."""
+    """An answer began and did not come to its end."""
 
 
 async def ask(client: httpx.AsyncClient, number: int) -> None:
-    """One request, every other one streamed. Raises CutError, or httpx.HTTPError when no answer began."""
+    """Send one request; every second one is streamed. Raise CutError, or httpx.HTTPError when no answer began."""
     stream = number % 2 == 1
     text = "[[stream: 20 0.1]]" if number % LONG_EVERY == 1 else "Say hello."
     body = {"model": "claude-sonnet-4-5", "max_tokens": 1000, "messages": [{"role": "user", "content": text}]}
@@ -134,7 +135,7 @@ async def ask(client: httpx.AsyncClient, number: int) -> None:
 
 
 async def load(world: World, port: int, count: int, meanwhile: Callable[[Outcome], Awaitable[None]]) -> Outcome:
-    """Ask until `count` requests are answered and `meanwhile` has come to its end."""
+    """Send requests until `count` are answered and `meanwhile` has ended."""
     outcome, first, last_answer = Outcome(), len(world.stub.requests), time.monotonic()
     ended = False
 
@@ -185,26 +186,26 @@ async def load(world: World, port: int, count: int, meanwhile: Callable[[Outcome
 
 
 def all_day(world: World, requests: int, rotations: int) -> tuple[Outcome, list[int]]:
-    """The bundle under load over its rotations; the proxy's memory after each."""
+    """Put load on the bundle while tokens end. Return the outcome, and the proxy's memory after each token."""
     memory: list[int] = []
 
     async def rotate(outcome: Outcome) -> None:
         for number in range(rotations):
-            # Not before the load has come so far: the requests are spread over the rotations.
+            # Wait for this share of the load, so that the requests are spread over the rotations.
             await soon(lambda: outcome.answered >= requests * (number + 0.5) / rotations)  # noqa: B023
             before = world.config.read_bytes()
             if number % 3 == 2:
                 world.refresher.send_signal(signal.SIGSTOP)
                 world.move_clock(3001)
                 await asyncio.sleep(0.5)
-                world.move_clock(545)  # 54 seconds are left: less than the proxy lets a request leave with
+                world.move_clock(545)  # 54 seconds are left, so the proxy signs a token itself
                 signed = len(world.stub.requests)
                 await soon(lambda: any(r["iat"] > world.stub.now() - 60 for r in world.stub.requests[signed:]))  # noqa: B023
                 world.refresher.send_signal(signal.SIGCONT)
             else:
                 world.move_clock(3001)
             await soon(lambda: world.config.read_bytes() != before)  # noqa: B023
-            # What left with the old token arrives before the clock moves on: an hour is over, but not on its way.
+            # Requests with the old token must arrive before the clock moves on.
             old = set(world.under_way)
             await soon(lambda: not old & world.under_way)  # noqa: B023
             memory.append(world.memory_kb())
@@ -213,7 +214,7 @@ def all_day(world: World, requests: int, rotations: int) -> tuple[Outcome, list[
 
 
 def only_tokens(world: World, rotations: int) -> list[int]:
-    """Thousands of tokens, a request for each; the proxy's memory at ten moments."""
+    """Send one request with each of many tokens. Return the proxy's memory at ten moments."""
     memory: list[int] = []
     with httpx.Client(
         base_url=f"http://127.0.0.1:{world.port}",
@@ -234,7 +235,7 @@ def only_tokens(world: World, rotations: int) -> list[int]:
 
 
 def by_reload(world: World, requests: int, rotations: int) -> Outcome:
-    """LiteLLM under PM2, with each token brought to it by `pm2 reload`."""
+    """Run LiteLLM under PM2 with a `pm2 reload` for each token. Return the outcome."""
     config, port = world.folder / "plain_config.yaml", free_port()
 
     def renew() -> None:
@@ -254,7 +255,7 @@ def by_reload(world: World, requests: int, rotations: int) -> Outcome:
 
     renew()
     quiet = {name: value for name, value in LITELLM_ENVIRONMENT.items() if "_LOCAL_" in name}
-    world.environ |= quiet  # it would ask for price lists on the internet, and start later
+    world.environ |= quiet  # LiteLLM would ask for price lists on the internet, and start later
     litellm = str(Path(sys.executable).with_name("litellm"))
     options = ["--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
     world.pm2("start", litellm, "--interpreter", sys.executable, "--name", "plain", "--", *options)
@@ -273,7 +274,7 @@ def answers(port: int) -> bool:
 
 
 def growth(memory: list[int]) -> float:
-    """kB a step in the second half: the slope of the line that fits best."""
+    """Return how many kB the memory grows per step in its second half (slope of the best line)."""
     half = memory[len(memory) // 2 :]
     return statistics.linear_regression(range(len(half)), half).slope if len(half) > 1 else 0.0
 

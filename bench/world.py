@@ -19,7 +19,8 @@ import yaml
 from bench.load import Target
 from bundle.files import write_private
 from bundle.proxy.server import LITELLM_ENVIRONMENT
-from tests.set_up import ACCOUNT, USER, BareSetUp, free_port, public_pem, wait_until
+from tests.ports import free_port
+from tests.set_up import ACCOUNT, USER, BareSetUp, public_pem, wait_until
 
 START_SECONDS = 120
 
@@ -105,7 +106,7 @@ def megabytes(process: subprocess.Popen[bytes]) -> float:
 
 
 def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
-    """Processor time that a process has used; where `ps` alone tells it (macOS), to a hundredth."""
+    """Processor time that a process has used. On macOS it is exact to a hundredth of a second."""
     threads = list(Path(f"/proc/{process.pid}/task").glob("*/schedstat"))
     if threads:
         return sum(int(thread.read_text(encoding="ascii").split()[0]) for thread in threads) / 1e9

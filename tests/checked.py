@@ -20,13 +20,15 @@ SECRET = "sk-a-key-that-nobody-may-see-0123456789"
 
 
 def findings(set_up: SetUp, check: Check, **environ: str) -> dict[str, Finding]:
-    """What one check finds, by name."""
+    """Run one check and return its findings by name."""
     return {finding.name: finding for finding in check(read_installation({**set_up.environ, **environ}, time.time()))}
 
 
 class FakeProxy(http.server.ThreadingHTTPServer):
-    """Answers as the proxy does, as far as the doctor asks; by model, `refused` is what an error says, `said` a text
-    in place of "OK"."""
+    """Answers what the doctor asks of the proxy.
+
+    `refused` has the words of an error by model, and `said` a text in place of "OK".
+    """
 
     daemon_threads = True
 
@@ -70,7 +72,7 @@ class FakeAnswers(http.server.BaseHTTPRequestHandler):
 
 
 class Stranger(http.server.BaseHTTPRequestHandler):
-    """Some other program's web server; `GREETING` is its status."""
+    """The web server of another program. It answers everything with the status `GREETING`."""
 
     GREETING = 404
 
@@ -99,7 +101,7 @@ def serving(server: http.server.HTTPServer) -> Iterator[int]:
 
 
 def pm2_row(name: str, script: str, **facts: Any) -> dict[str, Any]:
-    """A row as `pm2 jlist` prints it, with a secret in it where PM2 keeps environments."""
+    """A row as `pm2 jlist` prints it. PM2 keeps environments in it, so it holds a secret."""
     usual = {
         "status": "online",
         "restart_time": 0,

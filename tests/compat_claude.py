@@ -24,8 +24,8 @@ if not __package__:  # run as a script: the folder above holds the package
 
 from bundle.settings import CLAUDE_ROUTES
 from patches.apply_patch import MADE_FOR
-from tests.conftest import BUNDLE, SetUp
 from tests.session import FUTURE, OLD, Session, ask, call, fill_the_context
+from tests.set_up import BUNDLE, SetUp
 
 # The oldest of 2.1, the pinned one (the last that npm installs on Node 20), and the newest.
 RELEASES = ["2.1.0", "2.1.197", "newest"]

@@ -16,42 +16,20 @@ from bundle.settings import Settings, load_settings
 from patches import apply_patch
 from tests.checked import ROWS, FakeProxy, serving
 from tests.day import PROXY, REFRESHER, Day
-from tests.set_up import (
-    ACCOUNT,
-    BUNDLE,
-    CLAUDE,
-    TOKEN,
-    USER,
-    SetUp,
-    copy_bundle,
-    drop_root_powers,
-    events,
-    free_port,
-    pem,
-    public_pem,
-    wait_until,
-)
+from tests.set_up import TOKEN, SetUp, pem, wait_until
 from tests.user import KEY, environ_of, put
-
-__all__ = [
-    "ACCOUNT",
-    "BUNDLE",
-    "CLAUDE",
-    "TOKEN",
-    "USER",
-    "SetUp",
-    "copy_bundle",
-    "drop_root_powers",
-    "events",
-    "free_port",
-    "public_pem",
-    "wait_until",
-]
 
 
 def pytest_configure() -> None:
     """When a CI's time limit ends the run, end what the tests have started, as after Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Stop the run when a test starts the real proxy without the marker that keeps it out of the fast part."""
+    for item in items:
+        if {"running", "whole_day"} & set(getattr(item, "fixturenames", ())) and not item.get_closest_marker("real"):
+            raise pytest.UsageError(f"{item.nodeid} needs @pytest.mark.real")
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import CLAUDE, SetUp
 from tests.cortex_rules import JSON
+from tests.set_up import CLAUDE, SetUp
 
 OLD = "claude-sonnet-4-5-20250929"  # an id for which Claude Code asks for `enabled` thinking
 TOOLS = "Bash,Read,Write,Edit,Agent,Glob,TaskList"

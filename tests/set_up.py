@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -38,40 +36,15 @@ from bundle.render import render
 from bundle.settings import load_settings
 from bundle.tokens import sign
 from tests.cortex_stub import CortexStub
+from tests.ports import free_port
 
 BUNDLE = Path(__file__).resolve().parent.parent
 CLAUDE = BUNDLE / "node_modules" / ".bin" / "claude"
 ACCOUNT, USER = "MYORG-MYACCT", "JANE"
 
 
-def ports() -> Iterator[int]:
-    """Ports of 127.0.0.1 that are free, over and over.
-
-    The kernel gives no port below 32768 to anybody by itself. Each worker of pytest-xdist has a range of its own there,
-    and each run starts somewhere else in it, so that two runs at the same time seldom ask for the same port.
-    """
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw7").removeprefix("gw")) % 8
-    first = 20_000 + 1_500 * worker
-    for number in itertools.count(random.SystemRandom().randrange(1_500)):
-        port = first + number % 1_500
-        with socket.socket() as tried:
-            try:
-                tried.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        yield port
-
-
-_ports = ports()
-
-
-def free_port() -> int:
-    """A port that nothing listens on, and that no other test gets."""
-    return next(_ports)
-
-
 def wait_until(what: Callable[[], Any], seconds: float = 60, describe: Callable[[], object] = str) -> Any:
-    """The first true value of `what()`; after `seconds` a TimeoutError with what `describe` says."""
+    """Wait for a true value of `what()` and return it. After `seconds`, raise TimeoutError with `describe()`."""
     deadline = time.monotonic() + seconds
     while not (found := what()):
         if time.monotonic() > deadline:
@@ -116,7 +89,7 @@ def copy_bundle(folder: Path, *, own_litellm: bool = False) -> Path:
 
 @functools.cache
 def usual_key() -> rsa.RSAPrivateKey:
-    """The key of every set-up of this process: to make one takes a tenth of a second."""
+    """All set-ups of this process share one key, because a new one takes a tenth of a second."""
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
@@ -160,7 +133,7 @@ class BareSetUp:
         return self.folder / "litellm_config.yaml"
 
     def start(self, script: str, *arguments: str, name: str = "", **environ: str) -> subprocess.Popen[bytes]:
-        """Run a script of the bundle under its own name or this one; its output goes to `log(name)`."""
+        """Start a script of the bundle, and call it `name` (or by its own name). `log(name)` has its output."""
         name = name or script
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
@@ -208,7 +181,7 @@ class BareSetUp:
         refresh(load_settings(self.environ), time.time())
 
     def assert_on_loopback_only(self) -> None:
-        """Nobody reaches the proxy under another address of this machine."""
+        """Check that nobody reaches the proxy under another address of this machine."""
         addresses = set()
         with suppress(OSError):  # this machine's name may lead nowhere
             addresses = {str(found[4][0]) for found in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
@@ -225,7 +198,7 @@ class BareSetUp:
             ]
 
     def run(self, *command: str, seconds: float = 120, **environ: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in this set-up and wait for its end; the name of a script runs in this Python."""
+        """Run a command or a script of the bundle in this set-up, and wait for its end."""
         if command[0].endswith(".py"):
             command = (sys.executable, str(self.bundle / command[0]), *command[1:])
         return subprocess.run(
@@ -240,7 +213,7 @@ class BareSetUp:
         )
 
     def stop(self, *names: str) -> None:
-        """End these processes, also those that stand still; none of them is left running."""
+        """End these processes, also the ones that are paused. Kill what does not end."""
         ending = [self.processes.pop(name) for name in names]
         for process in ending:
             if process.poll() is None:
@@ -364,7 +337,7 @@ class ClockedSetUp(SetUp):
         self.environ |= {"PYTHONPATH": str(BUNDLE / "tests" / "faults"), "FAULTS": str(self.faults)}
 
     def move_clock(self, seconds: float, *, snowflake: bool = True) -> None:
-        """Put the clock forward; without `snowflake` that of the processes alone."""
+        """Put the clock of the processes forward, and with `snowflake` the stand-in's too."""
         self.ahead += seconds
         clock = self.faults / "clock"
         with clock.open("r+b" if clock.exists() else "wb") as file:
@@ -392,5 +365,5 @@ TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+")
 
 
 def events(answer: httpx.Response) -> list[dict[str, Any]]:
-    """The data of a streamed answer's events, in order."""
+    """Return the data of a streamed answer's events, in order."""
     return [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]

@@ -101,7 +101,9 @@ def test_after_a_night_asleep_the_first_request_carries_a_live_token(day: Day) -
 @pytest.mark.real
 def test_a_request_that_was_on_its_way_when_the_machine_fell_asleep_is_asked_again(day: Day) -> None:
     before, log = len(day.stub.requests), len(day.log(PROXY))
-    day.stub.fault("slow_start", times=1, main=True, seconds=2)  # as long as it takes to look at the token
+    day.stub.fault(
+        "slow_start", times=1, main=True, seconds=2
+    )  # time for the clock to move while the request is on its way
     with ThreadPoolExecutor(1) as pool:
         said = pool.submit(claude_says, day, "[[text: good morning]]")
         wait_until(lambda: any(r.get("fault") for r in day.stub.requests[before:]), SECONDS)
@@ -163,7 +165,7 @@ def test_proxy_and_refresher_killed_together_come_back_to_work(day: Day) -> None
     day.kill(REFRESHER)
     day.kill(PROXY)
     day.move_clock(2 * HOUR)
-    day.start_proxy()  # what PM2 does; the file's token is dead, and the refresher not there yet
+    day.start_proxy()  # as PM2 does; the token in the file has ended, and no refresher runs
     assert day.answered()["iat"] == pytest.approx(day.now(), abs=SECONDS)
     day.start_refresher()
 
@@ -224,7 +226,7 @@ def test_while_cortex_cannot_be_reached_claude_code_waits_and_then_goes_on(day: 
         ("cut", {"after": 2, "clean": True}),  # looks like a short answer
         ("broken_sse", {"after": 2}),
         ("drop", {}),
-        ("html", {}),  # the log-in page of a network
+        ("html", {}),  # a network's log-in page
         ("slow_start", {"seconds": 3}),
         ("slow_chunks", {"seconds": 0.3}),
     ],

@@ -68,7 +68,7 @@ class Bundle:
         return process.returncode, out, err
 
     def paste(self, message: str, before: str) -> str:
-        """Run, as the user would, the command that stands in `message` after these words."""
+        """Run the command that `message` shows after these words, as the user would."""
         command = message.partition(before)[2].splitlines()[0]
         return self.start("sh", "-c", command, as_user=True).communicate(timeout=60)[0]
 
@@ -206,9 +206,9 @@ def test_a_litellm_that_cannot_be_patched_is_left_alone_and_said_with_the_fix(
     prepare(bundle, shipped)
     before = bundle.file.read_bytes() if bundle.file.exists() else b""
     options: dict[str, list[list[str]]] = {
-        "moved": [[], ["--check"], ["--diff"]],  # nothing of ours is in such a file: --undo has nothing to do
+        "moved": [[], ["--check"], ["--diff"]],  # such a file has no patch that --undo could remove
         "1.82.8": [[]],
-        "1.107.0": [[]],  # the same as 1.82.7
+        "1.107.0": [[]],  # they take the same way as 1.82.7
     }
     for arguments in options.get(case, [[], ["--check"], ["--diff"], ["--undo"]]):
         status, out, err = bundle.run(*arguments)
@@ -319,7 +319,7 @@ def test_what_cannot_be_written_or_read_gets_the_command_that_fixes_it(bundle: B
         assert status == 6
         assert f"Cannot read or write {bundle.file}: Permission denied" in err
         assert "is patched" in bundle.paste(err, "run this again: ")
-        bundle.file.parent.chmod(0o555)  # what is patched already need not be written
+        bundle.file.parent.chmod(0o555)  # a file that is patched already is not written
         status, out, _ = bundle.run(as_user=True)
         bundle.file.parent.chmod(0o755)
         assert (status, out.splitlines()[-1]) == (0, "Nothing to change.")

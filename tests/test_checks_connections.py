@@ -27,7 +27,8 @@ from bundle.cortex.errors import explain
 from bundle.tokens import fingerprint, register_statement
 from tests.checked import SECRET, FakeProxy, Stranger, findings, serving
 from tests.cortex_stub import FAULTS
-from tests.set_up import USER, SetUp, free_port, wait_until
+from tests.ports import free_port
+from tests.set_up import USER, SetUp, wait_until
 
 pytestmark = pytest.mark.usefixtures("nobody_s_environment")
 
@@ -195,7 +196,7 @@ def test_a_proxy_that_is_still_starting_is_no_fault(set_up: SetUp, tmp_path: Pat
     )
     process = subprocess.Popen([sys.executable, script.name], cwd=tmp_path)
     try:
-        # The list is empty until the process listens.
+        # Until the process listens, nothing is found.
         found = wait_until(lambda: [one for one in findings(set_up, proxy).values() if "nothing" not in one.found])[0]
     finally:
         process.kill()
@@ -205,7 +206,7 @@ def test_a_proxy_that_is_still_starting_is_no_fault(set_up: SetUp, tmp_path: Pat
 
 def test_a_key_that_the_running_proxy_does_not_take_is_named(healthy: SetUp) -> None:
     found = findings(healthy, proxy, LITELLM_MASTER_KEY=SECRET)["Key"]
-    # PM2 does not hand it on to the proxy: starting anew would change nothing.
+    # PM2 does not pass this variable to the proxy, so a new start would not help.
     assert (found.state, found.fix.startswith("unset LITELLM_MASTER_KEY")) == ("fail", True)
     assert SECRET not in found.found
 
@@ -227,7 +228,7 @@ def test_a_proxy_that_others_can_reach_is_named(set_up: SetUp) -> None:
 
 
 def point(set_up: SetUp, **env: str) -> Finding:
-    """What is said when the user's settings set these variables for Claude Code."""
+    """Let the user's settings set these variables for Claude Code, and return the finding."""
     path = set_up.folder / ".claude" / "settings.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"env": env}))

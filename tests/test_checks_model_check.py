@@ -41,7 +41,7 @@ BROKEN = {"type": "error", "error": {"type": "api_error", "message": "Snowflake 
 
 
 def stream(*events: dict[str, Any], after: str = "") -> str:
-    """Events on the wire, with what else a stream may hold between them."""
+    """These events as a stream, with the empty data and comments that a stream may have between them."""
     return "".join(f"event: ping\n\ndata:\n\n: keep-alive\ndata: {json.dumps(event)}\n\n" for event in events) + after
 
 
@@ -284,7 +284,7 @@ def test_a_row_that_names_its_route_itself_is_not_changed_by_the_word(settings: 
 
 
 def test_a_broken_template_offers_no_route(settings: Settings, tmp_path: Path) -> None:
-    template = tmp_path / TEMPLATE  # not the bundle's own, also where the fixture's patch does not hold
+    template = tmp_path / TEMPLATE  # named here, so that this can never write into the bundle
     assert settings.template_path == template
     template.write_text("model_list: [")
     assert with_remedy(settings, "claude-haiku-4-5", "claude-haiku-*", BETTER) == replace(BETTER, better=None)

@@ -23,10 +23,10 @@ def test_each_distinct_model_is_asked_once_and_a_family_under_a_made_up_name(set
     rows = yaml.safe_load(set_up.config.read_text())["model_list"]
     assert set(found) == {row["litellm_params"]["model"] for row in rows}
     assert len(server.asked) == len(found)
-    # Each as Claude Code asks: whatever a bare request would pass by has to be in it.
+    # Each request has all the kinds of fields that Claude Code sends.
     assert all({"tools", "thinking", "system", "stream", "metadata"} <= asked.keys() for asked in server.asked)
     assert found["openai/claude-sonnet-4-6"].state == "ok"
-    # Claude Code asks for the family's model by itself; the other one is only offered.
+    # Claude Code uses the first model by itself; the second is only in its list.
     assert found["openai/claude-opus-4-7"].state == "fail"
     assert found["openai/claude-opus-4-7"].fix == "ALTER ACCOUNT …"
     assert found["openai/claude-opus-4-5"].state == "warn"

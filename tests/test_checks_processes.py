@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("nobody_s_environment")
 def test_a_pm2_that_does_not_run_is_named_and_not_started(set_up: SetUp) -> None:
     home = set_up.folder / "pm2"
     home.mkdir()
-    with socket.socket(socket.AF_UNIX) as dead:  # what a daemon that was killed leaves behind
+    with socket.socket(socket.AF_UNIX) as dead:  # a daemon that was killed leaves its socket
         dead.bind(str(home / "rpc.sock"))
     found = findings(set_up, processes)
     assert (found["PM2"].state, found["PM2"].fix) == ("fail", "make start")

@@ -26,7 +26,7 @@ EDITS: dict[str, Any] = {
 
 
 def added(tree: Any, change: Any) -> Any:
-    """`tree` with `change` in it: objects are joined, lists get longer, everything else is replaced."""
+    """Add `change` to `tree`: objects are joined, lists get longer, everything else is replaced."""
     if isinstance(change, dict):
         return {**(tree or {}), **{name: added((tree or {}).get(name), value) for name, value in change.items()}}
     return [*(tree or []), *change] if isinstance(change, list) else change
@@ -67,9 +67,9 @@ def test_undo_takes_our_entries_and_nothing_else(
 ) -> None:
     before = home.write(text) if text else None
     home.settings.point(BLOCK)
-    if old:  # it kept all settings as it had written them
+    if old:  # an older release kept a copy of the settings that it had written
         shutil.copy(home.path, home.folder / "settings.json.with-cortex")
-    # Claude Code changes an entry on the user's word: it writes the whole file, in its own format.
+    # When the user changes an entry in Claude Code, it writes the whole file in its own format.
     home.path.write_text(json.dumps(added(home.tree, change), sort_keys=True))
     if again:
         home.settings.point({**BLOCK, "env": OTHER_ENV})
@@ -123,7 +123,7 @@ def test_an_alias_is_named_after_the_model_that_answers_and_asks_for_a_name_that
     assert variables["ANTHROPIC_DEFAULT_OPUS_MODEL"] == "claude-opus-4-7"
     assert variables["ANTHROPIC_DEFAULT_OPUS_MODEL_NAME"] == "Claude Opus 4.7"
     assert variables["ANTHROPIC_DEFAULT_HAIKU_MODEL"] == "claude-haiku-4-5"
-    assert "ANTHROPIC_DEFAULT_FABLE_MODEL" not in variables  # would be a second Sonnet in the list of /model
+    assert "ANTHROPIC_DEFAULT_FABLE_MODEL" not in variables  # /model would show Sonnet twice
     for model, name in (("openai-gpt-4.1", "claude-opus-latest"), ("claude-opus-9", "claude-opus-9")):
         variables = aliases(f"model_list: [{{model_name: claude-opus-*, litellm_params: {{model: openai/{model}}}}}]")
         assert variables["ANTHROPIC_DEFAULT_OPUS_MODEL"] == name
@@ -171,7 +171,7 @@ def test_check_names_the_settings_that_win(
         assert "hidden" not in problem.found
         assert problem.final == name.startswith("managed")
         assert problem.fix == ("Only whoever manages this machine can change it" if problem.final else f"{fix} {path}")
-        if problem.final and "apiKeyHelper" in fix:  # it keeps even `make claude` away, so it is said in any case
+        if problem.final and "apiKeyHelper" in fix:  # `make claude` fails too, so this is said in any case
             assert claude_settings.check(8001, "sk-1", {"HOME": str(tmp_path)}, tmp_path) == [NOT_POINTED, problem]
         path.unlink()
 

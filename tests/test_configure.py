@@ -21,8 +21,8 @@ from bundle.files import write_private
 from bundle.settings import load_settings, set_in_env_file
 from bundle.tokens import load_key
 from configure import make_key_pair, shortest
-from tests.conftest import ACCOUNT, BUNDLE, USER, public_pem
 from tests.cortex_stub import CortexStub
+from tests.set_up import ACCOUNT, BUNDLE, USER, public_pem
 from tests.terminal import Terminal
 
 

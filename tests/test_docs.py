@@ -21,9 +21,9 @@ import yaml
 
 from bundle.cortex.errors import CASES
 from docs import generate, import_graph
-from tests.conftest import BUNDLE
 from tests.cortex_rules import Options
 from tests.cortex_stub import CortexStub
+from tests.set_up import BUNDLE
 
 CORTEX = (BUNDLE / "docs" / "cortex.md").read_text(encoding="utf-8")
 ANCHOR = re.compile(r'<a id="([a-z0-9-]+)"></a>')

@@ -23,10 +23,10 @@ pytestmark = pytest.mark.usefixtures("nobody_s_environment")
 
 
 class Refusing(SetUp):
-    """A running set-up whose Cortex refuses a field of Claude Code's on one of the routes, as its `.env` names it."""
+    """A running set-up. Its Cortex refuses a field that Claude Code sends on one of the routes."""
 
     def refuse(self, field: str, env_file: str = "") -> None:
-        """Cortex refuses this field from now on; `.env` holds these lines, and the proxy has taken them up."""
+        """Let Cortex refuse this field, write these lines to `.env`, and wait until the proxy uses them."""
         self.stub.set_options(refused_fields=(field,))
         self.env_file.unlink(missing_ok=True)
         if env_file:
@@ -40,7 +40,7 @@ class Refusing(SetUp):
         return self.folder / ".env"
 
     def path(self) -> str:
-        """Where a request goes now."""
+        """Send a request and return the path on which it reaches Cortex."""
         before = len(self.stub.requests)
         self.ask("hello", "claude-haiku-4-5")
         return str(self.stub.requests[before]["path"])
@@ -75,7 +75,7 @@ def test_a_start_is_not_good_when_only_the_other_route_takes_claude_code_and_say
     assert (done.returncode, line, remedy) == (1, f"{REFUSED_ON_CHAT}.", "CLAUDE_ROUTE=messages")
     assert str(refusing.env_file) in where
     assert not refusing.env_file.exists()
-    # So does the doctor, of each model.
+    # `doctor.py --live` says the same about each model.
     found = json.loads(refusing.run("doctor.py", "--live", "--json").stdout)["findings"]
     asked = {finding["name"]: finding for finding in found if finding["group"] == "Models"}
     assert {finding["state"] for finding in asked.values()} == {"warn"}
@@ -130,7 +130,7 @@ def test_a_route_that_the_user_has_chosen_is_kept_with_a_warning_the_other_way_r
 
 @pytest.mark.real
 def test_a_route_that_answers_nothing_at_all_is_no_good_start_also_where_it_is_kept(refusing: Refusing) -> None:
-    refusing.refuse("max_completion_tokens")  # a field of chat completions that nothing can be sent without
+    refusing.refuse("max_completion_tokens")  # chat completions cannot work without this field
     said = "on chat completions and takes that on the Messages API."
     with refusing.at_a_terminal() as person:
         person.read_until("Switch to it? [Y/n] ")
@@ -146,14 +146,14 @@ def test_a_route_that_answers_nothing_at_all_is_no_good_start_also_where_it_is_k
         person.type("n")
         assert person.finish() == 1
     assert "So Claude Code gets no answer." in person.screen
-    done = refusing.run("doctor.py", "--wait")  # asked once, and chosen: now it is one of the things that are wrong
+    done = refusing.run("doctor.py", "--wait")  # the user has chosen, so this is now a fault like others
     assert (done.returncode, "on Snowflake Cortex" in done.stdout) == (1, False)
     assert said.rstrip(".") in " ".join(done.stdout.split())
 
 
 @pytest.mark.real
 def test_a_start_is_not_good_when_both_routes_refuse_claude_code(refusing: Refusing) -> None:
-    refusing.refuse("max_tokens", "CLAUDE_ROUTE=messages\n")  # a field that no request can do without
+    refusing.refuse("max_tokens", "CLAUDE_ROUTE=messages\n")  # no request works without this field
     refusing.stub.set_options(refused_fields=("max_tokens", "max_completion_tokens"))
     done = refusing.run("doctor.py", "--wait")
     assert done.returncode == 1
@@ -170,7 +170,7 @@ BETTER, BETTER_THAN_NONE = (Report(answers, "", "", MESSAGES) for answers in ("i
     ("reports", "model"),
     [
         ([BETTER, BETTER, BETTER], "a"),
-        ([NONE, BETTER_THAN_NONE, BETTER], "b"),  # the first is not in the region
+        ([NONE, BETTER_THAN_NONE, BETTER], "b"),  # the first model is not in the region
         ([BETTER, WHOLE], None),
         ([BETTER, IN_PART], None),
         ([NONE, NONE], None),
@@ -184,7 +184,7 @@ def test_the_other_route_is_offered_only_where_no_model_loses_by_it(reports: lis
 
 @pytest.mark.real
 def test_a_model_that_does_not_answer_is_named_at_the_start_and_is_no_reason_to_fail(refusing: Refusing) -> None:
-    refusing.refuse("user", "CLAUDE_ROUTE=chat\n")  # which is never sent
+    refusing.refuse("user", "CLAUDE_ROUTE=chat\n")  # a field that is never sent
     refusing.stub.missing_models = frozenset({"claude-opus-4-7"})
     try:
         done = refusing.run("doctor.py", "--wait")

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.real
 
 
 def exchange(set_up: SetUp, *lines: str, body: bytes = b"", seconds: float = 5) -> bytes:
-    """The bytes that come back for a request written by hand."""
+    """Send these lines as a request, and return the bytes of the answer."""
     with socket.create_connection(("127.0.0.1", set_up.port), timeout=seconds) as connection:
         connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
         received = b""
@@ -47,7 +47,7 @@ def send(set_up: SetUp, method: str, path: str, **more: Any) -> httpx.Response:
 
 @pytest.mark.keeps("loopback-only")
 def test_it_listens_on_loopback_only_whatever_host_says(running: SetUp) -> None:
-    running.assert_on_loopback_only()  # test_host_in_the_environment_opens_the_port_to_nobody has HOST set
+    running.assert_on_loopback_only()  # with HOST set: test_host_in_the_environment_opens_the_port_to_nobody
 
 
 @pytest.mark.keeps("no-web-page")
@@ -89,7 +89,7 @@ def test_a_refusal_is_in_anthropic_s_shape_is_final_and_reaches_nobody(
 
 
 def test_claude_code_shows_the_refusal_of_a_wrong_key_at_once(running: SetUp) -> None:
-    # Claude Code repeats a request that may be repeated for minutes: then this run would be over its time.
+    # When a refusal is not final, Claude Code tries again for minutes, and this run would take too long.
     done = running.run(
         str(CLAUDE), "-p", "hello", seconds=60, **{**running.claude_env(), "ANTHROPIC_AUTH_TOKEN": "sk-wrong"}
     )
@@ -142,7 +142,7 @@ def found(routes):
         yield from found(getattr(getattr(route, "original_router", None), "routes", None) or [])
         if getattr(route, "path", None) is not None:
             yield route.path, sorted(getattr(route, "methods", None) or [])
-# What is imported at the first request of its kind only.
+# LiteLLM imports these routes at the first request.
 lazy = [(path, []) for feature in LAZY_FEATURES for path in (*feature.path_prefixes, *feature.path_suffixes)]
 print("ROUTES" + json.dumps([*found(app.router.routes), *lazy]))
 """
@@ -175,7 +175,7 @@ def test_no_other_route_of_litellm_is_served_not_even_with_the_key(
                 answer = client.request(method, re.sub(r"\{[^}]*\}", "x", path), json={} if method == "POST" else None)
                 if answer.status_code != 404:
                     served.add((method, path))
-    # Which of our own paths LiteLLM has as well differs between its releases.
+    # LiteLLM's releases differ in how many of our own paths they have too.
     assert served == {(method, path) for method, path in LITELLM_ROUTES | OWN_ROUTES if path in paths - {"/"}}
     assert served >= LITELLM_ROUTES
     assert len(running.stub.requests) == before

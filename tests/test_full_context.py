@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SetUp
 from tests.session import Session, fill_the_context
+from tests.set_up import SetUp
 
 pytestmark = pytest.mark.real
 

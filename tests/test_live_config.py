@@ -16,7 +16,7 @@ from tests.set_up import SetUp
 
 
 class Now:
-    """A clock that a test sets, and a file as the refresher writes it."""
+    """A clock that the test sets, and a configuration that the refresher has written."""
 
     def __init__(self, set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in set_up.environ.items():
@@ -74,9 +74,9 @@ def test_a_file_that_something_else_wrote_changes_nothing(now: Now, content: byt
     [
         (HOUR, 0, "60 minutes ahead of Snowflake's, which takes no token from the future (394302)"),
         (-2 * HOUR, 0, "120 minutes behind Snowflake's, for which this token has ended (394303)"),
-        (5, 0, None),  # Snowflake's own tolerance is not known
+        (5, 0, None),  # we do not know what difference Snowflake accepts
         (HOUR / 2, HOUR * 3 / 4, None),  # the clock is wrong, but this token was not refused for that
-        (0, HOUR + 10, None),  # the machine slept while the request was on its way: both clocks say that it has ended
+        (0, HOUR + 10, None),  # the machine slept during the request: the token has ended on both clocks
     ],
 )
 def test_a_wrong_clock_is_told_from_a_wrong_key(now: Now, ahead: float, age: float, said: str | None) -> None:

@@ -19,10 +19,10 @@ from bundle.files import write_private
 from bundle.settings import load_settings
 from bundle.tokens import sign
 from tests import cortex_messages_rules
-from tests.conftest import SetUp, events
 from tests.cortex_rules import JSON
 from tests.cortex_stub import FAULTS, MESSAGES
 from tests.messages import MARK, TOOL, body, said, says, text, thought, user
+from tests.set_up import SetUp, events
 
 pytestmark = pytest.mark.real
 

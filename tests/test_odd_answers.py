@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SetUp, events
 from tests.cortex_rules import JSON
 from tests.session import OLD, Session, ask, call, work_all_day
+from tests.set_up import SetUp, events
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("route")]
 ON_CHAT = pytest.mark.parametrize("route", ["chat"], indirect=True)

@@ -23,7 +23,7 @@ import pytest
 
 from bundle.supervisor import LOG_BYTES, port_owner
 from patches import apply_patch
-from tests.conftest import BUNDLE, TOKEN, SetUp, copy_bundle, wait_until
+from tests.set_up import BUNDLE, TOKEN, SetUp, copy_bundle, wait_until
 
 pytestmark = pytest.mark.real
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from patches import apply_patch
-from tests.conftest import BUNDLE
+from tests.set_up import BUNDLE
 from usage import statement
 
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((BUNDLE / "docs").glob("*.md"))))

@@ -10,8 +10,8 @@ import anthropic
 import pytest
 
 from tests import recorded
-from tests.conftest import SetUp
 from tests.recorded import JSON
+from tests.set_up import SetUp
 
 pytestmark = pytest.mark.real
 

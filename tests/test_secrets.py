@@ -18,7 +18,7 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="module")
 def loud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SetUp]:
-    """Both processes under umask 0, every logger of theirs at its lowest level, and an hour of trouble behind them."""
+    """Refresher and proxy with umask 0 and loggers at their lowest level, after each kind of error."""
     folder = tmp_path_factory.mktemp("loud")
     made = SetUp(folder, bundle=copy_bundle(folder / "bundle"))
     (folder / "loud").mkdir()

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SetUp, events
 from tests.cortex_rules import JSON, Options
 from tests.cortex_stub import CHAT, FAULTS, MESSAGES
 from tests.session import FUTURE, OLD, Session, ask, call, work_all_day
+from tests.set_up import SetUp, events
 
 pytestmark = pytest.mark.real
 

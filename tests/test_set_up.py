@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from configure import make_key_pair
-from tests.conftest import ACCOUNT, BUNDLE, USER, free_port, wait_until
 from tests.cortex_rules import Options
 from tests.cortex_stub import CortexStub
+from tests.ports import free_port
+from tests.set_up import ACCOUNT, BUNDLE, USER, wait_until
 from tests.terminal import Terminal
 from tests.test_readme import blocks
 

@@ -14,7 +14,7 @@ from bundle import sql_api
 from bundle.cortex.errors import explain_query
 from bundle.settings import Settings, load_settings
 from bundle.sql_api import PATIENCE_SECONDS, QueryError, query
-from tests.conftest import BUNDLE, TOKEN, SetUp
+from tests.set_up import BUNDLE, TOKEN, SetUp
 from tests.terminal import Terminal
 from usage import NUMBERS, statement
 

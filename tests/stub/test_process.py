@@ -13,8 +13,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.conftest import BUNDLE
 from tests.cortex_stub import CHAT, DEMO_NOTE, MESSAGES, CortexStub
+from tests.set_up import BUNDLE
 from tests.stub.sending import OTHER_PEM, PEM, chat, events, native, post, token
 
 SCRIPT = str(BUNDLE / "tests" / "cortex_stub.py")
