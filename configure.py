@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import select
+import shlex
 import sys
 import termios
 import time
@@ -35,12 +36,12 @@ from bundle.settings import Settings, load_settings, read_connections, set_in_en
 from bundle.tokens import load_key, register_statement
 
 POLL_SECONDS = 3.0
-HINT_SECONDS = 60.0  # after this time, the user may have run the statement and met another problem
+HINT_SECONDS = 60.0  # after this time, also print why Snowflake refuses the key
 WAIT_SECONDS = 900.0
 
 
 def set_up(environ: Mapping[str, str], *, interactive: bool) -> None:
-    """Complete the set-up. Asks only if `interactive`; raises ConfigError if something is missing in the end."""
+    """Complete the set-up. Asks only if `interactive`; raises ConfigError if something is still missing."""
     asked = False
     while missing := missing_settings(environ):
         if not interactive:
@@ -58,7 +59,7 @@ def set_up(environ: Mapping[str, str], *, interactive: bool) -> None:
 
 
 def missing_settings(environ: Mapping[str, str]) -> list[str]:
-    """The missing ones of "account" and "user"; raises ConfigError for any other mistake."""
+    """Which of "account" and "user" are missing; raises ConfigError for any other mistake."""
     try:
         load_settings(environ)
     except ConfigError as error:
@@ -70,14 +71,15 @@ def missing_settings(environ: Mapping[str, str]) -> list[str]:
 
 
 def ask(missing: list[str], environ: Mapping[str, str]) -> None:
-    """Put one answer into `.env`: a connection of ~/.snowflake if account and user are missing, or one of them."""
+    """Put one answer into `.env`. If both are missing, offer the known connections; else ask for the first that is
+    missing."""
     env_file = state_folder(environ) / ".env"
     known = connections(environ) if len(missing) == 2 else {}
     if known and (name := choose(known)):
         set_in_env_file(env_file, "SNOWFLAKE_DEFAULT_CONNECTION_NAME", name)
         return
     if missing[0] == "user":
-        print("Which user? Give the LOGIN_NAME: what you type to log in, often in capitals or a mail address.")
+        print("Which user? Give the LOGIN_NAME: the name that you log in with, often in capitals or an e-mail address.")
         set_in_env_file(env_file, "SNOWFLAKE_USER", answer("User: "))
         return
     print("Which Snowflake account? Paste the address of Snowsight from your browser, or the result of this SQL:")
@@ -118,12 +120,12 @@ def choose(known: Mapping[str, str]) -> str | None:
             return text
         if text.isdecimal() and 0 < int(text) <= len(known):
             return list(known)[int(text) - 1]
-        print(f"There are 1 to {len(known)}.")
+        print(f"Type a number from 1 to {len(known)}.")
     return None
 
 
 def shortest(text: str, account: str, host: str) -> str:
-    """The shortest text that parse_account reads as this account and host, so that `.env` reads well."""
+    """The shortest text that parse_account turns into the same account and host."""
     for candidate in (account, host.removesuffix(".snowflakecomputing.com"), host):
         with suppress(ConfigError):
             if parse_account(candidate) == (account, host):
@@ -132,13 +134,15 @@ def shortest(text: str, account: str, host: str) -> str:
 
 
 def make_key_pair(path: Path) -> Path:
-    """Write an RSA-2048 key (PKCS8, not encrypted) to `path` and its public key beside it; returns the latter's path.
+    """Write an RSA-2048 key (PKCS8, not encrypted) to `path` and its public key beside it; returns the public key's
+    path.
 
     Overwrites nothing; raises ConfigError."""
     public = path.with_suffix(".pub")
     for file in (path, public):
         if file.exists():
-            raise ConfigError(f"{file} exists, and is not overwritten.\nMove it away: mv {file} {file}.old")
+            move = shlex.join(["mv", "-n", str(file), f"{file}.old"])
+            raise ConfigError(f"{file} exists, and is not overwritten.\nMove it away: {move}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -174,7 +178,7 @@ def register(settings: Settings, key: rsa.RSAPrivateKey, environ: Mapping[str, s
         if not printed:
             printed = statement
             print(f"\nRun this in Snowsight, as ACCOUNTADMIN or {settings.user}:\n\n{statement}\n")
-            with suppress(termios.error):  # an Enter from before this question must not end the wait
+            with suppress(termios.error):  # ignore keys that were pressed before this message
                 termios.tcflush(sys.stdin, termios.TCIFLUSH)
             print("Waiting until Snowflake takes the key. Enter goes on without waiting.", flush=True)
         waited = time.monotonic() - start
@@ -196,7 +200,7 @@ def main() -> int:
         print(f"configure.py: {error}{hint}", file=sys.stderr, flush=True)
         return EX_CONFIG
     except (KeyboardInterrupt, EOFError):
-        print("\nStopped. Your answers are in .env; they are not asked again.", flush=True)
+        print("\nStopped. Your answers are in .env. You will not be asked for them again.", flush=True)
         return 130
     return 0
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Show the tokens that were spent on Cortex, by day and model.
 
-Snowflake counts the tokens in a view of SNOWFLAKE.ACCOUNT_USAGE, for the whole account and up to two hours late. This
-script reads that view through the SQL API. It signs a token of its own in memory, and writes no file.
+Snowflake keeps the counts in a view of SNOWFLAKE.ACCOUNT_USAGE, for the whole account and up to two hours late. This
+script reads that view through the SQL API. It signs a login token (JWT) in memory, and writes no file.
 
 Exit status: 0 done, even if the view is empty; 1 the query failed; 78 a configuration error.
 """
@@ -39,7 +39,7 @@ NO_PRIVILEGE = "002003"
 LAG = "The view lags: the last two hours may be missing."
 NARROW = 72  # columns; a narrower terminal gets only the two most important numbers
 Row = dict[str, Any]
-NUMBERS = {  # name in the output: column of the statement
+NUMBERS = {  # name in the output: column of the SQL result
     "requests": "TOTAL_REQUESTS",
     "input": "TOTAL_INPUT_TOKENS",
     "output": "TOTAL_OUTPUT_TOKENS",
@@ -82,7 +82,7 @@ def grant_message(settings: Settings) -> str:
 
 
 def to_numbers(answer: Sequence[Mapping[str, str | None]]) -> list[Row]:
-    """Snowflake's rows, which hold only text and null, with date, model and whole numbers."""
+    """Convert Snowflake's rows (text or null) to rows with date, model and whole numbers."""
     return [
         {"date": row["USAGE_DATE"], "model": row["MODEL_NAME"] or "(unknown)"}
         | {name: int(Decimal(row[column] or 0)) for name, column in NUMBERS.items()}
@@ -99,7 +99,7 @@ def short(number: int) -> str:
 
 
 def show(rows: Sequence[Row], days: int) -> None:
-    """Print the table; with colour, short numbers and bars only in a terminal that allows colour."""
+    """Print the table. A terminal with colour also gets colour, short numbers and bars."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
     styled, narrow = _styled(sys.stdout), width < NARROW
     number = short if styled else "{:,}".format
@@ -119,7 +119,7 @@ def show(rows: Sequence[Row], days: int) -> None:
 
 
 def _bars(rows: Sequence[Row], width: int) -> Table:
-    """A bar for each day, the longest `width` columns wide."""
+    """A bar for each day. The longest bar is `width` columns wide."""
     totals: Counter[str] = Counter()
     for row in rows:
         totals[row["date"]] += row["total"]
@@ -134,7 +134,7 @@ def _styled(stream: Any) -> bool:
 
 
 def _progress() -> AbstractContextManager[object]:
-    message = "Asking Snowflake; a suspended warehouse takes a minute …"
+    message = "Asking Snowflake; to start a suspended warehouse takes a minute …"
     if _styled(sys.stderr):
         return Console(stderr=True).status(message)
     if sys.stderr.isatty():
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif rows:
         show(rows, options.days)
     else:
-        print(f"No use of Cortex's REST API in the last {options.days} days. {LAG}")
+        print(f"Cortex's REST API was not used in the last {options.days} days. {LAG}")
     return 0
 
 

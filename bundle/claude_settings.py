@@ -11,6 +11,7 @@ import copy
 import json
 import os
 import re
+import shlex
 import stat
 import sys
 from collections.abc import Mapping
@@ -172,7 +173,8 @@ class UserSettings:
 
     def _write(self, text: str) -> None:
         if self.target.exists() and not self.target.stat().st_mode & stat.S_IWUSR:
-            raise ConfigError(f"{self.target} is read-only; nothing was changed.\nUnlock it: chmod u+w {self.target}")
+            fix = f"Unlock it: chmod u+w {shlex.quote(str(self.target))}"
+            raise ConfigError(f"{self.target} is read-only; nothing was changed.\n{fix}")
         write_private(self.target, text)
 
     def point(self, entries: Json) -> list[str]:

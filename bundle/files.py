@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -43,7 +44,8 @@ def write_private(path: Path, text: str, *, only_if_absent: bool = False) -> Non
 
 def write_error(path: Path, error: OSError) -> ConfigError:
     kind = WriteError if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO} else ConfigError
-    return kind(f"cannot write {path}: {error.strerror}.\nCheck with: df -h {path.parent}; ls -ld {path.parent}")
+    folder = shlex.quote(str(path.parent))
+    return kind(f"cannot write {path}: {error.strerror}.\nCheck with: df -h {folder}; ls -ld {folder}")
 
 
 Stamp = tuple[tuple[str, int, int, int], ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -131,7 +132,8 @@ def _read_template(settings: Settings) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"there is no {path}.\nBring it back with: git checkout {path.name}") from None
+        fix = f"Bring it back with: git -C {shlex.quote(str(path.parent))} checkout {path.name}"
+        raise ConfigError(f"there is no {path}.\n{fix}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}.") from None
 

@@ -134,9 +134,12 @@ def _read_env_file(path: Path) -> dict[str, str]:
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a text file (UTF-8).\nFix that file, or move it away.") from None
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}.\nFix it with: chmod u+r {path}") from None
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}.\nFix it with: chmod u+r {shlex.quote(str(path))}"
+        ) from None
     if mode & 0o077 and values.keys() & {"PRIVATE_KEY_PASSPHRASE", "LITELLM_MASTER_KEY"}:
-        raise ConfigError(f"{path} holds a secret and other users can read it.\nFix it with: chmod 600 {path}")
+        fix = f"Fix it with: chmod 600 {shlex.quote(str(path))}"
+        raise ConfigError(f"{path} holds a secret and other users can read it.\n{fix}")
     return values
 
 

@@ -11,8 +11,10 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 import stat
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import jwt
@@ -28,14 +30,15 @@ TOKEN_SECONDS = 3600  # Snowflake's maximum; a later `exp` does not make the tok
 
 def load_key(path: Path, passphrase: str | None) -> rsa.RSAPrivateKey:
     """Load the RSA private key (PEM, encrypted or not), if nobody else can read the file. Raises ConfigError."""
-    openssl = f"openssl genrsa 2048 | openssl pkcs8 -topk8 -inform PEM -nocrypt -out {path} && chmod 600 {path}"
-    make_one = f"Make one with:\n  {openssl}"
+    make_one = _how_to_make_a_key(path)
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise ConfigError(f"{path} is a folder; SNOWFLAKE_PRIVATE_KEY_PATH must name the key file in it.")
         if mode & 0o077:
-            raise ConfigError(f"other users can read the private key {path}.\nFix it with: chmod 600 {path}")
+            raise ConfigError(
+                f"other users can read the private key {path}.\nFix it with: chmod 600 {shlex.quote(str(path))}"
+            )
         pem = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"there is no private key at {path}.\n{make_one}") from None
@@ -59,6 +62,17 @@ def load_key(path: Path, passphrase: str | None) -> rsa.RSAPrivateKey:
     if key.key_size < 2048:
         raise ConfigError(f"the key in {path} has {key.key_size} bits; Snowflake requires at least 2048.\n{make_one}")
     return key
+
+
+def _how_to_make_a_key(path: Path) -> str:
+    """The command that makes a key at `path`, or beside it if something is there: no command overwrites a key."""
+    free = path
+    if path.exists():
+        names = (path.with_name(f"{path.stem}_{number}{path.suffix}") for number in count(2))
+        free = next(name for name in names if not name.exists())
+    target = shlex.quote(str(free))
+    lines = f"Make one with:\n  (umask 077; openssl genrsa 2048 | openssl pkcs8 -topk8 -nocrypt -out {target})"
+    return lines if free == path else f"{lines}\nThen put this into .env:\n  SNOWFLAKE_PRIVATE_KEY_PATH={target}"
 
 
 def public_der(key: rsa.RSAPrivateKey) -> bytes:

@@ -2,14 +2,14 @@
 """Make the installed LiteLLM send `max_completion_tokens`, because Cortex refuses `max_tokens`.
 
 In litellm/llms/openai/openai.py, class OpenAIChatCompletion, four statements pass the request, a local dict called
-`data`, to the function that sends it. This script puts four lines before each statement, which rename the key. It finds
-the statements in the syntax tree, so their line numbers and layout do not matter.
+`data`, to the function that sends it. This script puts four lines before each statement. They rename the key. The
+script finds the statements in the syntax tree, so their line numbers and layout do not matter.
 
 What it promises:
 - All four statements are patched, or none. The new text is checked in memory before the file is written.
 - A second run changes nothing. --undo removes only our lines: the rest of the file stays the same, byte for byte.
 - The file is replaced, never written into: it may be a hard link or symlink into uv's cache, which must not change.
-- Other people's changes in the file stay. LiteLLM's RECORD has the hash of the file as it was shipped.
+- Other people's changes in the file stay. The script finds them by the hash in LiteLLM's RECORD.
 - If the bundle's folder has a `.venv`, its LiteLLM is patched, because PM2 runs the proxy with it.
 
 Exit status: 0 done, or nothing to do; 1 not patched (--check); 2 usage; 3 LiteLLM is not installed; 4 LiteLLM's code
@@ -43,7 +43,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).absolute().parent.parent))  # as a script, this file has only its own folder
+sys.path.insert(0, str(Path(__file__).absolute().parent.parent))  # a script has only its own folder on sys.path
 
 from bundle.bootstrap import BUNDLE, PM2, enter_venv
 
@@ -67,7 +67,8 @@ BLOCK = (
     b"# <<< " + MARK,
 )
 OUR_RENAME = ast.unparse(ast.parse(b"\n".join(BLOCK)))
-# LiteLLM needs no patch if one of these is before each call. If LiteLLM renames in another way, our lines do no harm.
+# LiteLLM needs no patch if one of these stands before each call. A LiteLLM that renames in another way is patched too,
+# and then our lines find nothing to rename.
 RENAMES = {OUR_RENAME, "if 'max_tokens' in data:\n    data['max_completion_tokens'] = data.pop('max_tokens')"}
 
 MADE_FOR = "1.106.2"  # the release that requirements.in pins
@@ -79,7 +80,7 @@ LOCK_SECONDS = 10  # a run takes less than one second; the proxy's start must no
 
 
 class PatchState(Enum):
-    """The state of the patch, with its exit status and message. PatchReport.detail fills in the braces."""
+    """The state of the patch, with its exit status and message. PatchReport.detail replaces the {placeholders}."""
 
     PATCHED = 0, "{release} is patched: its four chat calls send max_completion_tokens."
     UNNEEDED = 0, "{release} needs no patch: its own code renames max_tokens."
@@ -88,9 +89,9 @@ class PatchState(Enum):
     MISSING = 3, "LiteLLM is not installed for this interpreter.\nInstall it: {install}"
     MOVED = (
         4,
-        "{release} lacks the code that this patch (made for {made_for}) changes.\n  found        {reason}\n"
+        "The code to patch was not found in {release}. This patch was made for {made_for}.\n  found        {reason}\n"
         "A newer LiteLLM may send max_completion_tokens itself. If Cortex answers that max_tokens is deprecated, this\n"
-        "LiteLLM does not. In that case install the release that works: {install}",
+        "release does not. Then install the release that works: {install}",
     )
     CHANGED = (
         5,
@@ -133,7 +134,7 @@ class PatchReport:
 
     @property
     def ok(self) -> bool:
-        """Whether requests leave with `max_completion_tokens`."""
+        """Whether LiteLLM sends `max_completion_tokens`."""
         return self.state.exit_status == 0
 
     @property
@@ -149,7 +150,7 @@ class PatchReport:
         text = self.state.message.format(
             release=release, reason=self.reason, made_for=MADE_FOR, install=install, reinstall=reinstall, this=THIS
         )
-        foreign = "\nSomebody else changed this file too: its hash differs from LiteLLM's RECORD. Those changes stay."
+        foreign = "\nThis file also has changes that are not ours: its hash differs from LiteLLM's RECORD. They stay."
         return text + foreign if self.foreign else text
 
     def __str__(self) -> str:

@@ -163,7 +163,7 @@ def test_an_edit_by_somebody_else_is_named_and_kept(bundle: Bundle, shipped: byt
     for arguments, expected in (("--check", 1), ("", 0), ("--check", 0), ("--undo", 0)):
         status, out, err = bundle.run(*arguments.split())
         assert status == expected
-        assert "Somebody else changed this file too" in out + err
+        assert "This file also has changes that are not ours" in out + err
     assert bundle.file.read_bytes() == edited
 
 
@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[Callable[[Bundle, bytes], object], int, str]] = {
     "moved": (
         lambda b, s: b.ship(s.replace(b"def acompletion(", b"def other("), "1.200.0"),
         4,
-        "LiteLLM 1.200.0 lacks",
+        "not found in LiteLLM 1.200.0",
     ),
     "edited": (edit_our_lines, 5, "Somebody else changed LiteLLM 1.106.2 where the patch belongs"),
     "1.82.7": (lambda b, s: b.ship(s, "1.82.7"), 7, "LiteLLM 1.82.7 steals credentials"),

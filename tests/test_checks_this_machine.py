@@ -54,7 +54,7 @@ def test_an_old_node_is_named(set_up: SetUp, tmp_path: Path) -> None:
 def test_another_interpreter_than_pm2_s_is_named(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(this_machine, "interpreter", lambda: "/usr/local/bin/python3")
     found = findings(set_up, programs)["Python"]
-    assert (found.state, found.fix) == ("warn", "Look with that: /usr/local/bin/python3 doctor.py")
+    assert (found.state, found.fix) == ("warn", f"Run doctor with that: /usr/local/bin/python3 {BUNDLE / 'doctor.py'}")
 
 
 def test_a_full_disk_is_named(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:

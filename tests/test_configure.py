@@ -121,7 +121,7 @@ def test_a_connection_of_snowflake_s_own_tools_is_offered(
     person.read_until("Enter for another account: ")
     assert "half" not in person.screen
     person.type("7")
-    person.read_until("There are 1 to 2.")
+    person.read_until("Type a number from 1 to 2.")
     person.type("2")
     person.read_until("ALTER USER JANE SET")
     assert "Account: " not in person.screen

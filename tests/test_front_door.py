@@ -134,14 +134,14 @@ def test_a_path_that_only_looks_like_a_served_one_is_404(path: str) -> None:
 def test_the_log_is_not_flooded_by_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     door = FrontDoor(lambda *_: None, key=KEY, port=PORT, config=None)  # type: ignore[arg-type]
     for number in range(1000):
-        door._say_refused(f"refused GET /{number}")
+        door._log_refusal(f"refused GET /{number}")
     assert len(capsys.readouterr().out.splitlines()) == REFUSALS_A_MINUTE + 1
 
 
 @pytest.mark.keeps("log-limit")
 def test_what_others_send_cannot_write_lines_into_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     door = FrontDoor(lambda *_: None, key=KEY, port=PORT, config=None)  # type: ignore[arg-type]
-    door._say_refused("refused GET /\nready on\x1b[2J\r\x9b1m eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJBIn0.c2ln" + "x" * 9000)
+    door._log_refusal("refused GET /\nready on\x1b[2J\r\x9b1m eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJBIn0.c2ln" + "x" * 9000)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.isprintable()
     assert "[token]" in line

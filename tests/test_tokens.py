@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import subprocess
 from pathlib import Path
 
 import jwt
+import pytest
 from cryptography.hazmat.primitives import serialization
 
+from bundle.errors import ConfigError
 from bundle.settings import Settings
 from bundle.tokens import claims, fingerprint, load_key, sign
 from tests.set_up import pem
@@ -42,3 +45,20 @@ def test_a_token_is_signed_with_rs256_by_the_key(settings: Settings) -> None:
 def test_an_encrypted_key_opens_with_its_passphrase(home: Path) -> None:
     path = put(home / "k", pem(KEY, "open sesame"))
     assert load_key(path, "open sesame").private_numbers() == KEY.private_numbers()
+
+
+@pytest.mark.parametrize("present", [None, "-----BEGIN PUBLIC KEY-----", "not a key"])
+def test_the_printed_command_makes_a_key_and_overwrites_nothing(tmp_path: Path, present: str | None) -> None:
+    path = tmp_path / "it's here" / "key.p8"
+    path.parent.mkdir()
+    if present is not None:
+        put(path, present)
+    with pytest.raises(ConfigError) as refused:
+        load_key(path, None)
+    command = next(line for line in str(refused.value).splitlines() if "openssl" in line)
+    subprocess.run(["bash", "-c", command], check=True, capture_output=True, timeout=60)
+    made = path if present is None else path.with_name("key_2.p8")
+    assert load_key(made, None).key_size == 2048
+    if present is not None:
+        assert path.read_text() == present
+        assert "SNOWFLAKE_PRIVATE_KEY_PATH=" in str(refused.value)

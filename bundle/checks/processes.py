@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +55,7 @@ def process(name: str, row: Mapping[str, Any], installation: Installation) -> Fi
     facts = row["pm2_env"]
     state, up = facts.get("status"), installation.now - facts.get("pm_uptime", 0) / 1000
     if facts.get("pm_exec_path") != str(BUNDLE / SCRIPTS[name]):
-        fix = f"{pm2_program(installation.environ)} delete {row['name']}; make start"
+        fix = f"{shlex.quote(pm2_program(installation.environ))} delete {row['name']}; make start"
         return Finding(name, "fail", f"PM2 runs another copy: {facts.get('pm_exec_path')}", fix)
     if state == "launching":
         return Finding(name, "warn", "it is starting", "Look again in half a minute: make doctor")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import ssl
 import sys
@@ -29,7 +30,12 @@ def programs(installation: Installation) -> Findings:
     fix = "make PYTHON=python3.12 install (any from 3.10 on)"
     yield make_finding("Python", sys.version_info >= (3, 10), f"{version} ({sys.executable})", fix)
     if Path(pm2_python).parent != Path(sys.executable).parent:
-        yield Finding("Python", "warn", f"PM2 uses {pm2_python}", f"Look with that: {pm2_python} doctor.py")
+        yield Finding(
+            "Python",
+            "warn",
+            f"PM2 uses {pm2_python}",
+            f"Run doctor with that: {shlex.quote(pm2_python)} {shlex.quote(str(BUNDLE / 'doctor.py'))}",
+        )
     node = output_of("node", "--version", environ=installation.environ).strip().lstrip("v")
     new_enough = int(node.partition(".")[0] or 0) >= 18
     yield make_finding("Node.js", new_enough, node or "not on PATH", "Install 18 or newer: https://nodejs.org")
@@ -39,7 +45,8 @@ def programs(installation: Installation) -> Findings:
 
 
 def litellm_release(version: str) -> Finding:
-    fix = f"{sys.executable} -m pip install --require-hashes -r {BUNDLE / 'requirements.txt'}"
+    requirements = shlex.quote(str(BUNDLE / "requirements.txt"))
+    fix = f"{shlex.quote(sys.executable)} -m pip install --require-hashes -r {requirements}"
     if version in apply_patch.MALICIOUS:
         found = f"{version} steals credentials ({apply_patch.MALICIOUS[version]})"
         return Finding("LiteLLM", "fail", f"{found}. Replace it, then every key that this machine could read", fix)
@@ -50,10 +57,10 @@ def litellm_release(version: str) -> Finding:
 
 
 def machine(installation: Installation) -> Findings:
-    folder = installation.folder
+    folder, quoted = installation.folder, shlex.quote(str(installation.folder))
     free, writable = shutil.disk_usage(folder).free, os.access(folder, os.W_OK)
     found = f"{folder} {'can' if writable else 'cannot'} be written, {free / 2**30:.1f} GB free"
-    yield make_finding("Disk", writable and free > FREE_BYTES, found, f"df -h {folder}; ls -ld {folder}")
+    yield make_finding("Disk", writable and free > FREE_BYTES, found, f"df -h {quoted}; ls -ld {quoted}")
     if certificates := installation.environ.get("SSL_CERT_FILE"):
         try:
             ssl.create_default_context(cafile=certificates)
@@ -92,7 +99,7 @@ def template(installation: Installation) -> Findings:
 
 def secret_files(installation: Installation) -> Findings:
     paths = [path for path in (installation.folder / name for name in SECRET_FILES) if path.exists()]
-    readable = " ".join(str(path) for path in paths if path.stat().st_mode & 0o077)
+    readable = shlex.join(str(path) for path in paths if path.stat().st_mode & 0o077)
     found = f"others can read {readable}" if readable else f"{len(paths)} files that nobody else can read"
     yield make_finding("Secrets", not readable, found, f"chmod 600 {readable}")
 

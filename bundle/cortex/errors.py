@@ -1,9 +1,9 @@
 """Explains an error of Cortex: what it means, and how to fix it.
 
-The problem: Cortex's errors have Snowflake's form, a status that Claude Code would often misread, and words that name
-no remedy. The mechanism: `explain` looks up the status and the words in a table (CASES). It returns the status on which
-Claude Code does the right thing, and a message that the user can act on. Pure functions, used by the proxy, by doctor
-and by usage.
+The problem: Cortex's errors have Snowflake's form, a status that Claude Code would often misread, and words that do not
+say how to fix the problem. The mechanism: `explain` looks up the status and the words in a table (CASES). It returns a
+status on which Claude Code tries again or stops, as it should, and a message that the user can act on. Pure functions,
+used by the proxy, by doctor and by usage.
 """
 
 from __future__ import annotations
@@ -48,9 +48,11 @@ _KEY = """\
 Snowflake does not accept this key for this user. The statement that registers it: python3 auto_refresh.py --public-key
 If it is registered, this shows the reason (as ACCOUNTADMIN): SELECT SYSTEM$GET_LOGIN_FAILURE_DETAILS('{uuid}');
 394300 means a wrong login name, 394302 or 394303 a wrong clock here, 394304 a wrong key, 394307 a wrong account."""
-_SESSION = "Snowflake has ended the session behind this token; trying again. If this goes on, run: make doctor"
+_SESSION = "Snowflake has ended the session behind this token; trying again. If this continues, run: make doctor"
 _PATCH = "LiteLLM runs without the patch. Fix it: python3 patches/apply_patch.py && make stop start"
-_OUTPUT = "In litellm_config.template.yaml, set max_output_tokens in the model's row to that number or a lower one."
+_OUTPUT = (
+    "In litellm_config.template.yaml, set max_output_tokens in the model's row to the number in this message, or lower."
+)
 _CALLS = "Cortex refused the tool calls. Use /compact or /clear, and please report this."
 _REGION = "As ACCOUNTADMIN:\nALTER ACCOUNT SET CORTEX_ENABLED_CROSS_REGION = 'ANY_REGION';"
 _MODEL = f"""\
@@ -92,12 +94,12 @@ CASES = (
     _Case(404, r"", "There is no Cortex at this address. Check the account and SNOWFLAKE_HOST: make doctor"),
     _Case(413, r"", "The request is larger than Cortex accepts (20 MiB). /compact makes it smaller."),
     _Case(429, r"", "Cortex limits how much this account may ask at once; trying again.", retry=True),
-    _Case(502, r"without content, twice", "The model has nothing to say to this: ask in other words, or /compact."),
-    _Case(503, r"left out from now on", "Trying again without it.", retry=True),  # a text of bundle/proxy/hooks.py
+    _Case(502, r"without content, twice", "Twice the model had nothing to say. Ask in other words, or use /compact."),
+    _Case(503, r"left out from now on", "Trying again without it.", retry=True),  # the words are those of hooks.py
     _Case(503, r"timed out", "The model took too long; trying again.", retry=True),
     _Case(500, r"internal error", "Trying again. If a session fails repeatedly, use /compact or /clear.", retry=True),
 )
-# Cases of the SQL API. The other errors mean the same as above.
+# Errors of the SQL API. Two kinds mean the same as for Cortex: a refused key, and a network policy.
 SQL_CASES = (
     _Case(0, r"(?i)warehouse", _WAREHOUSE),
     _Case(404, r"", "There is no Snowflake account at this address. Check the account and SNOWFLAKE_HOST: make doctor"),
@@ -107,12 +109,12 @@ SQL_CASES = (
 # For errors that no case fits.
 _ANY_5XX = _Case(0, r"", "Trying again. `make doctor` looks for the cause.", retry=True)
 _ANY_4XX = _Case(0, r"", "")
-_ANY_QUERY = _Case(0, r"", "Look closer with: make doctor")
+_ANY_QUERY = _Case(0, r"", "To find the cause, run: make doctor")
 _UUID = re.compile(r"\[([0-9a-f-]{36})\]")
 MAX_OUTPUT_TOKENS = 131_072  # docs/cortex.md#chat-output-limit
 MAX_CHARACTERS = 2_000  # patterns look only at the beginning of a text that comes from outside, so that they stay fast
 # How services say that a context is full (docs/cortex.md#status-context-full): Cortex, Anthropic, Bedrock, OpenAI.
-# Anthropic's "input length and `max_tokens` exceed context limit" is left out: Claude Code then asks for less output.
+# Anthropic's "input length and `max_tokens` exceed context limit" is not here: Claude Code itself then asks for less.
 _WINDOW = re.compile(r"max tokens of (?P<window>\d{1,9}) exceeded")
 _CONTEXT_FULL = (
     re.compile(r"(?i)prompt is too long(?:: (?P<prompt>\d{1,9}) tokens > (?P<window>\d{1,9}))?"),
@@ -125,12 +127,11 @@ _CONTEXT_FULL_STATUSES = frozenset({400, 413, 422, 500, 502})  # hooks.py turns 
 
 
 def context_full(words: str, asked: int | None = None) -> tuple[int, int] | None:
-    """(tokens of the prompt, tokens of the window) if the words of an answer say that the context is full, else None. A
-    number that the words do not give is 0.
+    """Returns (tokens of the prompt, tokens of the window) if the text of an answer says that the context is full, else
+    None. 0 stands for a number that the text does not give.
 
-    `asked` is the maximum of output tokens that the request asked for. Cortex uses the same words if that number is too
-    high. So a number that is not above `asked` is not the window but the model's output limit. The exception: a number
-    above 131072, which is more than any model's output limit.
+    `asked` is the maximum of output tokens that the request asked for. Cortex's "max tokens of N exceeded" has two
+    meanings. If N is at most `asked` and at most 131072, N is the model's output limit. Otherwise N is the window.
     """
     words = words[:MAX_CHARACTERS]
     if found := _WINDOW.search(words):
@@ -144,8 +145,8 @@ def context_full(words: str, asked: int | None = None) -> tuple[int, int] | None
 
 
 def words_of(body: str) -> tuple[str, str]:
-    """(code, message) of Snowflake's envelope (docs/cortex.md#status-envelope). A web page gets a message that says so;
-    any other body is returned as the message."""
+    """(code, message) of Snowflake's envelope (docs/cortex.md#status-envelope). For a web page, the message
+    says that it is one. Any other body is returned as the message."""
     try:
         envelope = json.loads(body)
         # Anthropic and OpenAI put the message inside `error`.
@@ -164,8 +165,8 @@ def explain(status: int, body: str, *, asked: int | None = None, count: Callable
     """Explain an answer of Cortex by its HTTP status and body.
 
     `asked` is the maximum of output tokens that the request asked for, and `count` estimates the tokens of the prompt.
-    Both are for a full context: Claude Code compacts it by itself if the message is Anthropic's "prompt is too long"
-    with two numbers (docs/cortex.md#status-context-words).
+    Both are used only if the context is full: Claude Code then compacts the conversation by itself, if the message is
+    Anthropic's "prompt is too long" with two numbers (docs/cortex.md#status-context-words).
     """
     code, words = words_of(body)
     if status in _CONTEXT_FULL_STATUSES and (full := context_full(words, asked)):

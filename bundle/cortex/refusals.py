@@ -1,10 +1,10 @@
 """Remembers which fields Cortex has refused, so that later requests leave them out.
 
 The problem: which fields Cortex accepts differs by model and account and changes over time, and cannot be tested
-without an account. Claude Code sends a refused field again with every later turn, so one such field would end a
-session. The mechanism: when a 400 names a field, the field is remembered (`learn_chat`, `learn_messages`), and later
-requests are sent without it. The refused request itself is answered with an error after which Claude Code asks again.
-The memory lasts until the process ends.
+without an account. Claude Code sends a refused field again with every later turn, so with one such field every later
+request of the session would fail. The mechanism: when a 400 names a field, the field is remembered (`learn_chat`,
+`learn_messages`), and later requests are sent without it. The refused request itself is answered with a 503, after
+which Claude Code tries again. The list of refused fields is lost when the process ends.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bundle.cortex.requests import BESIDE_REASONING
 
 MAX_WORDS = 2_000  # characters: patterns look only at the beginning of an answer's text, so that they stay fast
 
-# The fields that a request can do without, each with the words that name it. If an answer names several fields, only
+# Optional fields, each with a pattern that finds it in Cortex's message. If an answer names several fields, only
 # the first of them in this list is left out; the answer to the next request shows whether that was enough.
 FIELDS: Mapping[str, re.Pattern[str]] = {
     "temperature": re.compile(r"temperature", re.IGNORECASE),
@@ -37,14 +37,14 @@ FIELDS: Mapping[str, re.Pattern[str]] = {
     "tool_choice": re.compile(r"tool.?choice", re.IGNORECASE),
     "stream_options": re.compile(r"stream_options|include_usage", re.IGNORECASE),
 }
-# Only these words say that a field is not accepted at all. Other words complain about a value, which only the client
-# can change.
+# Only these words say that a field is not accepted at all. A message without them is about a wrong value, which only
+# the client can change.
 _NOT_ACCEPTED = re.compile(
     r"not (?:\w+ )?(?:supported|permitted|allowed|available|compatible)|not support|unsupported|may not|may only be set"
     r"|deprecated|\bunknown\b|unrecogni[sz]ed|extra inputs|thinking.{1,3}is enabled",
     re.IGNORECASE,
 )
-# Answers about another problem. They may mention a field, but no field is left out because of them.
+# Messages about other problems. They may mention a field, but no field is left out because of them.
 _OTHER_PROBLEM = re.compile(
     r"throttled|unknown model|region|toolUse|toolResult|tool_result|max.?tokens|too long|context|final position|prefill"
     r"|signature",
@@ -53,11 +53,11 @@ _OTHER_PROBLEM = re.compile(
 _CACHE_MARK = re.compile(r"cache_?control|cache.?point|prompt.?caching", re.IGNORECASE)
 _MARKED_MESSAGE = re.compile(r"messages[.\[](\d{1,6})")
 _ROLE = re.compile(r"\b(assistant|system|user)\b")
-# Names inside tools are the user's: a parameter of a tool may be called `temperature`.
+# The user chooses the names inside tools: a parameter of a tool may be called `temperature`.
 _IN_TOOLS = re.compile(r"tools[.\[]\S*|(?:function|tool) '[^']*'")
 _OUTPUT_LIMIT = re.compile(r"max tokens of (\d{1,9}) exceeded|max_tokens: \d{1,9} > (\d{1,9})")
 _EXTRA_FIELD = re.compile(r"([\w-]+(?:\.[\w-]+)*): Extra inputs are not permitted")
-# Fields that are never left out: without one of them a request is not valid, or asks for something else.
+# Fields that are never left out: without any of them the request would be invalid, or would mean something else.
 _REQUIRED = frozenset(
     {"model", "messages", "max_tokens", "max_completion_tokens", "role", "content", "type", "system", "tools", "stream"}
     | {"name", "input_schema", "id", "input", "tool_use_id", "text", "source", "data", "media_type", "signature"}
@@ -69,10 +69,11 @@ _MARK_PATHS = (("system", "*"), ("tools", "*"), ("messages", "*", "content", "*"
 class Refusals:
     """What Cortex has refused so far. The keys of the three dicts are model names without a provider prefix.
 
-    - `chat`: fields of chat completions, `cache_control ROLE` for marks in messages of a role, and `BESIDE_REASONING`.
+    - `chat`: fields of chat completions, `cache_control ROLE` for cache marks in messages of a role, and
+      `BESIDE_REASONING` for the temperature that a request with reasoning has.
     - `fields`: paths in a body of the Messages API.
     - `betas`: betas of the Messages API, for all models.
-    - `limits`: the output limit that Cortex has reported, if a request asked for more.
+    - `limits`: the model's output limit, which Cortex names when a request asks for more.
     """
 
     chat: dict[str, set[str]] = field(default_factory=dict)
@@ -82,7 +83,7 @@ class Refusals:
 
     def learn_chat(self, words: str, sent: JSON, before: Collection[str] = ()) -> list[str]:
         """Remember what a 400 of chat completions names. Returns a phrase for each thing that the next request will
-        leave out; if there is none, asking again is of no use.
+        leave out. An empty list means that trying again does not help.
 
         `words` is the message of the answer, `sent` the body that was refused. `before` names the fields that were
         known as refused when the request was sent: if the answer names one of them again, leaving it out did not help.
@@ -101,8 +102,8 @@ class Refusals:
         return [f"{each.replace('cache_control ', 'cache_control on ')} for {model}" for each in new]
 
     def learn_messages(self, words: str, sent: JSON, betas: Iterable[str]) -> list[str]:
-        """The same for the Messages API. "invalid beta flag" does not name the beta, so all betas of the request count
-        as refused."""
+        """Like `learn_chat`, for the Messages API. "invalid beta flag" does not name the beta, so all betas of the
+        request count as refused."""
         words = words[:MAX_WORDS]
         model = str(sent.get("model"))
         if limit := self._learn_limit(words, model, sent.get("max_tokens")):
@@ -121,8 +122,8 @@ class Refusals:
         return sorted([*left_out, *(f"beta {flag}" for flag in flags)])
 
     def _learn_limit(self, words: str, model: str, asked: object) -> str:
-        """docs/cortex.md#chat-output-limit: a number below the requested maximum is the model's output limit. A number
-        above it is the context window (docs/cortex.md#status-context-full)."""
+        """Remember the model's output limit if the message names one; returns a phrase for it. A number below the
+        requested maximum is that limit (docs/cortex.md#chat-output-limit), a number above it is the context window."""
         found = _OUTPUT_LIMIT.search(words)
         limit = int(found[1] or found[2]) if found else 0
         if not limit or not isinstance(asked, int) or limit >= asked:
@@ -146,8 +147,8 @@ def _is_about_marks(words: str) -> bool:
 
 
 def marked_roles(messages: Sequence[JSON], words: str) -> list[str]:
-    """The roles whose cache marks are refused: the role of the message that the words name by its number, else the
-    roles that the words name, else the roles of all marked messages."""
+    """The roles whose cache marks are refused. In this order: the role of the message whose number the text has, the
+    roles that the text has, the roles of all marked messages."""
     marked = {str(message["role"]) for message in messages if mark_within(message.get("content"))}
     if (found := _MARKED_MESSAGE.search(words)) and int(found[1]) < len(messages):
         named = {str(messages[int(found[1])]["role"])}
@@ -157,8 +158,8 @@ def marked_roles(messages: Sequence[JSON], words: str) -> list[str]:
 
 
 def without(node: Any, path: Sequence[str]) -> Any:
-    """The body without the value at a path such as `tools.*.custom.strict`. A step that is not a key is skipped:
-    Cortex's paths also name the type of a block or tool (`custom`)."""
+    """The body without the value at a path such as `tools.*.custom.strict`. A part of the path that is not a key is
+    skipped: Cortex's paths also name the type of a block or tool (`custom`)."""
     step, rest = path[0], path[1:]
     if isinstance(node, list):
         if step == "*":

@@ -1,11 +1,13 @@
-"""Who may send requests to the proxy, to which routes, and what a client sees of an error.
+"""Decides who may send requests to which routes of the proxy, and what a client sees of an error.
 
 LiteLLM is a gateway for a company, with more than 600 routes, an admin page and permissive CORS. On a user's own
 machine every web page in the browser can send requests to a port on loopback, and each request costs credits. So this
-ASGI application runs in front of LiteLLM's and lets through only two things: health checks, and Claude Code's messages.
+ASGI application runs in front of LiteLLM's application and lets through only two things: health checks, and Claude
+Code's messages.
 
 Security invariants
-- Nothing is served under a foreign Host name (DNS rebinding), to a web page (Origin), or without the key.
+- A request is refused if its Host is not this machine (DNS rebinding), if a web page sent it (Origin), or without the
+  key.
 - A request is refused before LiteLLM sees it, and the size of a body is limited before the body is parsed.
 - No error body or log line contains a token, whatever Cortex wrote into its answer. No client can forge log lines.
 """
@@ -36,14 +38,18 @@ MAX_BODY_BYTES = 20 * 2**20  # Cortex refuses more
 LITELLM_ROUTES = {("GET", "/health/liveliness"), ("POST", "/v1/messages")}
 OWN_ROUTES = {("HEAD", "/"), ("GET", "/v1/models"), ("POST", "/v1/messages/count_tokens")}
 WITHOUT_KEY = {("GET", "/health/liveliness"), ("HEAD", "/")}  # they reveal nothing and cost nothing
-REFUSALS_A_MINUTE = 20  # in the log: a web page that tries again and again must not push out everything else
+REFUSALS_A_MINUTE = 20  # that are logged: a web page that repeats its request must not fill the log
 CLIENT_LEFT = 499  # LiteLLM's status after a client has disconnected (the user pressed Esc): not an error
-LEFT_OUT_HEADER = b"x-cortex-left-out"  # the fields that were removed because Cortex refuses them; doctor reads it
+LEFT_OUT_HEADER = (
+    b"x-cortex-left-out"  # the fields that were removed because Cortex refuses them; `make doctor` reads it
+)
 KEPT_HEADERS = {b"content-type", b"content-length", b"cache-control", b"retry-after"}
-BYTES_PER_TOKEN = 3.5  # few, because tokens of code are short: an estimate that is too low delays compaction
+BYTES_PER_TOKEN = (
+    3.5  # low, because code has short tokens: with an estimate that is too low Claude Code compacts too late
+)
 IMAGE_TOKENS = 1600  # Anthropic's maximum for one image
 
-# A tool that runs on Anthropic's servers. A request of Claude Code's WebSearch has no other tool.
+# A tool that runs on Anthropic's servers. Claude Code's WebSearch sends a request with only this tool.
 _SERVER_TOOL = re.compile(rb'"type": ?"(web_search|web_fetch|code_execution|advisor)_\d')
 _TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
 
@@ -81,7 +87,7 @@ def refusal(method: str, path: str, headers: dict[bytes, bytes], *, key: str, po
 
 
 def body_refusal(path: str, body: bytes | None) -> ErrorAnswer | None:
-    """The error for a body that must not pass, or None. A body of None is too large."""
+    """The error for a body that must not pass, or None. Pass None for a body that is too large."""
     if body is None:
         message = "The request is over 20 MiB, more than Snowflake Cortex takes. Try /compact."
         return ErrorAnswer(413, "request_too_large", message)
@@ -107,7 +113,7 @@ def has_key(headers: dict[bytes, bytes], key: str) -> bool:
 
 
 def estimate_tokens(body: bytes) -> int | None:
-    """About how many input tokens a Messages request has; None if the body is not a Messages request."""
+    """An estimate of the input tokens of a Messages request; None if the body is not such a request."""
     size, images = 0.0, 0
     try:
         request = json.loads(body)
@@ -115,7 +121,7 @@ def estimate_tokens(body: bytes) -> int | None:
         while waiting:
             node = waiting.pop()
             if isinstance(node, dict):
-                # (A tuple, not a set: in a tool's schema `type` may be a property, and its value an object.)
+                # A tuple, because in a tool's schema `type` may hold a dict, and a set cannot look up a dict.
                 if node.get("type") in ("image", "document") and "source" in node:
                     images += 1
                 else:
@@ -162,11 +168,15 @@ class FrontDoor:
             if has_ended:
                 return
             stopped = isinstance(error, asyncio.CancelledError)
-            cause = "the proxy stops and cannot wait longer" if stopped else f"{type(error).__name__}: {error}"
+            cause = (
+                "the proxy is stopping and cannot wait until this answer is complete"
+                if stopped
+                else f"{type(error).__name__}: {error}"
+            )
             say(f"an answer was interrupted: {printable(cause)}")
             text = "The proxy was stopped; trying again." if stopped else "An error in the proxy: see make logs"
-            # After either error Claude Code sends the request again. If the connection just ended, Claude Code would
-            # show half an answer.
+            # After either error Claude Code sends the request again. Without an error, Claude Code would show an
+            # incomplete answer as if it were complete.
             if not has_started:
                 await _send_error(send, ErrorAnswer(503 if stopped else 500, "api_error", text, final=False))
             elif is_stream:
@@ -191,7 +201,7 @@ class FrontDoor:
             whole_body = await _read_body(receive, headers)
             error, body = body_refusal(path, whole_body), whole_body or b""
         if error is not None:
-            self._say_refused(f"refused {method} {path}: {error.message}")
+            self._log_refusal(f"refused {method} {path}: {error.message}")
             await _send_error(send, error)
         elif (method, path) in LITELLM_ROUTES:
             await self._pass_on(scope, body, receive, send)
@@ -207,7 +217,7 @@ class FrontDoor:
         else:
             await _send_json(send, 200, None)
 
-    def _say_refused(self, line: str) -> None:
+    def _log_refusal(self, line: str) -> None:
         minute = int(time.monotonic()) // 60
         self._refusals = self._refusals + 1 if minute == self._minute else 1
         self._minute = minute
@@ -270,7 +280,7 @@ def _error_answer(exchange: Exchange, status: int, error_body: bytes, request_bo
     if exchange.trouble is not None:
         return ErrorAnswer(401, "authentication_error", exchange.trouble)
     explained = _explain(exchange, status, error_body, request_body)
-    # A 401 for an old token: a retry with a new token may succeed. A 401 for a new token: the key itself is refused.
+    # If Cortex refused an old token, a retry with a new one may succeed. If the token was new, it refuses the RSA key.
     final = exchange.token_was_new if explained.status == 401 else not explained.retry
     return ErrorAnswer(explained.status, explained.kind, explained.message, final or exchange.final)
 

@@ -2,14 +2,14 @@
 
 LiteLLM reads its credential once, at start, and cannot reload it. Restarting LiteLLM once an hour would cut answers
 and refuse requests. LiteLLM calls this callback for every request, after it has chosen a deployment and before it calls
-the deployment. The callback sets the current token and passes the request to `cortex/requests.py` (a row with
-`openai/`: chat completions) or to `cortex/messages.py` (a row with `snowflake/`: the Messages API). A response hook on
+the deployment. The callback sets the current token and passes the request to `cortex/requests.py` (models with
+the prefix `openai/`: chat completions) or to `cortex/messages.py` (`snowflake/`: the Messages API). A response hook on
 each route's HTTP client reads Cortex's answers before LiteLLM does, repairs them, and remembers what Cortex refused.
 
 Security invariants
 - The token goes from `litellm_config.yaml` (or from `LiveConfig`, which signs one in memory) into the request's
   credential, and nowhere else: no log line, no error text, no file.
-- Only deployments that the renderer marked `cortex` get it.
+- Only rows that bundle/render.py has marked `cortex` get the token.
 """
 
 from __future__ import annotations
@@ -55,12 +55,13 @@ _LITELLM_ARGUMENTS = frozenset(
 # `metadata.user_id`. The third is the template's list of fields to drop, which is needed only without this callback;
 # here it would drop the effort that GPT models use.
 _DROPPED = frozenset({"user", "prompt_cache_key", "additional_drop_params"})
-# LiteLLM's arguments with an adapted body, the changes for the log, and the fields that Cortex has refused before.
+# A tuple: LiteLLM's arguments with an adapted body, log lines, and the removed fields (Cortex has refused them before).
 Adapted = tuple[dict[str, Any], list[str], list[str]]
 
 
 def limits_of(kwargs: dict[str, Any], refusals: Refusals) -> Limits:
-    """The limits in a row's `model_info`. An error of Cortex may have named a lower limit of the output."""
+    """The limits in a row's `model_info`. If an error of Cortex has named a lower limit of the output, that one is
+    used."""
     info = kwargs["model_info"]
     known = [limit for limit in (info.get("max_output_tokens"), refusals.limits.get(bare(kwargs["model"]))) if limit]
     return Limits(max_output_tokens=min(known, default=None), cache_tool_results=bool(info.get("cache_tool_results")))
@@ -89,8 +90,8 @@ def to_chat(kwargs: dict[str, Any], refusals: Refusals) -> Adapted:
 
 def to_messages(kwargs: dict[str, Any], refusals: Refusals, client: AsyncHTTPHandler) -> Adapted:
     """Adapt LiteLLM's arguments for one request to the Messages API. LiteLLM's `snowflake/` provider would convert the
-    request to OpenAI's format and the answer back to Anthropic's. With `supported_endpoints` it passes both on without
-    conversion, and sends the request to `{api_base}/v1/messages`."""
+    request to OpenAI's format and the answer back to Anthropic's. With `supported_endpoints` LiteLLM forwards request
+    and answer unchanged, and sends the request to `{api_base}/v1/messages`."""
     kwargs = {key: value for key, value in kwargs.items() if key not in _DROPPED}
     client_headers = (kwargs.get("proxy_server_request") or {}).get("headers") or {}
     out, betas, notes = messages_request(
@@ -159,7 +160,7 @@ class CortexHooks(CustomLogger):
         return out
 
     def _log_once(self, line: str) -> None:
-        # Every turn of a session needs the same changes.
+        # Logged once, because every turn of a session needs the same changes.
         if line not in self._logged:
             self._logged.add(line)
             say(line)
@@ -264,8 +265,8 @@ async def repair(response: httpx.Response, exchange: Exchange, reader: AnswerRea
     response.status_code = 502
 
 
-# Conversations with an empty answer: their digests, and the time of the answer (monotonic). After one empty answer a
-# retry can help; after two it does not.
+# (digest of a conversation, monotonic time of its empty answer). Claude Code may retry after one empty answer. After
+# two, it is told not to.
 _EMPTY_ANSWERS: deque[tuple[str, float]] = deque(maxlen=100)
 EMPTY_SECONDS = 300
 
@@ -287,7 +288,7 @@ class RepairedStream(httpx.AsyncByteStream):
     """The events of Cortex's stream, repaired. A stream that ends too early is an error, never a short answer."""
 
     def __init__(self, response: httpx.Response, exchange: Exchange, reader: AnswerReader) -> None:
-        # A second Response around the same stream decompresses it: a company's proxy may compress answers.
+        # Wrap the stream in a Response that decompresses it, because a company's proxy may compress answers.
         self._source = httpx.Response(200, headers=response.headers, stream=response.stream)
         self._request, self._exchange, self._reader = response.request, exchange, reader
 

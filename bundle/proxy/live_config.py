@@ -1,8 +1,8 @@
 """The current token and the current model rows, for each request.
 
 LiteLLM reads its configuration once, at start. `LiveConfig` checks `litellm_config.yaml` again on each request (one
-`stat`). If the token in the file has expired, it signs a token in memory: the refresher may have stopped, the machine
-may have just woken up, or the disk may be full. So every request is sent with a valid token.
+`stat`). If the token in the file has expired, `LiveConfig` signs a new one in memory: the refresher may have stopped,
+the machine may have just woken up, or the disk may be full. So every request is sent with a valid token.
 
 This module also holds `Exchange`, the data that the hooks and the front door share for one request. `current_exchange`
 cannot be in hooks.py: LiteLLM loads that file a second time, as another module.
@@ -29,9 +29,11 @@ from bundle.render import is_cortex
 from bundle.settings import Settings, load_settings, state_folder
 from bundle.tokens import sign, token_times
 
-MARGIN_SECONDS = 60  # a token with less time left could have expired when the request arrives
-NEW_TOKEN_SECONDS = 120  # Cortex would refuse a new token too if it refuses one that is not older than this
-SKEW_SECONDS = 30  # Snowflake's own tolerance is not documented (docs/cortex.md#jwt-ahead)
+MARGIN_SECONDS = 60  # a token with less time left may expire before the request reaches Cortex
+NEW_TOKEN_SECONDS = 120  # if Cortex refuses a token that is younger, a newer one will not help
+SKEW_SECONDS = (
+    30  # a difference of the clocks that is ignored; Snowflake's tolerance is not known (docs/cortex.md#jwt-ahead)
+)
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -46,7 +48,7 @@ class Exchange:
     final: bool = False  # the same request would fail again
     left_out: list[str] = field(default_factory=list)  # the fields removed because Cortex has refused them before
     token: str = field(default="", repr=False)
-    token_was_new: bool = False  # when Cortex refused it, so Cortex would refuse a newer token too
+    token_was_new: bool = False  # Cortex refused a token that was just signed: a newer one will not help
     answer: tuple[int, str] | None = None  # an error of Cortex: status and body
     trouble: str | None = None  # the message about a mistake in the settings or a wrong clock
 
@@ -55,7 +57,7 @@ current_exchange: ContextVar[Exchange | None] = ContextVar("current_exchange", d
 
 
 class LiveConfig:
-    """The current content of `litellm_config.yaml`. A token that is signed here stays in memory, in no file."""
+    """The current content of `litellm_config.yaml`. A token that is signed here is never written to a file."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path, self._clock = path, clock
@@ -90,11 +92,11 @@ class LiveConfig:
         for token in candidates:
             if _is_live(token, now):
                 return token
-        # Do not add an `await` below: each of several concurrent requests would sign a token of its own.
+        # There must be no `await` below: with one, several concurrent requests could each sign a token.
         try:
             signed = sign(self._settings_now(), now)
         except ConfigError:
-            for token in candidates:  # use a token in its last minute before showing the user the error
+            for token in candidates:  # a token in its last minute is better than an error
                 if _is_live(token, now, margin=1):
                     return token
             raise
@@ -112,8 +114,8 @@ class LiveConfig:
         return self.settings
 
     def refuse(self, token: str, date: str = "") -> bool:
-        """Cortex answered 401 to `token`, with this Date header: use another token from now on. Returns True if `token`
-        was just signed."""
+        """Record that Cortex answered 401 to `token`, so that `token` is not used again. `date` is the Date header of
+        that answer. Returns whether `token` was just signed."""
         self._refused.add(token)
         now = self._clock()
         exchange = current_exchange.get()
@@ -133,7 +135,7 @@ def clock_trouble(token: str, now: float, date: str) -> str | None:
         found = "ahead of Snowflake's, which takes no token from the future (394302)"
     elif now < expires <= snowflake_now:
         found = "behind Snowflake's, for which this token has ended (394303)"
-    else:  # also if the token has expired by both clocks: the machine slept during the request
+    else:  # the clock is not the reason. (A token that expired on both clocks: the machine slept during the request.)
         return None
     return (
         f"This machine's clock is about {round(abs(now - snowflake_now) / 60) or 1} minutes {found}.\n"
