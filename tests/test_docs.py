@@ -193,6 +193,13 @@ def test_the_imports_go_the_way_that_the_page_shows() -> None:
     assert import_graph.going_up(graph, order) == []
 
 
+def test_every_module_has_a_place_in_the_order_of_the_page_and_every_place_a_module() -> None:
+    order = import_graph.order_of((BUNDLE / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    modules = import_graph.read().keys() - {"bundle"}
+    assert [name for name in modules if not any(f"{name}.".startswith(f"{place}.") for place in order)] == []
+    assert [place for place in order if not any(f"{name}.".startswith(f"{place}.") for name in modules)] == []
+
+
 def test_the_graph_of_imports_sees_every_form_of_one(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("import os, bundle.high\nfrom bundle import low as other\n")
     (tmp_path / "bundle" / "deep").mkdir(parents=True)
