@@ -57,7 +57,7 @@ start: install ## ask for missing settings, start, wait for the first answer
 	@$(PY) doctor.py --wait
 	@echo "Run Claude Code on it, in any folder:"
 	@$(PY) point_claude.py --file
-	@echo "To make every plain 'claude' use the proxy (--undo ends that): $(PY) point_claude.py"
+	@echo "To make every plain 'claude' use the proxy: $(PY) point_claude.py (to undo that, add --undo)"
 
 .PHONY: demo
 demo: install ## try all this without a Snowflake account: a stand-in answers
@@ -122,11 +122,11 @@ endef
 
 # ------------------------------------------------------------------------------------------------------------- develop
 
-# Each test has its own ports, HOME and PM2_HOME, and most of its time is waiting: three at once suit two cores.
+# Each test has its own ports, HOME and PM2_HOME. Tests mostly wait, so three at once suit two cores.
 # The tests of one file stay together, because they share what the file has started.
 PYTEST := $(PY) -m pytest -n 3 --dist loadfile
 
-# Both work on a new machine, with nothing installed before. One test alone: .venv/bin/python -m pytest -k NAME
+# `check` and `test` work on a new machine, with nothing installed before. One test: .venv/bin/python -m pytest -k NAME
 .PHONY: check
 check: lint ## lint, types and the fast tests: less than a minute
 	@$(PYTEST) -m "not real" $(ARGS)
@@ -136,7 +136,7 @@ test: lint node_modules/installed-dev ## lint, types and all tests, without a Sn
 	@$(PYTEST) $(ARGS)
 
 .PHONY: nightly
-nightly: test coverage soak compat ## all tests, their coverage, a day of load, other releases (two hours)
+nightly: test coverage soak compat ## all tests, their coverage, the soak test, other releases (two hours)
 
 .PHONY: coverage
 coverage: .venv/installed-dev ## which lines the fast tests run
@@ -154,7 +154,7 @@ audit: .venv/bin/uv ## known weaknesses in the dependencies (asks the registries
 	@$(NPM) audit --audit-level=moderate
 
 .PHONY: bench
-bench: .venv/installed ## measure the speed beside LiteLLM alone, a few minutes (ARGS=--json; --steps: each part)
+bench: .venv/installed ## compare the speed with that of LiteLLM alone, a few minutes (ARGS=--json; --steps: each part)
 	@$(PY) bench/run.py $(ARGS)
 
 .PHONY: compat
@@ -163,7 +163,7 @@ compat: .venv/installed-dev ## try other releases of LiteLLM and Claude Code (ha
 	@$(PY) tests/compat_claude.py
 
 .PHONY: soak
-soak: install ## send 10,000 requests over 50 new tokens, compared with pm2 reload (ten minutes)
+soak: install ## send 10,000 requests while the token changes 50 times; compare with pm2 reload (ten minutes)
 	@$(PY) bench/soak.py $(ARGS)
 
 .PHONY: lock

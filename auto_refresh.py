@@ -20,9 +20,9 @@ from bundle.bootstrap import EX_CONFIG, enter_venv
 
 if __name__ == "__main__":
     enter_venv()
-    from bundle.settings import exit_unless_readable
+    from bundle.settings import exit_on_typo
 
-    exit_unless_readable()  # checks the next two lines: a typo there would end Python with a traceback
+    exit_on_typo()  # checks the next two lines: a typo there would end Python with a traceback
 
 # The simplest way to configure this project: put your account identifier (hyphens, not underscores) and your login name
 # here. The environment, `.env` and the default connection of ~/.snowflake work too. The scripts read these two lines as
@@ -57,7 +57,7 @@ class Wait:
     def __init__(self) -> None:
         self._read, write = os.pipe()
         os.set_blocking(write, False)
-        signal.set_wakeup_fd(write)  # a pipe, because a signal handler that takes a lock can deadlock
+        signal.set_wakeup_fd(write)  # ends select() at once; an Event set by a signal handler could deadlock
         self._received: list[int] = []
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda caught, _frame: self._received.append(caught))
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.status:
             state = read_state(state_folder(os.environ))
             print(json.dumps(state, indent=2) if options.json else "\n".join(status_lines(state, time.time())))
-            return 0 if state.get("expires", 0) > time.time() and not state.get("last_error") else 1
+            return 0 if (state.get("expires") or 0) > time.time() and not state.get("last_error") else 1
         if options.once or options.public_key:
             print(once() if options.once else public_key_text(load_settings()))
             return 0

@@ -148,9 +148,10 @@ def make_key_pair(path: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"cannot make the folder {path.parent}: {error.strerror}.") from None
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    pem, pkcs8, spki = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.PublicFormat
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    spki = serialization.PublicFormat.SubjectPublicKeyInfo
     private_text = key.private_bytes(pem, pkcs8, serialization.NoEncryption()).decode()
-    public_text = key.public_key().public_bytes(pem, spki.SubjectPublicKeyInfo).decode()
+    public_text = key.public_key().public_bytes(pem, spki).decode()
     for file, text in ((path, private_text), (public, public_text)):
         write_private(file, text, only_if_absent=True)
         if file.read_text(encoding="ascii") != text:
@@ -169,26 +170,27 @@ def register(settings: Settings, key: rsa.RSAPrivateKey, environ: Mapping[str, s
         return next((finding for finding in findings if finding.state == "fail"), None)
 
     statement = register_statement(settings.user, key)
-    printed, start = "", time.monotonic()
+    shown = ""  # everything shown so far, so that nothing is shown twice
+    start = time.monotonic()
     while (failure := first_failure()) is not None:
         unregistered = statement in failure.fix
         if failure.name == "Login" and not unregistered:  # waiting does not fix a role, a policy or a wrong server
             print(f"{failure.found}\n{failure.fix}")
             return
-        if not printed:
-            printed = statement
+        if not shown:
+            shown = statement
             print(f"\nRun this in Snowsight, as ACCOUNTADMIN or {settings.user}:\n\n{statement}\n")
             with suppress(termios.error):  # ignore keys that were pressed before this message
                 termios.tcflush(sys.stdin, termios.TCIFLUSH)
-            print("Waiting until Snowflake takes the key. Enter goes on without waiting.", flush=True)
+            print("Waiting until Snowflake accepts the key. Press Enter to go on without waiting.", flush=True)
         waited = time.monotonic() - start
-        if (not unregistered or waited > HINT_SECONDS) and failure.found not in printed:
-            printed += failure.found
+        if (not unregistered or waited > HINT_SECONDS) and failure.found not in shown:
+            shown += failure.found
             print(f"{failure.found}\n{failure.fix}", flush=True)
         if waited > WAIT_SECONDS or select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
             print("Continuing. Everything works after you have run the statement; `make doctor` shows the state.")
             return
-    print(f"Snowflake takes the key of {settings.account}.{settings.user}.")
+    print(f"Snowflake accepts the key of {settings.account}.{settings.user}.")
 
 
 def main() -> int:

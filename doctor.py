@@ -25,26 +25,26 @@ if __name__ == "__main__":
     enter_venv()
 
 from bundle.checks.finding import read_installation
-from bundle.checks.first_answer import wait
+from bundle.checks.first_answer import wait_for_answer
 from bundle.checks.processes import status
 from bundle.checks.report import examine, page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Show what is wrong with this set-up, and the command that fixes it.")
-    parser.add_argument("--live", action="store_true", help="also ask every model for one word, as Claude Code asks")
+    parser.add_argument("--live", action="store_true", help="also send each model a request like those of Claude Code")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     parser.add_argument("--status", action="store_true", help="show one screen: token, processes, last error")
     parser.add_argument("--wait", action="store_true", help="wait until a model answers, or show what is wrong")
     options = parser.parse_args(arguments)
-    setup = read_installation(os.environ, time.time())
+    installation = read_installation(os.environ, time.time())
     if options.wait:
-        good = wait(setup)
+        good = wait_for_answer(installation)
     elif options.status:
-        screen, good = status(setup)
+        screen, good = status(installation)
         print(screen)
     else:
-        findings = examine(setup, live=options.live)
+        findings = examine(installation, live=options.live)
         good = not any(finding.state == "fail" for finding in findings)
         if options.json:
             print(json.dumps({"ok": good, "findings": [asdict(finding) for finding in findings]}, indent=2))

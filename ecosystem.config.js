@@ -43,14 +43,14 @@ const app = (name, script, more) => ({
   // 200 restarts last longer than an upgrade of the packages, which takes a minute. (With restart_delay, PM2 would show
   // a stopped process as "waiting restart" forever.)
   max_restarts: 200,
-  vizion: false,
+  vizion: false, // PM2 would look for Git metadata
   ...more,
 });
 
 module.exports = {
   apps: [
     app("token-refresher", "auto_refresh.py", { kill_timeout: 5_000 }),
-    // Open answers get 30 seconds to finish (DRAIN_SECONDS in bundle/proxy/server.py); 5 seconds later PM2 kills.
+    // Open answers get 30 seconds to finish (DRAIN_SECONDS in bundle/proxy/server.py); 5 seconds later PM2 kills it.
     app("claude-proxy", "claude_proxy.py", { kill_timeout: 35_000 }),
   ],
 };

@@ -34,11 +34,11 @@ from bundle.settings import Settings, load_settings, master_key
 
 def write_run_file(settings: Settings, environ: Mapping[str, str]) -> Path:
     """Write the settings file for `claude --settings`, and return its path."""
-    network = dict(environ)
+    variables = dict(environ)
     with suppress(ConfigError):  # the user's settings may name a company proxy; an invalid file must not stop the run
-        network |= read_settings(config_folder(environ) / "settings.json")[1].get("env", {})
+        variables |= read_settings(config_folder(environ) / "settings.json")[1].get("env", {})
     path = settings.folder / "claude.json"
-    write_private(path, to_text(proxy_entries(settings, network)))
+    write_private(path, to_text(proxy_entries(settings, variables)))
     return path
 
 
@@ -57,9 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--undo", action="store_true", help="remove the entries from settings.json")
     choice.add_argument("--run", nargs="...", metavar="ARGS", help="this run only: start claude with ARGS")
-    choice.add_argument("--file", action="store_true", help="write a file for `claude --settings`, print that command")
+    choice.add_argument("--file", action="store_true", help="write a settings file, print the command that uses it")
     choice.add_argument("--print", action="store_true", help="show the entries, without the key")
-    choice.add_argument("--check", action="store_true", help="show what keeps a claude started here from the proxy")
+    choice.add_argument(
+        "--check", action="store_true", help="show why a claude that is started here does not use the proxy"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.undo:  # before load_settings: works even if the configuration was deleted

@@ -35,7 +35,7 @@ from bundle.errors import ConfigError
 from bundle.settings import Settings, load_settings
 from bundle.sql_api import QueryError, query
 
-NO_PRIVILEGE = "002003"
+NO_PRIVILEGE = "002003"  # Snowflake's code: the view does not exist, or this role may not read it
 LAG = "The view lags: the last two hours may be missing."
 NARROW = 72  # columns; a narrower terminal gets only the two most important numbers
 Row = dict[str, Any]
@@ -134,7 +134,7 @@ def _styled(stream: Any) -> bool:
 
 
 def _progress() -> AbstractContextManager[object]:
-    message = "Asking Snowflake; to start a suspended warehouse takes a minute …"
+    message = "Asking Snowflake; starting a suspended warehouse takes a minute …"
     if _styled(sys.stderr):
         return Console(stderr=True).status(message)
     if sys.stderr.isatty():

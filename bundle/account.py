@@ -16,7 +16,8 @@ def parse_account(text: str) -> tuple[str, str]:
     """Read an account identifier, host name or URL; return (account for the claims, default host).
 
     `ORG-ACCOUNT` and `ORG.ACCOUNT` give ORG-ACCOUNT; `LOCATOR.region[.cloud]` gives LOCATOR
-    (docs/cortex.md#jwt-account). Raises ConfigError for any other text, and if X.Y could be either form.
+    (docs/cortex.md#jwt-account). Raises ConfigError for any other text, and for a text with one dot that could be
+    either.
     """
     name = text.strip().lower()
     if "//" in name or "/" in name:
@@ -37,10 +38,11 @@ def parse_account(text: str) -> tuple[str, str]:
             "  SELECT CURRENT_ORGANIZATION_NAME() || '-' || CURRENT_ACCOUNT_NAME();"
         )
     head, rest = labels[0], labels[1:]
-    if rest == ["global"]:
+    if rest == ["global"]:  # like Snowflake's connector, which cuts such a name at its first hyphen
         return head.split("-")[0].upper(), f"{name}{suffix}"
     if len(rest) == 1 and not domain:
         is_locator, is_region = bool(_LOCATOR.match(head)), bool(_REGION.match(rest[0]))
+        # Both: LOCATOR.region. Neither: ORG.ACCOUNT. Only one of them: the text is ambiguous.
         if is_locator != is_region:
             raise ConfigError(
                 f"the account {text!r} can be read in two ways. Write the one that you mean:\n"

@@ -22,7 +22,7 @@ from bundle.tokens import Token, sign
 
 STATE_FILE = ".refresher.json"
 RETRY_CEILING_SECONDS = 60.0
-WARN_SECONDS = 600  # when the token has less time left, a failed refresh is logged as an error
+ERROR_SECONDS = 600  # when the token has less time left, a failed refresh is logged as an error
 
 
 def remove_leftovers(settings: Settings) -> None:
@@ -34,7 +34,7 @@ def remove_leftovers(settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class Written:
-    """The files that the last refresh read, and the file that it wrote."""
+    """The last refresh: the times of its token, and the stamps of the files that it read and wrote."""
 
     issued_at: int
     expires_at: int
@@ -119,10 +119,11 @@ class Refresher:
         sources = _stamp_of_sources(self.settings)
         self._forced = self._forced or force
         config = stamp([self.settings.config_path])
-        reason = "asked to (SIGHUP)" if self._forced else due(now, self.last, sources, config)
+        reason = "a signal (SIGHUP) asked for it" if self._forced else due(now, self.last, sources, config)
         if reason is None:
             self._clear_error()
             return False
+        # (The lower bound: if the clock has gone back, do not wait until it is at _retry_at again.)
         waiting = self._failures and self._retry_at - RETRY_CEILING_SECONDS * 2 < now < self._retry_at
         if waiting and sources == self._failed_sources and not force:
             return False
@@ -158,7 +159,7 @@ class Refresher:
         self._retry_at = now + retry_delay(self._failures, random.random())  # noqa: S311 - spreads retries, no secret
         message = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         left = (self.last.expires_at - now) if self.last else 0
-        if left < WARN_SECONDS:
+        if left < ERROR_SECONDS:
             self._log(f"ERROR: no new token, and the last one ends in {max(0, int(left)) // 60} minutes: {message}")
         elif message != self._logged_error:
             self._log(f"WARNING: the last good configuration stays, trying again: {message}")

@@ -66,7 +66,7 @@ SCRIPT = BUNDLE / "auto_refresh.py"  # holds the two constants that a user may e
 WAYS_TO_CONFIGURE = """Say which Snowflake account and user to use, in one of three ways:
   1. SNOWFLAKE_ACCOUNT and SNOWFLAKE_USER in the environment or in {env_file} (copy .env.example)
   2. ACCOUNT and USER at the top of {script}
-  3. a default connection in ~/.snowflake/connections.toml, as the snow command line uses it"""
+  3. a default connection in ~/.snowflake/connections.toml, as the command `snow` uses it"""
 
 
 def state_folder(environ: Mapping[str, str]) -> Path:
@@ -101,6 +101,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     if not account_text or not user:
         missing = " and ".join(word for word, value in (("account", account_text), ("user", user)) if not value)
         ways = WAYS_TO_CONFIGURE.format(env_file=env_file, script=SCRIPT)
+        # configure.py recognizes this message by its first line.
         raise ConfigError(f"no Snowflake {missing} configured.\n{ways}")
 
     account, host = parse_account(account_text)
@@ -168,7 +169,7 @@ def _typo(script: Path, line: int, what: str) -> ConfigError:
     )
 
 
-def exit_unless_readable() -> None:
+def exit_on_typo() -> None:
     """Exit with a message if ACCOUNT and USER cannot be read, before Python fails on the same typo."""
     try:
         _edited_constants(SCRIPT)

@@ -106,6 +106,7 @@ def pm2_processes(environ: Mapping[str, str]) -> list[dict[str, Any]] | None:
 
 
 def find_process(listed: Iterable[dict[str, Any]], name: str) -> dict[str, Any]:
+    """PM2's row for a process of this bundle or of its demo; empty if there is none."""
     return next((row for row in listed if row.get("name") in {name, f"demo-{name}"}), {})
 
 
@@ -116,7 +117,7 @@ def port_owner(port: int) -> str:
     if not pid:
         return ""
     command = output_of("ps", "-o", "args=", "-p", pid, environ=os.environ)
-    if "/claude_proxy.py" in command:  # its path may contain spaces, which the split below would not survive
+    if "/claude_proxy.py" in command:  # its path may contain spaces, which would break the split below
         return f"python claude_proxy.py (pid {pid})"
     # Another program's arguments may contain secrets, so only the program and its first argument are shown.
     words = [Path(word).name for word in command.split()[:2]]

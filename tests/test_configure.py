@@ -63,12 +63,12 @@ def test_a_new_user_answers_two_questions_runs_one_statement_and_is_done(
     person.read_until("That is account MYORG-MYACCT at myorg-myacct.snowflakecomputing.com.")
     person.read_until("User: ")
     person.type("jane")
-    person.read_until("Waiting until Snowflake takes the key")
+    person.read_until("Waiting until Snowflake accepts the key")
     statement = re.search(r"ALTER USER JANE SET RSA_PUBLIC_KEY='([^']+)';", person.screen)
     assert statement
     stub.register_key(statement[1])
     assert person.finish() == 0
-    assert "Snowflake takes the key of MYORG-MYACCT.JANE." in person.screen
+    assert "Snowflake accepts the key of MYORG-MYACCT.JANE." in person.screen
     assert "\033" not in person.screen
 
     env_file, ssh = Path(environ["CORTEX_HOME"], ".env"), Path(environ["HOME"], ".ssh")
@@ -147,7 +147,7 @@ def test_waiting_ends_with_enter_and_the_start_goes_on(
 ) -> None:
     environ.update({"SNOWFLAKE_ACCOUNT": ACCOUNT, "SNOWFLAKE_USER": USER})
     person = terminal()
-    person.read_until("Enter goes on without waiting.")
+    person.read_until("Press Enter to go on without waiting.")
     person.type("")
     assert person.finish() == 0
     assert "make doctor" in person.screen

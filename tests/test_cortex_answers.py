@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bundle.cortex.answers import EventLines, IncompleteAnswerError, RequestFacts, StreamFix, fix_answer, openai_usage
+from bundle.cortex.answers import ChatAnswer, EventLines, IncompleteAnswerError, RequestFacts, fix_answer, openai_usage
 
 JSON = dict[str, Any]
 CALL = {"id": "toolu_bdrk_01a", "type": "function", "function": {"name": "Bash", "arguments": '{"command":"ls"}'}}
@@ -107,8 +107,9 @@ def counted(usage: JSON) -> bytes:
 
 def fixed(events: Iterable[bytes], limit: int | None = 100) -> list[Any]:
     """The events after the repair, parsed; `[DONE]` as it is."""
-    fix = StreamFix(RequestFacts(limit))
-    data = [out for event in events for out in fix.feed(event)] + list(fix.end())
+    fix = ChatAnswer(RequestFacts(limit))
+    lines = b"".join([out for event in events for out in fix.feed(event)] + list(fix.end()))
+    data = [line.removeprefix(b"data: ") for line in lines.split(b"\n\n") if line]
     return [event if event == b"[DONE]" else json.loads(event) for event in data]
 
 
@@ -178,7 +179,7 @@ def test_an_answer_with_neither_text_nor_call_is_none(
     def read() -> object:
         if not stream:
             return fix_answer(whole({"reasoning_details": thought}, usage_of(7, completion)), facts)
-        fix = StreamFix(facts)
+        fix = ChatAnswer(facts)
         events = [delta(content="", reasoning_details=thought), delta(content=""), counted(usage_of(7, completion))]
         return [out for event in [*events, b"[DONE]"] for out in fix.feed(event)]
 

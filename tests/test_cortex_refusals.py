@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from bundle.cortex.refusals import FIELDS, MAX_WORDS, Refusals
+from bundle.cortex.errors import MAX_CHARACTERS
+from bundle.cortex.refusals import FIELDS, Refusals
 from bundle.cortex.requests import BESIDE_REASONING
 from tests.cortex_rules import FINAL_ASSISTANT, NO_PREFILL, THINKING_FIRST, THINKING_TEMPERATURE, TOOL_PAIRING
 
@@ -205,5 +206,5 @@ def test_a_text_without_end_takes_no_longer() -> None:
             Refusals().learn_messages(text, {"model": MODEL, "messages": [], "max_tokens": 5}, [])
         return time.process_time() - start
 
-    text = "a.b-c." * (MAX_WORDS // 6)
+    text = "a.b-c." * (MAX_CHARACTERS // 6)
     assert seconds(text * 100) < 20 * seconds(text) + 0.2

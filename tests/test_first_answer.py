@@ -14,7 +14,7 @@ import pytest
 
 from bundle.checks import first_answer
 from bundle.checks.finding import read_installation
-from bundle.checks.first_answer import better_for_all, switched
+from bundle.checks.first_answer import switch_to_offer, switched
 from bundle.checks.model_check import MESSAGES, Report
 from tests.set_up import BUNDLE, TOKEN, SetUp, wait_until
 from tests.terminal import Terminal
@@ -178,7 +178,7 @@ BETTER, BETTER_THAN_NONE = (Report(answers, "", "", MESSAGES) for answers in ("i
     ],
 )
 def test_the_other_route_is_offered_only_where_no_model_loses_by_it(reports: list[Report], model: str | None) -> None:
-    found = better_for_all(dict(zip("abc", reports, strict=False)))
+    found = switch_to_offer(dict(zip("abc", reports, strict=False)))
     assert found == ((model, MESSAGES) if model else None)
 
 

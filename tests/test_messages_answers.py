@@ -1,4 +1,4 @@
-"""An answer on the Messages route is whole, or it is an error (`WholeAnswer` in bundle/cortex/answers.py)."""
+"""An answer on the Messages route is whole, or it is an error (`MessagesAnswer` in bundle/cortex/answers.py)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from bundle.cortex.answers import IncompleteAnswerError, WholeAnswer
+from bundle.cortex.answers import IncompleteAnswerError, MessagesAnswer
 
 
 def test_an_answer_is_whole_with_its_last_event_only() -> None:
-    stream = WholeAnswer()
+    stream = MessagesAnswer()
     data = b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}'
     assert list(stream.feed(data)) == [b"event: content_block_delta\ndata: " + data + b"\n\n"]
     with pytest.raises(IncompleteAnswerError, match="in the middle"):
@@ -40,14 +40,14 @@ def stopped(reason: str | None) -> bytes:
     ],
 )
 def test_an_answer_with_neither_text_nor_call_is_none(events: list[bytes], reason: str | None) -> None:
-    stream = WholeAnswer()
+    stream = MessagesAnswer()
     for event in [*events, stopped(reason)]:
         list(stream.feed(event))
     with pytest.raises(IncompleteAnswerError, match="without content"):
         list(stream.feed(b'{"type":"message_stop"}'))
     blocks = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": ""}]
     with pytest.raises(IncompleteAnswerError, match="without content"):
-        WholeAnswer().answer({"content": blocks, "stop_reason": reason})
+        MessagesAnswer().answer({"content": blocks, "stop_reason": reason})
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_an_answer_with_neither_text_nor_call_is_none(events: list[bytes], reaso
     ],
 )
 def test_an_answer_that_something_explains_passes(event: bytes, reason: str) -> None:
-    stream = WholeAnswer()
+    stream = MessagesAnswer()
     for data in (event, stopped(reason), b'{"type":"message_stop"}'):
         assert list(stream.feed(data))
     assert list(stream.end()) == []
@@ -69,7 +69,7 @@ def test_an_answer_that_something_explains_passes(event: bytes, reason: str) -> 
 
 @pytest.mark.parametrize("data", [b"{}", b"[DONE]", b'{"status": "busy"}'])
 def test_what_says_nothing_is_left_out_and_so_is_what_comes_after_the_end(data: bytes) -> None:
-    stream = WholeAnswer()
+    stream = MessagesAnswer()
     sent = [
         event for each in (data, SAID, data, b'{"type":"message_stop"}', data, b"odd") for event in stream.feed(each)
     ]
@@ -83,10 +83,10 @@ ERROR = b'{"type": "error", "error": {"type": "overloaded_error", "message": "bu
 @pytest.mark.parametrize("data", [b'{"message": "inference timed out"}', b'{"typ', b"[]", ERROR])
 def test_what_is_no_event_of_a_message_is_never_sent_on(data: bytes) -> None:
     with pytest.raises(IncompleteAnswerError):
-        list(WholeAnswer().feed(data))
+        list(MessagesAnswer().feed(data))
 
 
 @pytest.mark.parametrize("answer", [{"message": "oh"}, {"content": None}, [], None, "text"])
 def test_what_is_no_message_is_no_answer(answer: Any) -> None:
     with pytest.raises(IncompleteAnswerError):
-        WholeAnswer().answer(answer)
+        MessagesAnswer().answer(answer)

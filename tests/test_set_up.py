@@ -140,7 +140,7 @@ def test_a_new_user_comes_to_an_answer_with_two_commands_and_two_questions(clone
         person.read_until("That is account MYORG-MYACCT")
         person.read_until("User: ")
         person.type("jane")
-        person.read_until("Waiting until Snowflake takes the key")
+        person.read_until("Waiting until Snowflake accepts the key")
         statement = re.search(r"ALTER USER JANE SET RSA_PUBLIC_KEY='([^']+)';", person.screen)
         assert statement
         # The statement has not been run: the doctor says so, with the same statement.
@@ -149,7 +149,7 @@ def test_a_new_user_comes_to_an_answer_with_two_commands_and_two_questions(clone
         assert statement[0] in refused
         stub.register_key(statement[1])
         assert person.finish(120) == 0
-        for words in ("Snowflake takes the key of MYORG-MYACCT.JANE.", "on Snowflake Cortex answer.", "--settings"):
+        for words in ("Snowflake accepts the key of MYORG-MYACCT.JANE.", "on Snowflake Cortex answer.", "--settings"):
             assert words in person.screen
         assert "You said: hi" in clone.good("make claude ARGS='-p hi'", **host)
 

@@ -8,7 +8,6 @@ import re
 import socket
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -99,15 +98,6 @@ def claude(installation: Installation) -> Findings:
             yield Finding("Goes to", "fail" if final else "warn", found, fix)
 
 
-@dataclass(frozen=True)
-class LoginAnswer:
-    """Cortex's answer to an empty request, which costs nothing. This clock is `ahead` seconds ahead of Snowflake's."""
-
-    status: int
-    body: str
-    ahead: float | None
-
-
 def snowflake(installation: Installation) -> Findings:
     settings, signed = installation.settings, None
     host, proxy_address = urlsplit(settings.base_url).hostname or "", company_proxy(settings.base_url)
@@ -127,30 +117,30 @@ def snowflake(installation: Installation) -> Findings:
         fix = "Set it by the network: sudo timedatectl set-ntp true (macOS: sudo sntp -sS time.apple.com)"
         state = "fail" if response.status_code == 401 else "warn"
         yield make_finding("Clock", abs(ahead) < CLOCK_SECONDS, found, fix, state)
-    answer = LoginAnswer(response.status_code, response.text, ahead)
-    yield login(answer, settings) if signed else Finding("Login", "skip", "there is no usable key")
+    no_key = Finding("Login", "skip", "there is no usable key")
+    yield login(response.status_code, response.text, settings) if signed else no_key
 
 
-def login(answer: LoginAnswer, settings: Settings) -> Finding:
-    """What the answer to an empty request shows about key, user, role and network policy."""
-    who, error = f"{settings.account}.{settings.user}", explain(answer.status, answer.body)
+def login(status: int, body: str, settings: Settings) -> Finding:
+    """What the answer to an empty request, which costs nothing, shows about key, user, role and network policy."""
+    who, error = f"{settings.account}.{settings.user}", explain(status, body)
     try:
         # Cortex sends some temporary errors with status 200.
-        is_from_cortex = isinstance(json.loads(answer.body), dict) and (error.retry or answer.status not in {200, 404})
+        is_from_cortex = isinstance(json.loads(body), dict) and (error.retry or status not in {200, 404})
     except ValueError:
         is_from_cortex = False
     if not is_from_cortex:
-        found = f"{settings.base_url} is not Cortex: it answers {answer.status} with an unknown body"
+        found = f"{settings.base_url} is not Cortex: it answers {status} with an unknown body"
         fix = "Check account and host in .env. Check whether your network shows a login page first."
         return Finding("Login", "fail", found, fix)
-    if answer.status == 401:
+    if status == 401:
         key = load_key(settings.private_key_path, settings.passphrase)
-        failure = re.search(r"\[([0-9a-f-]{36})\]", answer.body)  # (the answer also contains a request_id)
+        failure = re.search(r"\[([0-9a-f-]{36})\]", body)  # (the answer also contains a request_id)
         fix = f"""Compare: DESC USER {settings.user}; must show the fingerprint {fingerprint(key)}
 If it does not: {register_statement(settings.user, key)}
 If it does, this says why (394300 login name, 394302 clock, 394307 account):
 SELECT SYSTEM$GET_LOGIN_FAILURE_DETAILS('{failure[1] if failure else "UUID"}');"""
         return Finding("Login", "fail", f"Snowflake refuses {who} with this key", fix)
-    if answer.status == 400 and not error.retry:
+    if status == 400 and not error.retry:
         return Finding("Login", "ok", f"Snowflake accepts {who} with this key")
     return finding_from_message("Login", error.message, "warn" if error.retry else "fail")

@@ -82,7 +82,7 @@ def finding_from_message(name: str, message: object, state: str = "fail") -> Fin
 
 
 def duration(seconds: float) -> str:
-    """A duration in its largest unit, rounded down."""
+    """A duration in the largest unit of which there are two or more, rounded down."""
     units = (("days", 86400), ("hours", 3600), ("minutes", 60))
     unit, size = next((pair for pair in units if seconds >= 2 * pair[1]), ("seconds", 1))
     return f"{max(0, int(seconds // size))} {unit}"

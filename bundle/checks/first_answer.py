@@ -25,7 +25,7 @@ START_SECONDS = 150.0  # a slow machine needs half a minute
 SWITCH_SECONDS = 30.0  # a change of .env takes effect within four seconds
 
 
-def wait(installation: Installation) -> bool:
+def wait_for_answer(installation: Installation) -> bool:
     """Wait until a model answers through the proxy, or show what is wrong. (PM2 cannot tell: it reports success even if
     a process ends soon after its start.)"""
     if installation.settings_error:
@@ -42,13 +42,13 @@ def wait(installation: Installation) -> bool:
             break
         time.sleep(0.5)
     names, reports = ask_families(installation)
-    if not installation.settings.claude_route_from and (better := better_for_all(reports)):
+    if not installation.settings.claude_route_from and (better := switch_to_offer(reports)):
         model, route = better
         return offer(installation, model, names[model], reports, route)
     return print_result(installation, reports)
 
 
-def better_for_all(reports: Mapping[str, Report]) -> tuple[str, Route] | None:
+def switch_to_offer(reports: Mapping[str, Report]) -> tuple[str, Route] | None:
     """A model that is better on the other route, and that route. None if a change would help no model, or if a model
     answers on this route and would not be better on the other route."""
     if any(report.answers != "no" and not report.better for report in reports.values()):

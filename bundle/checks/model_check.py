@@ -16,10 +16,10 @@ from typing import Literal
 
 import httpx
 
-from bundle.cortex.answers import EventLines, IncompleteAnswerError, RequestFacts, StreamFix, WholeAnswer
+from bundle.cortex.answers import ChatAnswer, EventLines, IncompleteAnswerError, MessagesAnswer, RequestFacts
 from bundle.cortex.errors import explain
 from bundle.cortex.messages import messages_request
-from bundle.cortex.models import JSON, MARK, Limits
+from bundle.cortex.models import JSON, MARK, MIN_BUDGET, Limits
 from bundle.cortex.requests import chat_request
 from bundle.errors import ConfigError
 from bundle.render import template_rows
@@ -43,7 +43,6 @@ VERSION = {"anthropic-version": "2023-06-01"}
 # The betas that Claude Code sends after point_claude.py has switched the experimental betas off.
 BETAS = ("claude-code-20250219", "interleaved-thinking-2025-05-14")
 HEADERS = {**VERSION, "anthropic-beta": ",".join(BETAS)}
-BUDGET = 1024  # tokens of thinking; Anthropic's minimum
 # Unused tokens cost nothing. The limit must be larger than the budget that Cortex makes of an effort, which is not
 # documented: with a much lower limit, Cortex could refuse this request but accept Claude Code's own requests.
 MAX_TOKENS = 5000
@@ -87,7 +86,7 @@ def request(model: str) -> JSON:
         "model": model,
         "max_tokens": MAX_TOKENS,
         "stream": True,
-        "thinking": {"type": "enabled", "budget_tokens": BUDGET},
+        "thinking": {"type": "enabled", "budget_tokens": MIN_BUDGET},
         "system": system,
         "tools": [*TOOLS],
         "messages": [{"role": "user", "content": content}],
@@ -155,7 +154,7 @@ def of_cortex(route: Route, status: int, text: str) -> Verdict:
 def _of_error(status: int, message: str, *, retry: bool) -> Verdict:
     if retry:
         return Verdict("again", message)
-    # A message with a second line names its own fix (a region, the list of models, the patch): another route is none.
+    # A message with a second line names its own fix (a region, the list of models, the patch): no other route helps.
     has_fix = "\n" in message.strip()
     return Verdict("refused" if status == 400 and not has_fix else "failed", message)
 
@@ -163,7 +162,7 @@ def _of_error(status: int, message: str, *, retry: bool) -> Verdict:
 def _of_stream(route: Route, text: str) -> Verdict:
     """The result of a stream, which is read with the same code as in the proxy."""
     lines = EventLines()
-    reader = WholeAnswer() if route is MESSAGES else StreamFix(RequestFacts(MAX_TOKENS))
+    reader = MessagesAnswer() if route is MESSAGES else ChatAnswer(RequestFacts(MAX_TOKENS))
     try:
         for data in [*lines.feed(text.encode()), *lines.end()]:
             list(reader.feed(data))
@@ -256,13 +255,11 @@ def post(url: str, body: JSON, headers: Mapping[str, str], seconds: float = ANSW
 
 def patiently(send: Callable[[], Verdict]) -> Verdict:
     """Send a request, and repeat it a few times while it may succeed later. Claude Code does the same."""
-    verdict = send()
     for pause in PAUSES:
-        if verdict.state != "again":
-            break
+        if (verdict := send()).state != "again":
+            return verdict
         time.sleep(pause)
-        verdict = send()
-    return verdict
+    return send()
 
 
 def with_remedy(settings: Settings, model: str, name: str, found: Report) -> Report:

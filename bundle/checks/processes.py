@@ -25,12 +25,8 @@ def token(installation: Installation) -> Findings:
     _, expires = token_times(tokens[0] if tokens else "")
     left = expires - installation.now
     found = f"valid for {duration(left)}" if left > 0 else f"it ended {duration(-left)} ago"
-    yield make_finding(
-        "Token",
-        left > 0,
-        found if expires else "there is none yet",
-        "token-refresher does not renew it. Run: make start",
-    )
+    fix = "token-refresher does not renew it. Run: make start"
+    yield make_finding("Token", left > 0, found if expires else "there is none yet", fix)
     if state.get("last_error"):
         yield finding_from_message("Refresher", state["last_error"])
 
@@ -95,5 +91,5 @@ def status(installation: Installation) -> tuple[str, bool]:
     last = last_line(installation, log, r"\berror \d{3} |ERROR|\.py: ")
     error = state.get("last_error") or installation.settings_error.partition("\n")[0] or last or "none"
     lines.append(f"last error: {error}")
-    works = state.get("expires", 0) > installation.now and all(finding.state == "ok" for finding in findings)
+    works = (state.get("expires") or 0) > installation.now and all(finding.state == "ok" for finding in findings)
     return "\n".join([*lines, "use it:     make claude" if works else "what is wrong: make doctor"]), works

@@ -30,12 +30,8 @@ def programs(installation: Installation) -> Findings:
     fix = "make PYTHON=python3.12 install (any from 3.10 on)"
     yield make_finding("Python", sys.version_info >= (3, 10), f"{version} ({sys.executable})", fix)
     if Path(pm2_python).parent != Path(sys.executable).parent:
-        yield Finding(
-            "Python",
-            "warn",
-            f"PM2 uses {pm2_python}",
-            f"Run doctor with that: {shlex.quote(pm2_python)} {shlex.quote(str(BUNDLE / 'doctor.py'))}",
-        )
+        fix = f"Run doctor with that: {shlex.join([pm2_python, str(BUNDLE / 'doctor.py')])}"
+        yield Finding("Python", "warn", f"PM2 uses {pm2_python}", fix)
     node = output_of("node", "--version", environ=installation.environ).strip().lstrip("v")
     new_enough = int(node.partition(".")[0] or 0) >= 18
     yield make_finding("Node.js", new_enough, node or "not on PATH", "Install 18 or newer: https://nodejs.org")

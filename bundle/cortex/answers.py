@@ -1,4 +1,4 @@
-"""Repairs Cortex's answers: of Chat Completions (`fix_answer`, `StreamFix`), of the Messages API (`WholeAnswer`).
+"""Repairs Cortex's answers: of Chat Completions (`ChatAnswer`), of the Messages API (`MessagesAnswer`).
 
 The problem: for Claude, Cortex's chat completions have no `finish_reason`, do not count cached tokens as a part of the
 prompt, call thinking `reasoning_details`, and contain empty fields, one of which LiteLLM cannot read at all. Without a
@@ -88,7 +88,7 @@ def _fix_choice(choice: JSON, usage: JSON, facts: RequestFacts) -> JSON:
         message["refusal"] = given["refusal"]
     text, signature = _thinking(given.get("reasoning_details"))
     if text or signature:
-        # Also without a signature: nobody accepts such a thinking block back, but Claude Code can show it.
+        # Also without a signature: no API takes such a block, but Claude Code can show it.
         message["reasoning_content"] = text
         message["thinking_blocks"] = [{"type": "thinking", "thinking": text, "signature": signature}]
     calls = [_fix_call(call) for call in given.get("tool_calls") or ()]
@@ -137,8 +137,9 @@ def openai_usage(usage: JSON | None) -> JSON:
     """docs/cortex.md#answer-usage: for Claude, `prompt_tokens` excludes the cached tokens, and `cached_tokens` counts
     cache reads plus cache writes, which cannot be separated.
 
-    OpenAI's `prompt_tokens` includes the cached tokens. If `total_tokens` is the sum of all three numbers, the cached
-    tokens are added to the prompt; otherwise the usage already has OpenAI's form and stays unchanged.
+    OpenAI's `prompt_tokens` includes the cached tokens. If `total_tokens` is the sum of prompt, cached and
+    completion tokens, the cached tokens are added to the prompt; otherwise the usage already has OpenAI's form and
+    stays unchanged.
     """
     if not usage:
         return {}
@@ -195,9 +196,9 @@ def _error_of(data: bytes) -> IncompleteAnswerError:
     return IncompleteAnswerError(f"an error in the middle: {words_of(text)[1]}", text)
 
 
-class StreamFix:
-    """Repairs the stream of one answer. Call `feed` with the data of each event, in order, and `end` when the
-    connection ends."""
+class ChatAnswer:
+    """Repairs one answer of chat completions. For a stream, call `feed` with the data of each event, in order, and
+    `end` when the connection ends."""
 
     def __init__(self, facts: RequestFacts) -> None:
         self._facts = facts
@@ -206,8 +207,12 @@ class StreamFix:
         self._reason = ""
         self._has_calls = self._has_text = self._is_refusal = self._is_over = False
 
+    def answer(self, body: Any) -> Any:
+        """Repair an answer that is not streamed."""
+        return fix_answer(body, self._facts)
+
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The data of the events to send instead of this one; raises IncompleteAnswerError if it is not an event."""
+        """The events to send instead of this one; raises IncompleteAnswerError if it is not an event."""
         if self._is_over:
             return
         if data == b"[DONE]":
@@ -247,8 +252,10 @@ class StreamFix:
         self._reason = choice.get("finish_reason") or self._reason
 
     def _event(self, delta: JSON, reason: str | None = None) -> bytes:
-        event = {**self._head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
-        return json.dumps(event, separators=(",", ":")).encode()
+        return self._line(choices=[{"index": 0, "delta": delta, "finish_reason": reason}])
+
+    def _line(self, **fields: Any) -> bytes:
+        return b"data: %b\n\n" % json.dumps({**self._head, **fields}, separators=(",", ":")).encode()
 
     def _finish(self) -> Iterator[bytes]:
         reason = finish_reason(self._usage, self._facts, called=self._has_calls, refused=self._is_refusal)
@@ -257,9 +264,8 @@ class StreamFix:
             raise EmptyAnswerError
         yield self._event({}, reason)
         if self._usage:
-            usage = {**self._head, "choices": [], "usage": self._usage}
-            yield json.dumps(usage, separators=(",", ":")).encode()
-        yield b"[DONE]"
+            yield self._line(choices=[], usage=self._usage)
+        yield b"data: [DONE]\n\n"
         self._is_over = True
 
     def end(self) -> Iterator[bytes]:
@@ -281,7 +287,7 @@ def _fix_fragment(call: JSON) -> JSON:
     return {**plain, "function": {**named, "arguments": function.get("arguments") or ""}}
 
 
-class WholeAnswer:
+class MessagesAnswer:
     """Checks one answer of the Messages API; a complete answer is not changed.
 
     IncompleteAnswerError is raised for a body that is not an answer, for a stream that ends before `message_stop`, and

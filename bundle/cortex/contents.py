@@ -119,9 +119,9 @@ def excess_images(sizes: Sequence[int], note: Note) -> int:
     """docs/cortex.md#chat-images, docs/cortex.md#chat-size: more than 20 images are a 400, and so are more than 20 MiB.
     Returns how many of the oldest images to replace by words; `sizes` are the images' sizes from the oldest on.
 
-    Ten images are replaced at a time, because each replacement changes the prefix that Cortex has cached.
+    If there are too many, ten are replaced at a time: each replacement changes the prefix that Cortex has cached.
     """
-    excess = -(-max(0, len(sizes) - MAX_IMAGES) // 10) * 10
+    excess = -(-max(0, len(sizes) - MAX_IMAGES) // 10) * 10  # rounded up to tens
     while sum(sizes[excess:]) > MAX_IMAGE_BYTES:
         excess += 1
     if excess:
@@ -137,8 +137,8 @@ def _with_block(message: JSON, number: int, block: JSON) -> JSON:
 
 def marks_after_results(messages: Sequence[JSON]) -> list[JSON]:
     """docs/cortex.md#chat-marks: a mark on a tool's result is ignored, so it moves to a user message after the run of
-    results. Where the images of the results have not made such a message, a message with a constant block is added,
-    with or without a mark, so that the history stays the same on every turn."""
+    results. If no message with the results' images follows the run, a message with a constant block is added, even
+    without a mark, so that the history stays the same on every turn."""
     out: list[JSON] = []
     marked = False
     for message, following in zip(messages, (*messages[1:], {}), strict=True):

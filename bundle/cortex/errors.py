@@ -161,7 +161,7 @@ def words_of(body: str) -> tuple[str, str]:
     return "", " ".join(body.split())[:500] or "no words"
 
 
-def explain(status: int, body: str, *, asked: int | None = None, count: Callable[[], int] = int) -> Explained:
+def explain(status: int, body: str, *, asked: int | None = None, count: Callable[[], int] = lambda: 0) -> Explained:
     """Explain an answer of Cortex by its HTTP status and body.
 
     `asked` is the maximum of output tokens that the request asked for, and `count` estimates the tokens of the prompt.
@@ -187,8 +187,8 @@ def explain_query(url: str, status: int, code: str, words: str) -> str:
 def _find(cases: Sequence[_Case], status: int, code: str, words: str, *, default: _Case) -> _Case:
     text = f"{code} {words}"[:MAX_CHARACTERS]
     case = next((case for case in cases if case.status in (0, status) and re.search(case.words, text)), default)
-    failure = _UUID.search(words)
-    return case._replace(remedy=case.remedy.replace("{uuid}", failure[1] if failure else "UUID"))
+    uuid = _UUID.search(words)
+    return case._replace(remedy=case.remedy.replace("{uuid}", uuid[1] if uuid else "UUID"))
 
 
 def explain_failure(status: int, words: str) -> Explained:

@@ -1,4 +1,4 @@
-"""Rewrites requests of Anthropic's Messages API so that Cortex accepts them (answers: `answers.WholeAnswer`).
+"""Rewrites requests of Anthropic's Messages API so that Cortex accepts them (answers: `answers.MessagesAnswer`).
 
 The problem: Claude Code uses Anthropic's API as of its own release date. Cortex serves the same API, but each field,
 block or beta that Cortex does not know is a 400, and Claude Code sends a refused history again with every later turn.
@@ -140,7 +140,7 @@ def _plain_block(part: JSON, place: str, note: Note) -> JSON | None:
     if kind == "thinking" and not part.get("signature"):
         note("thinking without a signature dropped")  # the API refuses it
         return None
-    mark = _mark(part, note) if "thinking" not in kind else {}
+    mark = _mark(part, note) if "thinking" not in kind else {}  # (nor `redacted_thinking`)
     if kind == "image":
         out["source"] = {"type": "base64", "media_type": _media_type(part), "data": part["source"]["data"]}
     elif kind == "tool_use" and not isinstance(part.get("input"), dict):
@@ -285,8 +285,9 @@ def plain_choice(choice: object, tools: Sequence[JSON], note: Note) -> JSON | No
 
 
 def thinking(body: Mapping[str, Any], note: Note) -> JSON | None:
-    """docs/cortex.md#messages-thinking: the model decides between `adaptive` and `enabled` with a budget; no other
-    field is sent. `body` is the request to send, still with the client's `thinking` and `output_config`.
+    """docs/cortex.md#messages-thinking: the model's version decides whether `adaptive` is sent, or `enabled` with
+    a budget; no other field is sent. `body` is the request to send, still with the client's `thinking` and
+    `output_config`.
 
     Anthropic's rules: a budget is at least 1024 and below `max_tokens`. There is no thinking together with a forced
     tool, and no budget in a turn whose calls were made without thinking.

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bundle.cortex.blocks import mark_within
+from bundle.cortex.errors import MAX_CHARACTERS
 from bundle.cortex.models import JSON
 from bundle.cortex.requests import BESIDE_REASONING
-
-MAX_WORDS = 2_000  # characters: patterns look only at the beginning of an answer's text, so that they stay fast
 
 # Optional fields, each with a pattern that finds it in Cortex's message. If an answer names several fields, only
 # the first of them in this list is left out; the answer to the next request shows whether that was enough.
@@ -88,7 +87,7 @@ class Refusals:
         `words` is the message of the answer, `sent` the body that was refused. `before` names the fields that were
         known as refused when the request was sent: if the answer names one of them again, leaving it out did not help.
         """
-        words = words[:MAX_WORDS]
+        words = words[:MAX_CHARACTERS]
         model = str(sent.get("model"))
         if limit := self._learn_limit(words, model, sent.get("max_completion_tokens")):
             return [limit]
@@ -104,7 +103,7 @@ class Refusals:
     def learn_messages(self, words: str, sent: JSON, betas: Iterable[str]) -> list[str]:
         """Like `learn_chat`, for the Messages API. "invalid beta flag" does not name the beta, so all betas of the
         request count as refused."""
-        words = words[:MAX_WORDS]
+        words = words[:MAX_CHARACTERS]
         model = str(sent.get("model"))
         if limit := self._learn_limit(words, model, sent.get("max_tokens")):
             return [limit]
@@ -147,8 +146,8 @@ def _is_about_marks(words: str) -> bool:
 
 
 def marked_roles(messages: Sequence[JSON], words: str) -> list[str]:
-    """The roles whose cache marks are refused. In this order: the role of the message whose number the text has, the
-    roles that the text has, the roles of all marked messages."""
+    """The roles whose cache marks are refused: the role of the message that the text names by its number, else the
+    roles that it names, else the roles of all marked messages."""
     marked = {str(message["role"]) for message in messages if mark_within(message.get("content"))}
     if (found := _MARKED_MESSAGE.search(words)) and int(found[1]) < len(messages):
         named = {str(messages[int(found[1])]["role"])}
@@ -166,7 +165,7 @@ def without(node: Any, path: Sequence[str]) -> Any:
             return [without(item, rest) if rest else item for item in node]
     elif not isinstance(node, dict):
         return node
-    elif step in node and node.get("type") != step:
+    elif step in node and node.get("type") != step:  # (a step that is the node's type is no key)
         if rest:
             return {**node, step: without(node[step], rest)}
         return {key: value for key, value in node.items() if key != step}

@@ -93,7 +93,7 @@ def chat_request(
     out |= {key: value for key, value in reasoning.items() if key not in refused}
     if family == "claude":
         out = sampling(out, note)
-    # A model that refuses `temperature: 1` with `reasoning` may still accept another temperature without it.
+    # With `reasoning`, the temperature is left out only for BESIDE_REASONING; without it, only for "temperature".
     refusal_names = {"temperature": BESIDE_REASONING} if "reasoning" in out else {}
     out = {key: value for key, value in out.items() if refusal_names.get(key, key) not in refused}
     if family == "claude" and (out.get("response_format") or {}).get("type") == "json_object":

@@ -21,8 +21,8 @@ _DATA_KEYS = ("enum", "const", "default", "examples")  # their values are data, 
 
 
 def cortex_tools(tools: Iterable[JSON], note: Note = no_note, *, strict_arrays: bool = False) -> list[JSON]:
-    """docs/cortex.md#chat-tool-types: a tool of another type than `function` is a 400. Where Claude runs, a schema that
-    is not an object at its top is a 400 too, and so is a second tool of the same name. Only `name`, `description` and
+    """docs/cortex.md#chat-tool-types: a tool of another type than `function` is a 400. For Claude, a schema that is not
+    an object at its top is a 400 too, and so is a second tool of the same name. Only `name`, `description` and
     `parameters` stay.
 
     `strict_arrays` applies OpenAI's rule that the schema of an array must say what its items are.

@@ -38,15 +38,13 @@ MAX_BODY_BYTES = 20 * 2**20  # Cortex refuses more
 LITELLM_ROUTES = {("GET", "/health/liveliness"), ("POST", "/v1/messages")}
 OWN_ROUTES = {("HEAD", "/"), ("GET", "/v1/models"), ("POST", "/v1/messages/count_tokens")}
 WITHOUT_KEY = {("GET", "/health/liveliness"), ("HEAD", "/")}  # they reveal nothing and cost nothing
-REFUSALS_A_MINUTE = 20  # that are logged: a web page that repeats its request must not fill the log
+REFUSALS_A_MINUTE = 20  # how many are logged: a web page that repeats its request must not fill the log
 CLIENT_LEFT = 499  # LiteLLM's status after a client has disconnected (the user pressed Esc): not an error
-LEFT_OUT_HEADER = (
-    b"x-cortex-left-out"  # the fields that were removed because Cortex refuses them; `make doctor` reads it
-)
+LEFT_OUT_HEADER = b"x-cortex-left-out"  # the fields removed because Cortex refuses them; `make doctor` reads it
+STOPPING = "the proxy is stopping and cannot wait until this answer is complete"
 KEPT_HEADERS = {b"content-type", b"content-length", b"cache-control", b"retry-after"}
-BYTES_PER_TOKEN = (
-    3.5  # low, because code has short tokens: with an estimate that is too low Claude Code compacts too late
-)
+# Low, because code has short tokens, and with an estimate that is too low Claude Code compacts too late.
+BYTES_PER_TOKEN = 3.5
 IMAGE_TOKENS = 1600  # Anthropic's maximum for one image
 
 # A tool that runs on Anthropic's servers. Claude Code's WebSearch sends a request with only this tool.
@@ -168,11 +166,7 @@ class FrontDoor:
             if has_ended:
                 return
             stopped = isinstance(error, asyncio.CancelledError)
-            cause = (
-                "the proxy is stopping and cannot wait until this answer is complete"
-                if stopped
-                else f"{type(error).__name__}: {error}"
-            )
+            cause = STOPPING if stopped else f"{type(error).__name__}: {error}"
             say(f"an answer was interrupted: {printable(cause)}")
             text = "The proxy was stopped; trying again." if stopped else "An error in the proxy: see make logs"
             # After either error Claude Code sends the request again. Without an error, Claude Code would show an

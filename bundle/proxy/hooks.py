@@ -18,7 +18,7 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -29,13 +29,12 @@ from litellm.llms.openai.openai import OpenAIChatCompletion
 from litellm.types.utils import CallTypes, all_litellm_params
 
 from bundle.cortex.answers import (
+    ChatAnswer,
     EmptyAnswerError,
     EventLines,
     IncompleteAnswerError,
+    MessagesAnswer,
     RequestFacts,
-    StreamFix,
-    WholeAnswer,
-    fix_answer,
 )
 from bundle.cortex.errors import words_of
 from bundle.cortex.messages import messages_request
@@ -195,7 +194,7 @@ class CortexHooks(CustomLogger):
         if exchange is None or exchange.facts is None:
             return
         if path.endswith("/cortex/v1/messages"):
-            reader: AnswerReader = WholeAnswer()
+            reader: ChatAnswer | MessagesAnswer = MessagesAnswer()
         elif path.endswith("/cortex/v1/chat/completions"):
             reader = ChatAnswer(exchange.facts)
         else:
@@ -229,26 +228,7 @@ class CortexHooks(CustomLogger):
             exchange.answer = (503, json.dumps({"message": f"refused {', '.join(learned)}; left out from now on."}))
 
 
-class ChatAnswer:
-    """Repairs one answer of chat completions: the whole answer, or each event of a stream."""
-
-    def __init__(self, facts: RequestFacts) -> None:
-        self._facts, self._fix = facts, StreamFix(facts)
-
-    def answer(self, body: Any) -> Any:
-        return fix_answer(body, self._facts)
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        return (b"data: %b\n\n" % event for event in self._fix.feed(data))
-
-    def end(self) -> Iterator[bytes]:
-        return (b"data: %b\n\n" % event for event in self._fix.end())
-
-
-AnswerReader = WholeAnswer | ChatAnswer
-
-
-async def repair(response: httpx.Response, exchange: Exchange, reader: AnswerReader) -> None:
+async def repair(response: httpx.Response, exchange: Exchange, reader: ChatAnswer | MessagesAnswer) -> None:
     """Repair one answer of Cortex in place. An answer that is incomplete becomes a 502."""
     if response.headers.get("content-type", "").startswith("text/event-stream"):
         response.stream = RepairedStream(response, exchange, reader)
@@ -259,7 +239,7 @@ async def repair(response: httpx.Response, exchange: Exchange, reader: AnswerRea
         response._content = json.dumps(reader.answer(json.loads(raw))).encode()
         return
     except IncompleteAnswerError as error:
-        set_incomplete(response.request, exchange, error)
+        record_incomplete(response.request, exchange, error)
     except ValueError:
         exchange.answer = (502, response.text)
     response.status_code = 502
@@ -271,7 +251,7 @@ _EMPTY_ANSWERS: deque[tuple[str, float]] = deque(maxlen=100)
 EMPTY_SECONDS = 300
 
 
-def set_incomplete(request: httpx.Request, exchange: Exchange, error: IncompleteAnswerError) -> None:
+def record_incomplete(request: httpx.Request, exchange: Exchange, error: IncompleteAnswerError) -> None:
     """Store the error that the front door will send for an incomplete answer."""
     if error.body:  # an error of Cortex
         exchange.answer = (502, error.body)
@@ -287,7 +267,7 @@ def set_incomplete(request: httpx.Request, exchange: Exchange, error: Incomplete
 class RepairedStream(httpx.AsyncByteStream):
     """The events of Cortex's stream, repaired. A stream that ends too early is an error, never a short answer."""
 
-    def __init__(self, response: httpx.Response, exchange: Exchange, reader: AnswerReader) -> None:
+    def __init__(self, response: httpx.Response, exchange: Exchange, reader: ChatAnswer | MessagesAnswer) -> None:
         # Wrap the stream in a Response that decompresses it, because a company's proxy may compress answers.
         self._source = httpx.Response(200, headers=response.headers, stream=response.stream)
         self._request, self._exchange, self._reader = response.request, exchange, reader
@@ -309,7 +289,7 @@ class RepairedStream(httpx.AsyncByteStream):
             for event in self._reader.end():
                 yield event
         except IncompleteAnswerError as error:
-            set_incomplete(self._request, self._exchange, error)
+            record_incomplete(self._request, self._exchange, error)
             raise httpx.RemoteProtocolError(f"the answer of Snowflake Cortex is not whole: {error}") from None
 
     async def aclose(self) -> None:

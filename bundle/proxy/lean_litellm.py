@@ -196,7 +196,7 @@ async def pinged(*, stream: Chunks, ping_interval_seconds: float, ping_chunk: st
         try:
             async for chunk in stream:
                 queue.put_nowait(chunk)
-                await first_chunk_sent.wait()
+                await first_chunk_sent.wait()  # so that the first chunk leaves before the rest is read
         except Exception as error:  # noqa: BLE001 - raised below, after the chunks before it
             return error
         return None

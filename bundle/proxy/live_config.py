@@ -31,9 +31,8 @@ from bundle.tokens import sign, token_times
 
 MARGIN_SECONDS = 60  # a token with less time left may expire before the request reaches Cortex
 NEW_TOKEN_SECONDS = 120  # if Cortex refuses a token that is younger, a newer one will not help
-SKEW_SECONDS = (
-    30  # a difference of the clocks that is ignored; Snowflake's tolerance is not known (docs/cortex.md#jwt-ahead)
-)
+# A difference of the clocks that is ignored. Snowflake's tolerance is not known (docs/cortex.md#jwt-ahead).
+SKEW_SECONDS = 30
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -101,7 +100,7 @@ class LiveConfig:
                     return token
             raise
         self._own_token = signed.value
-        self._refused &= {self._file_token}
+        self._refused &= {self._file_token}  # refusals of tokens that are not kept any more are forgotten
         say("the token in litellm_config.yaml is not usable: signed one in memory")
         return signed.value
 

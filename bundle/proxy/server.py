@@ -115,7 +115,7 @@ def wait_for_config(settings: Settings) -> bool:
         live_config.reload()
         if live_config.document and (live_config.is_live() or waited >= CONFIG_PATIENCE_SECONDS):
             return True
-        if waited % 30 == 5:
+        if waited % 30 == 5:  # after 5 seconds, then every 30
             say(f"waiting for {settings.config_path}: is token-refresher running? If not, see why: make logs")
         readable, _, _ = select.select([] if channel is None else [channel], [], [], 0.25)
         if readable and supervisor_gone(readable[0]):
