@@ -53,7 +53,7 @@ class Case:
 
 CASES = (
     Case("`snowflake/` (Messages)", "snowflake"),
-    Case("`openai/` (chat completions)", "openai"),
+    Case("`openai/` (Chat Completions)", "openai"),
     Case("… if a mark covers results before it", "openai", mark_covers_tool_results=True),
     Case("`openai/` with `cache_tool_results`", "openai", cache_tool_results=True),
     Case("… if a mark covers results before it", "openai", cache_tool_results=True, mark_covers_tool_results=True),

@@ -332,10 +332,10 @@ def main(arguments: list[str] | None = None) -> int:
             [
                 ("", "this bundle", "LiteLLM, pm2 reload")[: len(parts) + 1],
                 row("requests (streamed)", lambda part: f"{part.requests} ({part.streamed})"),
-                row("tokens", lambda part: str(part.tokens)),
+                row("new tokens", lambda part: str(part.tokens)),
                 row("failed", lambda part: str(part.failed)),
-                row("cut", lambda part: str(part.cut)),
-                row("with a dead token", lambda part: str(part.dead_token)),
+                row("broken off", lambda part: str(part.cut)),
+                row("with an expired token", lambda part: str(part.dead_token)),
                 row(
                     "failed or cut, per new token",
                     lambda part: f"{(part.failed + part.cut) / max(1, part.tokens - 1):.1f}",

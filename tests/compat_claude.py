@@ -33,7 +33,7 @@ LITELLMS = [MADE_FOR, "newest"]
 
 
 def install_claude(release: str, folder: Path) -> tuple[str, Path]:
-    """(version, program) of a Claude Code release: its own platform's binary, which asks for no version of Node."""
+    """(version, program) of a Claude Code release: the binary for this platform, which needs no Node.js."""
     system = {"Linux": "linux", "Darwin": "darwin"}[platform.system()]
     machine = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     wanted = "latest" if release == "newest" else release
@@ -73,7 +73,7 @@ def install_bundle(litellm: str, folder: Path) -> tuple[str, Path]:
     if litellm == MADE_FOR:
         subprocess.run([*pip, "--require-hashes", "-r", str(copy / "requirements.txt")], check=True, timeout=1200)
     else:
-        # Without the pin, and with uv: pip would download every release that it walks past.
+        # Without the pin, and with uv: pip would download every release that it tries.
         wanted = (copy / "requirements.in").read_text().replace(f"=={MADE_FOR}", "")
         (copy / "newest.in").write_text(wanted)
         subprocess.run([*pip, "uv"], check=True, timeout=300)

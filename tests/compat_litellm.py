@@ -63,7 +63,7 @@ def run(site: Path, *arguments: str) -> int:
 
 
 def try_out(site: Path) -> list[bool]:
-    """One truth for each of STEPS."""
+    """Whether each of STEPS was as expected, in order."""
     file = site / TARGET
     shipped = file.read_bytes()
     not_patched = run(site, "--check") == 1

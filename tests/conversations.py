@@ -1,4 +1,4 @@
-"""Conversations for the tests of bundle/cortex: their parts, a glance at them, and Anthropic requests made at random.
+"""Conversations for the tests of bundle/cortex: functions that build and summarize them, and random requests.
 
 The functions up to `told` make and read messages of Chat Completions. `requests` and `sessions` are strategies of
 hypothesis. They make what a client may send to LiteLLM, with every oddity that was ever seen.
@@ -70,7 +70,7 @@ def sent(*messages: JSON, **fields: Any) -> list[JSON]:
 
 
 def shape(messages: Sequence[JSON]) -> list[str]:
-    """A conversation at a glance: `user`, `assistant a b` (with its calls), `tool a`."""
+    """A summary of a conversation: `user`, `assistant a b` (with its calls), `tool a`."""
     ids = ([c["id"] for c in m.get("tool_calls") or ()] + [m[k] for k in ("tool_call_id",) if k in m] for m in messages)
     return [" ".join([message["role"], *found]) for message, found in zip(messages, ids, strict=True)]
 

@@ -112,7 +112,7 @@ class Server:
             await self._runner.cleanup()
 
     def release_now(self) -> None:
-        """As `release`, for a caller in the event loop."""
+        """Like `release`, but called in the event loop."""
         if self._released is not None:
             self._released.set()
             self._released.clear()

@@ -33,7 +33,7 @@ NO_PREFILL = (
 
 
 class RefusedError(Exception):
-    """Takes the message of a 400 out of nested checks."""
+    """Raised by nested checks; holds the message of the 400."""
 
 
 def refuse(message: str) -> NoReturn:

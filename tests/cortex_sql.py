@@ -1,7 +1,7 @@
 """The SQL API's statements that the bundle sends, answered from what the stand-in knows.
 
 Sure: every value is a string or null, a failed statement is 422, reading `ACCOUNT_USAGE` takes a warehouse. The
-codes and texts of the failures are Snowflake's usual ones, from memory of its documentation rather than measured.
+codes and texts of the failures are guesses after Snowflake's documentation; nobody has measured them.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ refuses (cortex_rules.py), answers in Cortex's own shapes (cortex_model.py) and 
 (cortex_charging.py). Tests can switch on faults of the service (cortex_faults.py).
 
 These are certain, because they are documented or measured on the real service: which paths exist; the claims, which end
-after one hour; 401 with code 390144 and a uuid whose reason only SQL tells; the token is checked before the body; the
+after one hour; a 401 has code 390144 and a UUID, with which SQL tells the reason; the token is checked first; the
 shapes of answers; the envelope of the SQL API. These are guesses, and each is a switch: `underscores` (may `_` in the
 claims stand for `-`), `issued_ahead`, and the fields of `Options`.
 

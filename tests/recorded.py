@@ -1,7 +1,7 @@
-"""Answers in the shape of real ones, with content of our own: what the real Cortex was recorded to send.
+"""Answers with the keys of recorded answers of the real Cortex, and with texts of our own.
 
 The recordings are exchanges of July 2026 in the public test data of pydantic-ai; each
-constant names the one that it follows, key by key. Where the stand-in and these differ, these are right.
+constant names the one that it follows, key by key. If the stand-in differs from them, the stand-in is wrong.
 """
 
 from __future__ import annotations

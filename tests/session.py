@@ -26,8 +26,8 @@ class Session:
     set_up: SetUp
     folder: Path
     claude: Path = CLAUDE
-    route: str = ""  # the path of Cortex's that its requests should take
-    environ: dict[str, str] = field(default_factory=dict)  # more of it for Claude Code
+    route: str = ""  # the Cortex path that its requests should use
+    environ: dict[str, str] = field(default_factory=dict)  # more environment variables for Claude Code
     runs: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """A set-up for tests, bench and soak: its folder, key, settings, stand-in for Cortex, and the processes in it.
 
 Without pytest. Tests and soak run the stand-in in their own process, to script it (SetUp). The bench runs it as another
-process, so that it costs what it measures nothing (BareSetUp).
+process, so that the stand-in does not slow down what is measured (BareSetUp).
 """
 
 from __future__ import annotations

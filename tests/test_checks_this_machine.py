@@ -25,7 +25,7 @@ from tests.set_up import BUNDLE, USER, SetUp
 pytestmark = pytest.mark.usefixtures("nobody_s_environment")
 
 
-def test_releases_that_steal_or_are_open_are_refused() -> None:
+def test_malicious_and_vulnerable_releases_are_refused() -> None:
     for version in ("1.82.8", "1.107.0"):
         assert "every key" in litellm_release(version).found
     assert litellm_release("1.83.9").state == "fail"

@@ -241,7 +241,7 @@ def test_no_mark_is_sent_to_other_models() -> None:
         assert "cache_control" not in json.dumps(cortex(*history, result("a", **MARK), model=model, tools=[tool()]))
 
 
-def test_a_run_of_results_may_end_in_a_constant_block_that_takes_the_mark() -> None:
+def test_with_cache_tool_results_a_constant_block_after_the_results_has_the_mark() -> None:
     history = [user("x"), assistant(None, "a"), result("a", **MARK)]
     assert sent(*history, limits=CACHED)[3:] == [user(text(END_OF_RESULTS, **MARK))]
     later = sent(*history[:2], result("a"), assistant(None, "b"), result("b", **MARK), limits=CACHED)

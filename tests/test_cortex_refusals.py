@@ -63,7 +63,7 @@ def test_thinking_is_left_out_by_either_of_its_names(words: str) -> None:
     assert refusals.learn_chat(words, sent) == [f"reasoning for {MODEL}"]
 
 
-def test_of_a_combination_first_the_lesser_part_goes_and_then_the_greater() -> None:
+def test_of_thinking_with_a_temperature_first_the_temperature_is_left_out_and_then_thinking() -> None:
     refusals = Refusals()
     sent = {key: value for key, value in BODY.items() if key != "reasoning_effort"}
     assert refusals.learn_chat(THINKING_TEMPERATURE, sent) == [f"{BESIDE_REASONING} for {MODEL}"]
@@ -80,7 +80,7 @@ def test_requests_that_were_under_way_together_teach_the_same_thing() -> None:
     assert refusals.chat == {MODEL: {BESIDE_REASONING}}
 
 
-def test_where_a_field_comes_along_although_it_was_known_another_try_would_be_of_no_use() -> None:
+def test_a_field_that_was_left_out_already_and_is_refused_again_is_not_tried_again() -> None:
     refusals = Refusals()
     words = "reasoning is not supported"
     sent = {key: value for key, value in BODY.items() if key != "reasoning_effort"}

@@ -52,7 +52,7 @@ def test_claude_code_gets_in_under_each_name_of_this_machine(host: str) -> None:
         "",
     ],
 )
-def test_nothing_is_served_under_a_foreign_name(host: str) -> None:
+def test_another_host_name_is_refused(host: str) -> None:
     for method, path in LITELLM_ROUTES | OWN_ROUTES:
         found = refused(method, path, host=host or None)
         assert found is not None
@@ -82,7 +82,7 @@ def test_no_web_page_is_answered(headers: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     "content", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", None]
 )
-def test_what_a_page_may_post_without_asking_is_refused(content: str | None) -> None:
+def test_a_body_that_is_not_json_is_refused(content: str | None) -> None:
     found = refused(content_type=content)
     assert found is not None
     assert found.status == 415

@@ -73,7 +73,7 @@ def test_a_page_s_preflight_gets_no_permission(running: SetUp) -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
-def test_a_refusal_is_in_anthropic_s_shape_is_final_and_reaches_nobody(
+def test_a_refused_request_gets_anthropic_s_format_is_final_and_does_not_reach_cortex(
     running: SetUp, path: str, status: int, headers: dict[str, str], more: dict[str, Any]
 ) -> None:
     before = len(running.stub.requests)

@@ -39,7 +39,7 @@ def test_a_full_context_is_told_in_anthropic_s_words(running: SetUp, stream: boo
     assert error == {"type": "invalid_request_error", "message": "prompt is too long: 200004 tokens > 150000 maximum"}
 
 
-def test_so_it_is_where_the_answer_had_begun_as_a_good_one(running: SetUp) -> None:
+def test_a_full_context_inside_a_200_is_told_in_anthropic_s_words_too(running: SetUp) -> None:
     words = "prompt is too long: 210000 tokens > 200000 maximum"
     running.stub.replay = [{"message": words}, f'data: {{"message": "{words}"}}\n\n']
     whole = running.ask("hello", MODEL)
@@ -47,7 +47,7 @@ def test_so_it_is_where_the_answer_had_begun_as_a_good_one(running: SetUp) -> No
     assert words in running.ask("hello", MODEL, stream=True).text
 
 
-def test_a_number_that_is_the_output_that_was_asked_for_is_told_as_such(running: SetUp) -> None:
+def test_a_number_that_equals_the_requested_output_is_an_output_limit(running: SetUp) -> None:
     running.stub.set_options(windows={MODEL: 100})
     try:
         answer = running.ask("hello " * 100, MODEL, max_tokens=100)

@@ -41,7 +41,7 @@ def test_a_changed_mapping_takes_effect_within_seconds_and_leaves_open_answers_a
 
 
 @pytest.mark.real
-def test_a_catch_all_that_is_removed_catches_no_more(day: Day) -> None:
+def test_a_wildcard_row_that_is_removed_answers_no_more(day: Day) -> None:
     assert day.answered("claude-of-the-future")["model"] == "claude-sonnet-4-6"
     row = day.shipped.index("  - model_name: claude-*\n")
     day.edit(day.shipped[row : day.shipped.index("\n\n", row)], "")

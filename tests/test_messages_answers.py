@@ -68,7 +68,7 @@ def test_an_answer_that_something_explains_passes(event: bytes, reason: str) -> 
 
 
 @pytest.mark.parametrize("data", [b"{}", b"[DONE]", b'{"status": "busy"}'])
-def test_what_says_nothing_is_left_out_and_so_is_what_comes_after_the_end(data: bytes) -> None:
+def test_events_without_meaning_and_events_after_the_end_are_left_out(data: bytes) -> None:
     stream = MessagesAnswer()
     sent = [
         event for each in (data, SAID, data, b'{"type":"message_stop"}', data, b"odd") for event in stream.feed(each)

@@ -33,7 +33,7 @@ def test_a_field_that_cortex_names_is_left_out_from_then_on() -> None:
     assert out["messages"][1] == asked["messages"][1]
 
 
-def test_a_step_that_names_a_kind_is_passed_over_where_the_block_has_a_field_of_that_name() -> None:
+def test_the_type_name_inside_a_refused_path_is_skipped() -> None:
     refusals = Refusals()
     asked = {**body(user(text("hi", cache_control=MARK))), "thinking": {"type": "enabled", "budget_tokens": 1024}}
     asked["max_tokens"] = 3000

@@ -1,4 +1,4 @@
-"""The second route: one word in a row, `openai/` to `snowflake/`, and Cortex's Messages API answers.
+"""The Messages route: a row with `snowflake/` in place of `openai/`.
 
 The real LiteLLM runs against the strict stand-in, and some tests run the real Claude Code. The proxy is the one of the
 other tests, with an edited template. The first promise here is that it follows the edit.

@@ -228,7 +228,7 @@ def test_no_session_ends_on_what_a_model_refuses_on_chat(choosy: SetUp, tmp_path
     work_all_day(session)
     again = choosy.ask("[[text: so]]", "claude-sonnet-5", stop_sequences=["x"], temperature=0.5)
     assert again.status_code == 503
-    assert again.json()["error"]["message"].endswith("left out from now on.\nTrying again without it.")
+    assert again.json()["error"]["message"].endswith("left out from now on.\nTrying again without that field.")
     assert "x-should-retry" not in again.headers
     log = choosy.log("claude_proxy.py")
     for what in ("reasoning", "cache_control on user", "more than 16384 output tokens"):

@@ -79,7 +79,7 @@ def test_a_row_keeps_its_id_over_new_tokens_and_changes_it_with_its_content() ->
 
 
 @pytest.mark.keeps("token-to-snowflake-only")
-def test_only_rows_with_the_token_are_cortex() -> None:
+def test_a_row_with_its_own_key_and_address_does_not_get_the_token() -> None:
     other = "- {model_name: o, litellm_params: {model: openai/x, api_key: own, api_base: 'https://elsewhere'}}"
     document = rendered(ROW % ("a", "openai/x"), other)
     assert [row["model_info"]["cortex"] for row in document["model_list"]] == [True, False]

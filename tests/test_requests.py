@@ -159,7 +159,7 @@ def test_an_answer_too_short_for_any_thinking_is_not_asked_to_think(room: int) -
     ("model", "stays"),
     [("claude-opus-4-6", True), ("claude-opus-4-7", False), ("claude-sonnet-5", False), ("openai-gpt-5", True)],
 )
-def test_a_temperature_leaves_only_where_the_model_takes_one(model: str, stays: bool) -> None:
+def test_a_temperature_is_sent_only_where_the_model_accepts_one(model: str, stays: bool) -> None:
     out = cortex(user("x"), model=f"openai/{model}", temperature=0.2, top_p=0.9)
     assert ("temperature" in out) == ("top_p" in out) == stays
     out = cortex(user("x"), model=f"openai/{model}", temperature=1, top_p=0.9)
@@ -189,7 +189,7 @@ REFUSED_FIELDS: dict[str, JSON] = {
 
 
 @pytest.mark.parametrize("name", REFUSED_FIELDS)
-def test_what_a_model_has_refused_leaves_no_more_and_is_told(name: str) -> None:
+def test_a_refused_field_is_no_longer_sent_and_is_named(name: str) -> None:
     body = {"model": CLAUDE, "messages": [user("x")], **REFUSED_FIELDS[name]}
     assert name in chat_request(body, family="claude", limits=Limits())[0]
     out, _, left_out = chat_request(body, family="claude", limits=Limits(), refused={name, "logit_bias"})
@@ -197,7 +197,7 @@ def test_what_a_model_has_refused_leaves_no_more_and_is_told(name: str) -> None:
     assert left_out == ([] if name == "stream_options" else [name])
 
 
-def test_a_refused_temperature_leaves_the_thinking_and_refused_thinking_leaves_the_temperature() -> None:
+def test_a_refused_temperature_keeps_the_thinking_and_refused_thinking_keeps_the_temperature() -> None:
     body = {"model": CLAUDE, "messages": [user("x")], "thinking": {"type": "adaptive"}, "temperature": 0.3}
     out, _, _ = chat_request(body, family="claude", limits=Limits(), refused={BESIDE_REASONING})
     assert (out.get("reasoning"), out.get("temperature")) == ({"effort": "medium"}, None)
@@ -207,7 +207,7 @@ def test_a_refused_temperature_leaves_the_thinking_and_refused_thinking_leaves_t
     assert (out.get("reasoning"), out.get("temperature")) == (None, 0.3)
 
 
-def test_marks_that_a_model_has_refused_on_a_role_leave_no_more() -> None:
+def test_marks_that_a_model_has_refused_on_a_role_are_no_longer_sent() -> None:
     messages = [system(text("s", **MARK)), user(text("u", **MARK))]
     body = {"model": CLAUDE, "messages": messages}
     out, _, left_out = chat_request(body, family="claude", limits=Limits(), refused={"cache_control user"})
@@ -215,7 +215,7 @@ def test_marks_that_a_model_has_refused_on_a_role_leave_no_more() -> None:
     assert left_out == ["cache_control user"]
 
 
-def test_only_known_fields_leave_and_what_is_dropped_is_said() -> None:
+def test_only_known_fields_are_sent_and_what_is_dropped_is_named() -> None:
     taken = {"max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "stop": ["."], "custom_llm_provider": "openai"}
     dropped = {"service_tier": "auto", "store": False, "user": "me", "parallel_tool_calls": False, "top_k": 3}
     body = {"model": CLAUDE, "messages": [user("x")], "thinking": None, **taken, **dropped, "web_search_options": {}}
@@ -224,7 +224,7 @@ def test_only_known_fields_leave_and_what_is_dropped_is_said() -> None:
     assert notes == [f"field {name} dropped" for name in (*dropped, "web_search_options")]
 
 
-def test_at_most_four_stop_sequences_leave() -> None:
+def test_at_most_four_stop_sequences_are_sent() -> None:
     notes: list[str] = []
     assert stop_sequences({"stop": ["a", "", "b", "c", "d", "e"]}, notes.append) == {"stop": ["a", "b", "c", "d"]}
     assert notes == ["stop sequences after the fourth dropped"]

@@ -26,7 +26,7 @@ PATHS = {"chat": CHAT, "messages": MESSAGES}
 
 
 def with_messages_route(template: str) -> str:
-    """The template with the one word changed that the README tells to change."""
+    """The template with every Claude row on the Messages API."""
     return template.replace("model: openai/claude", "model: snowflake/claude")
 
 

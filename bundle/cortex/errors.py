@@ -86,7 +86,7 @@ CASES = (
     # docs/cortex.md#status-unauthorized, docs/cortex.md#status-budget, docs/cortex.md#status-forbidden, and so on
     _Case(401, r"390303|OAuth", "A gateway or a wrong SNOWFLAKE_HOST may have changed the token's type. " + _KEY),
     _Case(401, r"", _KEY),
-    _Case(402, r"", "The Cortex budget of this account or user is used up: an administrator can raise it."),
+    _Case(402, r"", "The Cortex budget of this account or user is spent: an administrator can raise it."),
     _Case(403, r"003001|not allowed to access this endpoint", "Trial accounts have no Cortex: upgrade the account."),
     _Case(403, r"390422|is not allowed to access Snowflake", _ADDRESS),
     _Case(403, r"Model .*not allowed", _ALLOWED_MODELS),
@@ -94,8 +94,8 @@ CASES = (
     _Case(404, r"", "There is no Cortex at this address. Check the account and SNOWFLAKE_HOST: make doctor"),
     _Case(413, r"", "The request is larger than Cortex accepts (20 MiB). /compact makes it smaller."),
     _Case(429, r"", "Cortex limits how much this account may ask at once; trying again.", retry=True),
-    _Case(502, r"without content, twice", "Twice the model had nothing to say. Ask in other words, or use /compact."),
-    _Case(503, r"left out from now on", "Trying again without it.", retry=True),  # the words are those of hooks.py
+    _Case(502, r"without content, twice", "The model's answer was empty twice. Ask in other words, or use /compact."),
+    _Case(503, r"left out from now on", "Trying again without that field.", retry=True),  # (from hooks.py)
     _Case(503, r"timed out", "The model took too long; trying again.", retry=True),
     _Case(500, r"internal error", "Trying again. If a session fails repeatedly, use /compact or /clear.", retry=True),
 )
