@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.status:
             state = read_state(state_folder(os.environ))
-            print(json.dumps(state, indent=2) if options.json else "\n".join(status_lines(state, time.time())))
+            say(json.dumps(state, indent=2) if options.json else "\n".join(status_lines(state, time.time())))
             return 0 if (state.get("expires") or 0) > time.time() and not state.get("last_error") else 1
         if options.once or options.public_key:
             print(once() if options.once else public_key_text(load_settings()))
