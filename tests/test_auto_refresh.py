@@ -175,9 +175,9 @@ def test_status_tells_a_live_token_from_none(environ: dict[str, str]) -> None:
     Refresher(lambda: load_settings(environ)).refresh(time.time(), "now")
     done = run(environ, "--status")
     assert done.returncode == 0
-    assert "59 minutes left" in done.stdout
+    assert "58 minutes left" in done.stdout
     shown = json.loads(run(environ, "--status", "--json").stdout)
-    assert shown["expires"] - shown["issued"] == 3600
+    assert shown["expires"] - shown["issued"] == 3540
     assert "eyJ" not in done.stdout
 
 
