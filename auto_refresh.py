@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 
-from bundle.bootstrap import EX_CONFIG, enter_venv
+from bundle.bootstrap import EX_CONFIG, PM2, enter_venv
 
 if __name__ == "__main__":
     enter_venv()
@@ -52,15 +52,20 @@ POLL_SECONDS = 2.0  # how soon an edit is noticed; checking the dates of six fil
 
 
 class Wait:
-    """A sleep that ends early on a signal (HUP: refresh now; INT and TERM: exit) or when PM2 dies."""
+    """A sleep that ends early on a signal (HUP: refresh now; INT and TERM: exit), or when PM2 or the terminal is gone.
+
+    A closing terminal also sends HUP. A refresher that was started there by hand then exits, except under `nohup`.
+    """
 
     def __init__(self) -> None:
         self._read, write = os.pipe()
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write)  # ends select() at once; an Event set by a signal handler could deadlock
-        self._received: list[int] = []
+        self._received: set[int] = set()
+        self._ends_with_terminal = has_terminal() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+        self._hung_up = False
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda caught, _frame: self._received.append(caught))
+            signal.signal(number, lambda caught, _frame: self._received.add(caught))
         self.channel = supervisor_channel(os.environ)
 
     def __call__(self, seconds: float) -> str | None:
@@ -72,11 +77,21 @@ class Wait:
         if self.channel is not None and self.channel in readable and supervisor_gone(self.channel):
             say("PM2 is gone: exiting, so that a restarted PM2 does not start a second refresher")
             return "end"
-        if {signal.SIGINT, signal.SIGTERM} & set(self._received):
-            return "end"
         hangup = signal.SIGHUP in self._received
-        self._received.clear()
+        self._received.discard(signal.SIGHUP)  # INT and TERM stay, so that none that comes at this moment is lost
+        self._hung_up = self._hung_up or hangup  # some shells send HUP a moment before their terminal is gone
+        if self._received or (self._hung_up and self._ends_with_terminal and not has_terminal()):
+            return "end"
         return "refresh" if hangup else None
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal that still exists."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def refresh_until_stopped(settings: Settings, wait: Wait) -> int | None:
@@ -120,7 +135,8 @@ def once() -> str:
             render_config(settings, sign(settings, time.time()))
             return (
                 "settings, key and template are good. Nothing was written, because token-refresher "
-                f"(pid {holder}) is running and writes the file.\nTo get a new token now: kill -HUP {holder}"
+                f"(pid {holder or 'unknown'}) is running and writes the file.\n"
+                f"To get a new token now: {f'kill -HUP {holder}' if holder else f'{PM2} restart token-refresher'}"
             )
         remove_leftovers(settings)
         token, _ = refresh(settings, time.time())
@@ -151,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.status:
             state = read_state(state_folder(os.environ))
-            print(json.dumps(state, indent=2) if options.json else "\n".join(status_lines(state, time.time())))
+            say(json.dumps(state, indent=2) if options.json else "\n".join(status_lines(state, time.time())))
             return 0 if (state.get("expires") or 0) > time.time() and not state.get("last_error") else 1
         if options.once or options.public_key:
             print(once() if options.once else public_key_text(load_settings()))

@@ -28,6 +28,7 @@ from bundle.checks.finding import read_installation
 from bundle.checks.first_answer import wait_for_answer
 from bundle.checks.processes import status
 from bundle.checks.report import examine, page
+from bundle.errors import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         good = wait_for_answer(installation)
     elif options.status:
         screen, good = status(installation)
-        print(screen)
+        say(screen)
     else:
         findings = examine(installation, live=options.live)
         good = not any(finding.state == "fail" for finding in findings)

@@ -19,7 +19,6 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from decimal import Decimal
 from typing import Any
 
 from bundle.bootstrap import EX_CONFIG, enter_venv
@@ -31,9 +30,9 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
-from bundle.errors import ConfigError
+from bundle.errors import ConfigError, printable, say
 from bundle.settings import Settings, load_settings
-from bundle.sql_api import QueryError, query
+from bundle.sql_api import DOCTOR, QueryError, query
 
 NO_PRIVILEGE = "002003"  # Snowflake's code: the view does not exist, or this role may not read it
 LAG = "The view lags: the last two hours may be missing."
@@ -73,6 +72,7 @@ def grant_message(settings: Settings) -> str:
         role = str(next(iter(query(settings, "SELECT CURRENT_ROLE() AS ROLE")[0].values())))
     except (QueryError, IndexError, StopIteration):
         role = "<default role>"
+    role = printable(role, 255)
     role = role if re.fullmatch(r"[A-Z_][A-Z0-9_$]*|<.*>", role) else '"' + role.replace('"', '""') + '"'
     return (
         f"the role {role} of {settings.user} may not read the view. Run this as ACCOUNTADMIN (the narrow grant):\n"
@@ -84,10 +84,22 @@ def grant_message(settings: Settings) -> str:
 def to_numbers(answer: Sequence[Mapping[str, str | None]]) -> list[Row]:
     """Convert Snowflake's rows (text or null) to rows with date, model and whole numbers."""
     return [
-        {"date": row["USAGE_DATE"], "model": row["MODEL_NAME"] or "(unknown)"}
-        | {name: int(Decimal(row[column] or 0)) for name, column in NUMBERS.items()}
+        {"date": printable(row.get("USAGE_DATE"), 20), "model": printable(row.get("MODEL_NAME") or "(unknown)", 200)}
+        | {name: count(column, row.get(column, "nothing")) for name, column in NUMBERS.items()}
         for row in answer
     ]
+
+
+def count(column: str, text: object) -> int:
+    """A number of Snowflake's answer. Anything but a count (NaN, 1E9999999, -1, a word) is an error, and not a sum."""
+    if found := re.fullmatch(r"([0-9]{1,18})(\.0{1,40})?", "0" if text is None else str(text)[:100]):
+        return int(found[1])
+    raise QueryError(f"Snowflake's answer has no count in {column}: {printable(text, 100)}.\n{DOCTOR}")
+
+
+def harmless(cell: object) -> object:
+    """The cell of a CSV file. A spreadsheet would run a text that starts like a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def short(number: int) -> str:
@@ -165,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     raise
                 raise QueryError(grant_message(settings)) from None
     except (ConfigError, QueryError) as error:
-        print(f"usage.py: {error}", file=sys.stderr)
+        say(f"usage.py: {error}", sys.stderr)
         return EX_CONFIG if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
@@ -174,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif options.csv:
         writer = csv.DictWriter(sys.stdout, ["date", "model", *NUMBERS], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: harmless(cell) for name, cell in row.items()} for row in rows)
     elif rows:
         show(rows, options.days)
     else:

@@ -198,9 +198,9 @@ def all_day(world: World, requests: int, rotations: int) -> tuple[Outcome, list[
                 world.refresher.send_signal(signal.SIGSTOP)
                 world.move_clock(3001)
                 await asyncio.sleep(0.5)
-                world.move_clock(545)  # 54 seconds are left, so the proxy signs a token itself
+                world.move_clock(485)  # 54 seconds are left, so the proxy signs a token itself
                 signed = len(world.stub.requests)
-                await soon(lambda: any(r["iat"] > world.stub.now() - 60 for r in world.stub.requests[signed:]))  # noqa: B023
+                await soon(lambda: any(r["iat"] > world.stub.now() - 120 for r in world.stub.requests[signed:]))  # noqa: B023
                 world.refresher.send_signal(signal.SIGCONT)
             else:
                 world.move_clock(3001)

@@ -1,16 +1,57 @@
-"""Errors whose text is the whole message for the user, and the function that writes to the log."""
+"""Errors whose text is the whole message for the user; what may leave for a log or a terminal, and how."""
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import TextIO
 
+LINE = 500  # characters of a line with words from outside
+TEXT = 20_000  # characters of any text that is logged or shown
+_RUN = re.compile(r"[\w.-]+")  # the characters of a token; each run of them is read once, however long it is
+
+
+def redact(text: str) -> str:
+    """The text without anything that looks like a token: from `eyJ` on, if another part follows after a dot."""
+    return _RUN.sub(_without_token, text)
+
+
+def _without_token(run: re.Match[str]) -> str:
+    before, start, rest = run[0].partition("eyJ")
+    return f"{before}[token]" if start and rest.partition(".")[2] else run[0]
+
+
+def clean(text: str, limit: int = TEXT) -> str:
+    """The text as it may leave for a log or a terminal: bounded, without tokens, and with newlines as the only control
+    characters. Escape codes and characters that change the direction of text or have no width become spaces."""
+    text = redact(text[: 4 * limit])
+    text = text if len(text) <= limit else f"{text[:limit]}…"
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+
+
+def printable(text: object, limit: int = LINE) -> str:
+    """Words from outside as a part of one line: `clean`, without newlines."""
+    return " ".join(clean(str(text)[: 4 * limit], limit).split())
+
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Write lines to the log, which is a pipe to PM2."""
+    """Write lines to the log, which is a pipe to PM2. Words from outside in them must be `printable`."""
     with suppress(OSError):  # PM2 has died: this process must not fail because of it
         # One write for the text and its newline: PM2 drops a last line that arrives without its newline.
-        print(f"{text}\n", end="", file=file, flush=True)
+        print(f"{clean(text)}\n", end="", file=file, flush=True)
+
+
+class SayOnce:
+    """Says a line only the first time, because every turn of a session needs the same changes. Others choose the names
+    in these lines, so their number has an end."""
+
+    def __init__(self, most: int = 1_000) -> None:
+        self._most, self._said = most, set[str]()
+
+    def __call__(self, line: str) -> None:
+        if line not in self._said and len(self._said) < self._most:
+            self._said.add(line)
+            say(line if len(self._said) < self._most else "… further lines of this kind are not logged")
 
 
 class ConfigError(Exception):

@@ -11,7 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bundle.errors import ConfigError, WriteError
+from bundle.errors import ConfigError, SayOnce, WriteError
+
+# How a network's or a virtual machine's shared folder says that it cannot do something.
+UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK})
+_say_once = SayOnce()
 
 
 def write_private(path: Path, text: str, *, only_if_absent: bool = False) -> None:
@@ -26,20 +30,32 @@ def write_private(path: Path, text: str, *, only_if_absent: bool = False) -> Non
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            if only_if_absent:
-                with suppress(FileExistsError):
-                    os.link(temporary, path)
-            else:
+            if not only_if_absent or not _link(temporary, path):
                 Path(temporary).replace(path)
         finally:
             Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from None
+    with suppress(OSError):  # the file is in place; shared folders refuse this. A crash then leaves the old, whole text
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _link(temporary: str, path: Path) -> bool:
+    """Give the file its name if nothing has that name. False: only a replacement can do it."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
     except OSError as error:
-        raise write_error(path, error) from None
+        # Shared folders have no hard links.
+        if error.errno not in {*UNSUPPORTED, errno.EPERM, errno.EACCES, errno.EMLINK}:
+            raise
+        return path.exists()
+    return True
 
 
 def write_error(path: Path, error: OSError) -> ConfigError:
@@ -63,7 +79,8 @@ def stamp(paths: Sequence[Path]) -> Stamp:
 
 @contextmanager
 def instance_lock(path: Path) -> Iterator[int | None]:
-    """Hold the lock during the `with` block and yield None; or yield the pid of its holder (0: unknown)."""
+    """Hold the lock during the `with` block and yield None; or yield the pid of its holder (0: unknown). Where the
+    file system has no locks, yield None all the same."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -75,6 +92,13 @@ def instance_lock(path: Path) -> Iterator[int | None]:
             holder = os.read(descriptor, 20).strip()
             yield int(holder) if holder.isdigit() else 0
             return
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise write_error(path, error) from None
+            _say_once(
+                f"{path.parent} has no locks ({error.strerror}), as some network folders: going on without a lock.\n"
+                "Run only one token-refresher there."
+            )
         with suppress(OSError):  # messages show the pid; a full disk must not stop the refresher
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())

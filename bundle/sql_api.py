@@ -51,13 +51,13 @@ def query(settings: Settings, sql: str, sleep: Callable[[float], None] = time.sl
             for number in range(1, len(meta.get("partitionInfo", [None]))):
                 url = _own_url(settings, f"{STATEMENTS}/{first['statementHandle']}")
                 rows += _document(settings, client.get(url, params={"partition": number}))["data"]
+        names = [str(column["name"]) for column in meta["rowType"]]
+        return [dict(zip(names, row, strict=True)) for row in rows]
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         host = urlsplit(settings.base_url).hostname or ""
         raise QueryError("\n".join(why_unreachable(host, company_proxy(settings.base_url), error))) from None
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise QueryError(f"{settings.base_url} answered with {NOT_THE_API}") from None
-    names = [column["name"] for column in meta["rowType"]]
-    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _own_url(settings: Settings, path: object) -> str:
@@ -70,7 +70,7 @@ def _own_url(settings: Settings, path: object) -> str:
 def _document(settings: Settings, answer: httpx.Response) -> dict[str, Any]:
     try:
         document = answer.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if answer.status_code in {200, 202} and isinstance(document, dict):
         return document

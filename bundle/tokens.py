@@ -25,7 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from bundle.errors import ConfigError
 from bundle.settings import Settings
 
-TOKEN_SECONDS = 3600  # Snowflake's maximum; a later `exp` does not make the token live longer
+TOKEN_SECONDS = 3600  # from `iat` on, Snowflake's maximum; a later `exp` does not make the token live longer
+BACKDATE_SECONDS = 60  # `iat` is that much before the signature: this machine's clock may be ahead of Snowflake's
 
 
 def load_key(path: Path, passphrase: str | None) -> rsa.RSAPrivateKey:
@@ -85,22 +86,23 @@ def fingerprint(key: rsa.RSAPrivateKey) -> str:
 
 
 def claims(account: str, user: str, key_fingerprint: str, now: float) -> dict[str, str | int]:
-    """The four claims of a key-pair JWT that is issued `now` (docs/cortex.md#jwt-claims, docs/cortex.md#jwt-hour)."""
+    """The four claims of a key-pair JWT that is signed `now` (docs/cortex.md#jwt-claims, docs/cortex.md#jwt-hour,
+    docs/cortex.md#jwt-ahead)."""
     subject = f"{account.upper()}.{user.upper()}"
-    issued = int(now)
+    issued = int(now) - BACKDATE_SECONDS
     return {"iss": f"{subject}.{key_fingerprint}", "sub": subject, "iat": issued, "exp": issued + TOKEN_SECONDS}
 
 
 @dataclass(frozen=True)
 class Token:
     value: str = field(repr=False)
-    issued_at: int  # seconds since the epoch
+    issued_at: int  # when it was signed, in seconds since the epoch; its `iat` is BACKDATE_SECONDS before
     expires_at: int
     fingerprint: str
 
 
 def sign(settings: Settings, now: float) -> Token:
-    """Sign a token that is valid for one hour from `now`; raises ConfigError if the key cannot be used."""
+    """Sign a token that is valid for 59 minutes from `now`; raises ConfigError if the key cannot be used."""
     key = load_key(settings.private_key_path, settings.passphrase)
     payload = claims(settings.account, settings.user, fingerprint(key), now)
     value = jwt.encode(payload, key, algorithm="RS256")
@@ -111,7 +113,7 @@ def sign(settings: Settings, now: float) -> Token:
     )
     if decoded != payload:
         raise RuntimeError("the signed token does not decode to its claims")
-    return Token(value, int(payload["iat"]), int(payload["exp"]), fingerprint(key))
+    return Token(value, int(now), int(payload["exp"]), fingerprint(key))
 
 
 def auth_headers(token: str) -> dict[str, str]:

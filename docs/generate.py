@@ -34,7 +34,7 @@ UNKNOWN = "Cortex's own words are all that is known. Try: make doctor"
 def phrases(pattern: str) -> list[str]:
     """The words that a pattern of CASES looks for, as a person would read them in a message."""
     plain = re.sub(r"\((\w+)(?:\|\w+)+\)", r"\1", pattern)  # the first of several words for the same
-    plain = plain.replace(r"\d+", "N").replace(".*", "… ").removeprefix("^")
+    plain = plain.replace(r"\d+", "N").replace(r"\S+", "…").removeprefix("^")
     return [" ".join(each.split()) for each in plain.split("|") if each.strip()]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bundle.tokens import token_times
+from bundle.tokens import BACKDATE_SECONDS, token_times
 from tests.day import HOUR, PROXY, REFRESHER, SECONDS, Day
 from tests.set_up import events, wait_until
 
@@ -33,7 +33,7 @@ def test_the_refresher_renews_the_token_ten_minutes_before_its_end(day: Day) -> 
     before = day.token()
     day.move_clock(3001)
     issued, expires = token_times(day.refreshed(before))
-    assert abs(issued - day.now()) < SECONDS
+    assert abs(issued + BACKDATE_SECONDS - day.now()) < SECONDS
     assert expires == issued + HOUR
     assert day.answered()["iat"] == issued
 
@@ -51,7 +51,7 @@ def test_with_the_refresher_stopped_a_burst_gets_one_token_signed_in_memory_and_
     assert {answer.status_code for answer in answers} == {200}
     asked = day.stub.requests[first:]
     assert {len(asked), len({record["token_id"] for record in asked})} == {24, 1}
-    assert abs(asked[0]["iat"] - day.now()) < SECONDS
+    assert abs(asked[0]["iat"] + BACKDATE_SECONDS - day.now()) < SECONDS
     assert day.log(PROXY)[log:].count("signed one in memory") == 1
     assert before == after
 
@@ -94,8 +94,8 @@ def test_after_a_night_asleep_the_first_request_carries_a_live_token(day: Day) -
     before = day.token()
     with day.stopped(REFRESHER, PROXY):
         day.move_clock(8 * HOUR)
-    assert day.answered()["iat"] == pytest.approx(day.now(), abs=SECONDS)
-    assert token_times(day.refreshed(before))[0] == pytest.approx(day.now(), abs=SECONDS)
+    assert day.answered()["iat"] == pytest.approx(day.now() - BACKDATE_SECONDS, abs=SECONDS)
+    assert token_times(day.refreshed(before))[0] == pytest.approx(day.now() - BACKDATE_SECONDS, abs=SECONDS)
 
 
 @pytest.mark.real
@@ -121,8 +121,8 @@ def test_a_clock_that_is_set_by_hours_costs_no_request(day: Day, hours: int, han
     before = day.token()
     with day.stopped(*([REFRESHER] if hangs else [])):
         day.move_clock(hours * HOUR)
-        assert day.answered()["iat"] == pytest.approx(day.now(), abs=SECONDS)
-    assert token_times(day.refreshed(before))[0] == pytest.approx(day.now(), abs=SECONDS)
+        assert day.answered()["iat"] == pytest.approx(day.now() - BACKDATE_SECONDS, abs=SECONDS)
+    assert token_times(day.refreshed(before))[0] == pytest.approx(day.now() - BACKDATE_SECONDS, abs=SECONDS)
 
 
 @pytest.mark.real
@@ -166,7 +166,7 @@ def test_proxy_and_refresher_killed_together_come_back_to_work(day: Day) -> None
     day.kill(PROXY)
     day.move_clock(2 * HOUR)
     day.start_proxy()  # as PM2 does; the token in the file has ended, and no refresher runs
-    assert day.answered()["iat"] == pytest.approx(day.now(), abs=SECONDS)
+    assert day.answered()["iat"] == pytest.approx(day.now() - BACKDATE_SECONDS, abs=SECONDS)
     day.start_refresher()
 
 
@@ -177,7 +177,7 @@ def test_a_full_disk_costs_no_request_and_is_named(day: Day) -> None:
     (day.faults / "disk-full").touch()
     day.move_clock(HOUR)
     assert "litellm_config.yaml: No space left on device" in day.said(REFRESHER, "ERROR: no new token", log)
-    assert day.answered()["iat"] == pytest.approx(day.now(), abs=SECONDS)
+    assert day.answered()["iat"] == pytest.approx(day.now() - BACKDATE_SECONDS, abs=SECONDS)
     assert day.config.read_bytes() == before
     assert not list(day.folder.glob(".*.tmp"))
     (day.faults / "disk-full").unlink()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -138,6 +143,102 @@ def test_a_hangup_refreshes_now(refresher: subprocess.Popen[str]) -> None:
     assert "SIGHUP" in line_of(refresher)
 
 
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_refresher_started_at_a_terminal_ends_with_it_unless_under_nohup(
+    environ: dict[str, str], nohup: bool
+) -> None:
+    follower, leader, process = at_a_terminal(environ, nohup=nohup)
+    try:
+        os.close(follower)
+        shown = ""
+        while "new token" not in shown:
+            shown += os.read(leader, 4096).decode()
+        process.send_signal(signal.SIGHUP)  # what `kill -HUP` does while the terminal is there
+        while "SIGHUP" not in shown:
+            shown += os.read(leader, 4096).decode()
+        os.close(leader)
+        if nohup:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=4)
+        else:
+            assert process.wait(timeout=10) == 0
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def at_a_terminal(environ: dict[str, str], *, nohup: bool) -> tuple[int, int, subprocess.Popen[bytes]]:
+    """The refresher with a terminal of its own, as (its end, the other end, the process)."""
+    leader, follower = pty.openpty()
+
+    def prepare() -> None:
+        os.setsid()
+        fcntl.ioctl(follower, termios.TIOCSCTTY, 0)
+        if nohup:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = subprocess.Popen(
+        [sys.executable, "-u", str(BUNDLE / "auto_refresh.py")],
+        env={**environ, "PATH": os.environ["PATH"]},
+        preexec_fn=prepare,  # noqa: PLW1509
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+    )
+    return follower, leader, process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_moment_of_a_wait_is_not_lost(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    monkeypatch.delenv("NODE_CHANNEL_FD", raising=False)
+    before = {each: signal.getsignal(each) for each in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
+    try:
+        moment = 1
+        while (answers := answers_with_signal(number, moment)) is not None:
+            assert "end" in answers, moment
+            moment += 1
+        assert moment > 5
+    finally:
+        signal.set_wakeup_fd(-1)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def answers_with_signal(number: signal.Signals, moment: int) -> list[str | None] | None:
+    """What two waits answer if the signal comes before that line of the first. None: it has fewer lines."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal lines
+        if frame.f_code is auto_refresh.Wait.__call__.__code__ and event == "line":
+            lines += 1
+            if lines == moment:
+                os.kill(os.getpid(), number)
+        return trace
+
+    wait, debugger = auto_refresh.Wait(), sys.gettrace()
+    os.kill(os.getpid(), signal.SIGHUP)
+    sys.settrace(trace)
+    try:
+        first = wait(0.01)
+    finally:
+        sys.settrace(debugger)
+    answers = [first, wait(0.01)]
+    return None if lines < moment else answers
+
+
+@pytest.mark.parametrize("written", ["", "0\n", "nobody\n"])
+def test_once_beside_a_holder_of_unknown_pid_prints_no_kill(environ: dict[str, str], home: Path, written: str) -> None:
+    with (home / ".refresher.lock").open("w") as lock:
+        lock.write(written)
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run(environ, "--once")
+    assert done.returncode == 0
+    assert "kill" not in done.stdout
+    assert "restart token-refresher" in done.stdout
+
+
 @pytest.mark.real
 def test_a_second_refresher_waits_and_takes_over(refresher: subprocess.Popen[str], environ: dict[str, str]) -> None:
     line_of(refresher)
@@ -175,9 +276,9 @@ def test_status_tells_a_live_token_from_none(environ: dict[str, str]) -> None:
     Refresher(lambda: load_settings(environ)).refresh(time.time(), "now")
     done = run(environ, "--status")
     assert done.returncode == 0
-    assert "59 minutes left" in done.stdout
+    assert "58 minutes left" in done.stdout
     shown = json.loads(run(environ, "--status", "--json").stdout)
-    assert shown["expires"] - shown["issued"] == 3600
+    assert shown["expires"] - shown["issued"] == 3540
     assert "eyJ" not in done.stdout
 
 

@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
+from bundle.errors import printable, redact
 from bundle.proxy.front_door import (
     LITELLM_ROUTES,
     OWN_ROUTES,
     REFUSALS_A_MINUTE,
     ErrorAnswer,
     FrontDoor,
-    printable,
-    redact,
     refusal,
 )
 from bundle.proxy.server import keep_routes
@@ -146,6 +145,14 @@ def test_what_others_send_cannot_write_lines_into_the_log(capsys: pytest.Capture
     assert line.isprintable()
     assert "[token]" in line
     assert len(line) <= 500
+
+
+@pytest.mark.keeps("log-limit")
+def test_a_refusal_repeats_little_of_what_was_sent() -> None:
+    for found in (refused("GET", "/" + "eyJ" * 20_000), refused(host="evil\x1b[2J" + "x" * 60_000)):
+        assert found is not None
+        assert found.message.isprintable()
+        assert len(found.message) < 200
 
 
 @pytest.mark.keeps("few-routes")

@@ -10,7 +10,7 @@ from bundle.errors import ConfigError
 from bundle.proxy.live_config import Exchange, LiveConfig, clock_trouble, current_exchange
 from bundle.refresher import refresh
 from bundle.settings import load_settings
-from bundle.tokens import sign, token_times
+from bundle.tokens import BACKDATE_SECONDS, sign, token_times
 from tests.day import HOUR
 from tests.set_up import SetUp
 
@@ -40,16 +40,22 @@ def test_a_broken_edit_of_the_settings_does_not_end_the_session_when_the_token_e
     with pytest.raises(ConfigError):
         load_settings()
     now.time += 2 * HOUR
-    assert token_times(now.live.token())[0] == int(now.time)
+    assert token_times(now.live.token())[0] == int(now.time) - BACKDATE_SECONDS
 
 
 def test_a_token_that_cannot_be_replaced_is_used_to_its_last_minute_and_then_the_remedy_is_said(now: Now) -> None:
     now.set_up.key_path.chmod(0o644)
-    now.time += HOUR - 30
+    now.time += HOUR - BACKDATE_SECONDS - 30
     assert now.live.token() == now.written
     now.time += 30
     with pytest.raises(ConfigError, match="chmod 600"):
         now.live.token()
+
+
+def test_a_refused_token_counts_as_new_for_two_minutes_after_its_signature(now: Now) -> None:
+    token = sign(load_settings(), now.time - 100).value
+    assert now.live.refuse(token)
+    assert not now.live.refuse(sign(load_settings(), now.time - 130).value)
 
 
 @pytest.mark.parametrize("jump", [-8 * HOUR, -5, 8 * HOUR])
@@ -74,7 +80,8 @@ def test_a_file_that_something_else_wrote_changes_nothing(now: Now, content: byt
     [
         (HOUR, 0, "60 minutes ahead of Snowflake's, which takes no token from the future (394302)"),
         (-2 * HOUR, 0, "120 minutes behind Snowflake's, for which this token has ended (394303)"),
-        (5, 0, None),  # we do not know what difference Snowflake accepts
+        (5, 0, None),  # a token's `iat` is a minute back, so this is not the reason
+        (70, 0, "1 minutes ahead of Snowflake's"),
         (HOUR / 2, HOUR * 3 / 4, None),  # the clock is wrong, but this token was not refused for that
         (0, HOUR + 10, None),  # the machine slept during the request: the token has ended on both clocks
     ],

@@ -126,7 +126,7 @@ def test_a_failing_refresh_keeps_the_last_good_configuration_and_says_so_once(wo
 def test_it_warns_louder_when_the_token_is_about_to_end(world: World, home: Path) -> None:
     (home / ".ssh" / "snowflake_key.p8").unlink()
     world.after(3100)
-    assert world.lines[-1].startswith("ERROR: no new token, and the last one ends in 8 minutes")
+    assert world.lines[-1].startswith("ERROR: no new token, and the last one ends in 7 minutes")
 
 
 def test_whatever_happens_in_a_step_the_loop_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

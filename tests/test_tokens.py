@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 
 from bundle.errors import ConfigError
 from bundle.settings import Settings
-from bundle.tokens import claims, fingerprint, load_key, sign
+from bundle.tokens import claims, fingerprint, load_key, sign, token_times
 from tests.set_up import pem
 from tests.user import KEY, NOW, put
 
@@ -22,9 +22,22 @@ def test_the_claims_are_what_snowflake_documents() -> None:
     assert claims("myorg-acct", "jane", "SHA256:abc", NOW) == {
         "iss": "MYORG-ACCT.JANE.SHA256:abc",
         "sub": "MYORG-ACCT.JANE",
-        "iat": 1_800_000_000,
-        "exp": 1_800_003_600,
+        "iat": 1_799_999_940,
+        "exp": 1_800_003_540,
     }
+
+
+@pytest.mark.parametrize("ahead", [0.0, 10.9, 59.0])
+def test_a_clock_that_is_less_than_a_minute_ahead_signs_no_token_from_the_future(ahead: float) -> None:
+    issued, expires = token_times(jwt.encode(claims("a", "u", "SHA256:abc", NOW + ahead), "x" * 32))
+    assert issued <= NOW
+    assert expires - issued == 3600  # Snowflake allows no more
+
+
+def test_the_life_of_a_token_is_counted_from_the_time_of_its_signature(settings: Settings) -> None:
+    token, second = sign(settings, NOW), int(NOW)
+    assert (token.issued_at, token.expires_at) == (second, second + 3540)
+    assert token_times(token.value) == (second - 60, second + 3540)
 
 
 def test_the_fingerprint_is_the_one_that_desc_user_shows() -> None:

@@ -209,7 +209,7 @@ def test_without_tools_an_answer_may_be_begun_for_the_model() -> None:
     ],
 )
 def test_ids_of_another_provider_become_ones_that_cortex_takes(given: list[str], expected: list[str]) -> None:
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     assert [plain_id(identity, seen) for identity in given] == expected
     assert all(len(identity) <= 40 for identity in seen)
     messages = [user("x")]
@@ -222,7 +222,7 @@ def test_ids_of_another_provider_become_ones_that_cortex_takes(given: list[str],
 
 
 def test_ids_that_are_long_stay_apart() -> None:
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     made = [plain_id("y" * 40, seen) for _ in range(12)]
     assert len(set(made)) == 12
     assert all(len(identity) <= 40 for identity in made)

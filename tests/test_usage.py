@@ -206,3 +206,8 @@ def test_a_host_without_the_account_is_named() -> None:
     told = explain_query(url, 404, "", "")
     assert url in told
     assert "no Snowflake account" in told
+
+
+def test_a_clock_that_is_half_a_minute_ahead_costs_nothing(set_up: SetUp) -> None:
+    set_up.stub.issued_ahead, set_up.stub.skew = 0, -30
+    assert set_up.run("usage.py").returncode == 0

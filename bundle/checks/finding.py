@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from bundle.errors import ConfigError
+from bundle.errors import ConfigError, clean, printable
 from bundle.settings import Settings, load_settings, state_folder
 
 
@@ -22,6 +22,15 @@ class Finding:
     found: str
     fix: str = ""
     group: str = ""
+
+    def __post_init__(self) -> None:
+        # Names and words of servers, models, files and programs are in the texts, and they are shown in a terminal.
+        for name, text in (
+            ("name", printable(self.name)),
+            ("found", printable(self.found, 2_000)),
+            ("fix", clean(self.fix)),
+        ):
+            object.__setattr__(self, name, text)
 
 
 class NotConfiguredError(Exception):

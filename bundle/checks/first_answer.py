@@ -17,7 +17,7 @@ from bundle.checks.finding import Finding, Installation, read_installation
 from bundle.checks.model_check import Report, Route, other_route
 from bundle.checks.processes import SCRIPTS, processes
 from bundle.checks.report import check_model, examine, page
-from bundle.errors import ConfigError
+from bundle.errors import ConfigError, say
 from bundle.settings import CLAUDE_ROUTES, set_in_env_file
 from bundle.supervisor import find_process, pm2_processes
 
@@ -91,10 +91,10 @@ def offer(installation: Installation, model: str, name: str, reports: Mapping[st
     """Ask the user whether to change to the better route, and write the choice into .env, so that the user is not asked
     again. Returns whether Claude Code works afterwards."""
     report = reports[model]
-    print(f"{bare_name(model)}: {report.found}.")
+    say(f"{bare_name(model)}: {report.found}.")
     yes = ask_yes_or_no("Switch to it? [Y/n] ")
     if yes is None:
-        print(report.remedy)
+        say(report.remedy)
         return False
     route = better if yes else other_route(better)
     try:
@@ -107,7 +107,7 @@ def offer(installation: Installation, model: str, name: str, reports: Mapping[st
     if yes:
         return switched(installation, f"{CLAUDE_ROUTES[route.word]}/{bare_name(model)}", name)
     if all(report.answers == "no" for report in reports.values()):
-        print(f"So Claude Code gets no answer.\n{report.remedy}")
+        say(f"So Claude Code gets no answer.\n{report.remedy}")
         return False
     return print_result(installation, reports)
 
@@ -142,7 +142,7 @@ def switched(installation: Installation, model: str, name: str) -> bool:
         if report.answers == "whole" or time.monotonic() > deadline:
             break
     if report.answers == "no":
-        print(f"{bare_name(model)}: {report.found}\n{report.remedy}".rstrip())
+        say(f"{bare_name(model)}: {report.found}\n{report.remedy}".rstrip())
         return False
     return print_result(installation, ask_families(installation)[1])
 

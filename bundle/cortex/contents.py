@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Sequence
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from bundle.cortex.blocks import blocks_of, is_blank, joined_text, mark_of, mark_within, text_block, unmarked
@@ -110,8 +111,11 @@ def limit_images(messages: Sequence[JSON], note: Note = no_note) -> list[JSON]:
     ]
     excess = excess_images([len(block["image_url"]["url"]) for _, _, block in places], note)
     out = list(messages)
-    for position, number, block in places[:excess]:
-        out[position] = _with_block(out[position], number, {**text_block(IMAGE_TOO_OLD), **mark_of(block)})
+    for position, dropped in groupby(places[:excess], itemgetter(0)):
+        blocks = list(out[position]["content"])
+        for _, number, block in dropped:
+            blocks[number] = {**text_block(IMAGE_TOO_OLD), **mark_of(block)}
+        out[position] = {**out[position], "content": blocks}
     return out
 
 
@@ -160,17 +164,18 @@ def cache_marks(messages: Sequence[JSON]) -> list[JSON]:
 
     An ignored mark moves back to the nearest block of a system or user message before it.
     """
-    marked: list[tuple[int, int]] = []  # (position of a message, number of its block)
+    marked: dict[tuple[int, int], None] = {}  # (position of a message, number of its block), in order
     nearest: tuple[int, int] | None = None
     for position, message in enumerate(messages):
         if message["role"] in {"system", "user"}:
-            marked += [(position, number) for number, block in enumerate(message["content"]) if mark_of(block)]
+            marked |= {(position, number): None for number, block in enumerate(message["content"]) if mark_of(block)}
             nearest = (position, len(message["content"]) - 1)
-        elif nearest and nearest not in marked and (mark_of(message) or mark_within(message.get("tool_calls"))):
-            marked.append(nearest)
+        elif nearest and (mark_of(message) or mark_within(message.get("tool_calls"))):
+            marked[nearest] = None
     shared = [place for place in marked if messages[place[0]]["role"] == "system"]
+    others = [place for place in marked if messages[place[0]]["role"] != "system"]
     out = without_marks(messages)
-    for position, number in by_importance(shared, [place for place in marked if place not in shared])[:MAX_MARKS]:
+    for position, number in by_importance(shared, others)[:MAX_MARKS]:
         block = out[position]["content"][number]
         out[position] = _with_block(out[position], number, {**block, "cache_control": MARK})
     return out

@@ -89,7 +89,7 @@ CASES = (
     _Case(402, r"", "The Cortex budget of this account or user is spent: an administrator can raise it."),
     _Case(403, r"003001|not allowed to access this endpoint", "Trial accounts have no Cortex: upgrade the account."),
     _Case(403, r"390422|is not allowed to access Snowflake", _ADDRESS),
-    _Case(403, r"Model .*not allowed", _ALLOWED_MODELS),
+    _Case(403, r"Model \S+ not allowed", _ALLOWED_MODELS),
     _Case(403, r"", _ROLE),
     _Case(404, r"", "There is no Cortex at this address. Check the account and SNOWFLAKE_HOST: make doctor"),
     _Case(413, r"", "The request is larger than Cortex accepts (20 MiB). /compact makes it smaller."),
@@ -146,19 +146,25 @@ def context_full(words: str, asked: int | None = None) -> tuple[int, int] | None
 
 def words_of(body: str) -> tuple[str, str]:
     """(code, message) of Snowflake's envelope (docs/cortex.md#status-envelope). For a web page, the message
-    says that it is one. Any other body is returned as the message."""
+    says that it is one. Any other body is returned as the message. Both are one line of bounded length."""
     try:
         envelope = json.loads(body)
         # Anthropic and OpenAI put the message inside `error`.
         inner = envelope["error"] if isinstance(envelope.get("error"), dict) else envelope
         code = next((each[key] for each in (envelope, inner) for key in ("code", "error_code") if each.get(key)), "")
         if code or "message" in inner:
-            return str(code), str(inner.get("message") or "no words")
-    except (ValueError, KeyError, TypeError, AttributeError):
+            return str(code)[:100], _one_line(str(inner.get("message") or ""))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    if re.match(r"\s*<", body):
+    if body[:MAX_CHARACTERS].lstrip().startswith("<"):
         return "", "a web page instead of an answer (a log-in page of the network, or another server)"
-    return "", " ".join(body.split())[:500] or "no words"
+    return "", _one_line(body[:500])
+
+
+def _one_line(text: str) -> str:
+    """The beginning of a text that comes from outside: a newline in it could forge a line of a log."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text[:MAX_CHARACTERS])
+    return " ".join(plain.split()) or "no words"
 
 
 def explain(status: int, body: str, *, asked: int | None = None, count: Callable[[], int] = lambda: 0) -> Explained:
@@ -194,10 +200,12 @@ def _find(cases: Sequence[_Case], status: int, code: str, words: str, *, default
 def explain_failure(status: int, words: str) -> Explained:
     """Explain an error of LiteLLM itself: Cortex did not answer, or was not asked."""
     # LiteLLM's class names at the start and its details at the end do not help the user.
-    words = re.sub(r"^(litellm\.\w+: |\w+Exception - |\w+Error: )+", "", " ".join(words.split()))
+    words = re.sub(r"^(litellm\.\w+: |\w+Exception - |\w+Error: )+", "", _one_line(words))
     words = words.partition(" LiteLLM: model group ")[0] or "no words"
-    if model := re.search(r"model=(\S+)\. There are no healthy deployments", words):
-        message = f"no row of litellm_config.template.yaml answers for the model {model[1]}.\nAdd one, or pick: /model"
+    before, no_row, _ = words.partition(". There are no healthy deployments")
+    if no_row:
+        model = before.rpartition("model=")[2]
+        message = f"no row of litellm_config.template.yaml answers for the model {model}.\nAdd one, or pick: /model"
         return _explained(400, message, retry=False)
     if re.search(r"(?i)connect|timed? ?out|not completed|not whole|ssl|certificate", words):
         message = f"Snowflake Cortex cannot be reached, or broke off: {words}"

@@ -9,6 +9,7 @@ requests.py.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -204,8 +205,8 @@ def results_after_calls(messages: Sequence[JSON], note: Note) -> list[JSON]:
     ids that are unique and that Cortex accepts (docs/cortex.md#messages-tool-ids).
     """
     out: list[JSON] = []
-    seen: set[str] = set()
-    unanswered: dict[str, list[str]] = {}  # for each id of the client, the new ids of its calls without a result
+    seen: dict[str, int] = {}
+    unanswered: dict[str, deque[str]] = {}  # for each id of the client, the new ids of its calls without a result
     for message in (*messages, {"role": "", "content": []}):
         results: list[JSON] = []
         others: list[JSON] = []
@@ -213,7 +214,7 @@ def results_after_calls(messages: Sequence[JSON], note: Note) -> list[JSON]:
             if block["type"] != "tool_result":
                 others.append(block)
             elif ids := unanswered.get(str(block.get("tool_use_id"))):
-                results.append({**block, "tool_use_id": ids.pop(0)})
+                results.append({**block, "tool_use_id": ids.popleft()})
             else:
                 note("tool result without its call turned into text")
                 others += [text_block(LOST_RESULT), *block["content"]]
@@ -227,7 +228,7 @@ def results_after_calls(messages: Sequence[JSON], note: Note) -> list[JSON]:
         for place, block in enumerate(others):
             if block["type"] == "tool_use":
                 identity = plain_id(block.get("id"), seen)
-                unanswered.setdefault(str(block.get("id")), []).append(identity)
+                unanswered.setdefault(str(block.get("id")), deque()).append(identity)
                 others[place] = {**block, "id": identity}
         if results or others:
             out.append({"role": message["role"], "content": [*results, *others]})

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from bundle.cortex.blocks import mark_within
 from bundle.cortex.errors import MAX_CHARACTERS
@@ -55,12 +55,17 @@ _ROLE = re.compile(r"\b(assistant|system|user)\b")
 # The user chooses the names inside tools: a parameter of a tool may be called `temperature`.
 _IN_TOOLS = re.compile(r"tools[.\[]\S*|(?:function|tool) '[^']*'")
 _OUTPUT_LIMIT = re.compile(r"max tokens of (\d{1,9}) exceeded|max_tokens: \d{1,9} > (\d{1,9})")
-_EXTRA_FIELD = re.compile(r"([\w-]+(?:\.[\w-]+)*): Extra inputs are not permitted")
+_NOT_PERMITTED = ": Extra inputs are not permitted"  # stands behind the path of a field
+_REVERSED_PATH = re.compile(r"[\w.-]*")
 # Fields that are never left out: without any of them the request would be invalid, or would mean something else.
 _REQUIRED = frozenset(
     {"model", "messages", "max_tokens", "max_completion_tokens", "role", "content", "type", "system", "tools", "stream"}
     | {"name", "input_schema", "id", "input", "tool_use_id", "text", "source", "data", "media_type", "signature"}
 )
+# Others choose the names of models and fields, so what is remembered of them has an end.
+MAX_MODELS = 100
+MAX_FIELDS = 200
+T = TypeVar("T")
 _MARK_PATHS = (("system", "*"), ("tools", "*"), ("messages", "*", "content", "*"))
 
 
@@ -97,7 +102,7 @@ class Refusals:
             roles = marked_roles(sent["messages"], words) if _is_about_marks(words) else []
             found = [f"cache_control {role}" for role in roles]
         new = [each for each in found if each not in before]
-        self.chat.setdefault(model, set()).update(new)
+        _remember(self.chat, model, new)
         return [f"{each.replace('cache_control ', 'cache_control on ')} for {model}" for each in new]
 
     def learn_messages(self, words: str, sent: JSON, betas: Iterable[str]) -> list[str]:
@@ -107,16 +112,15 @@ class Refusals:
         model = str(sent.get("model"))
         if limit := self._learn_limit(words, model, sent.get("max_tokens")):
             return [limit]
-        names = _EXTRA_FIELD.findall(words)
-        paths = [tuple("*" if step.isdigit() else step for step in name.split(".")) for name in names]
+        paths = [tuple("*" if step.isdigit() else step for step in name.split(".")) for name in _extra_fields(words)]
         flags = {beta for beta in betas if beta} if "invalid beta flag" in words else set()
         if not paths and not flags:
             name = _field_of(words, {**sent, **(sent.get("output_config") or {})})
             marks = [(*place, "cache_control") for place in _MARK_PATHS] if _is_about_marks(words) else []
             paths = [("output_config", name) if name == "effort" else (name,)] if name else marks
         fields = {path for path in paths if path[-1] not in _REQUIRED and without(sent, path) != sent}
-        self.fields.setdefault(model, set()).update(fields)
-        self.betas |= flags
+        _remember(self.fields, model, fields)
+        self.betas = {*(self.betas if len(self.betas) < MAX_FIELDS else ()), *flags}
         left_out = [f"field {'.'.join(path)} for {model}" for path in fields]
         return sorted([*left_out, *(f"beta {flag}" for flag in flags)])
 
@@ -128,7 +132,27 @@ class Refusals:
         if not limit or not isinstance(asked, int) or limit >= asked:
             return ""
         self.limits[model] = limit
+        _bound(self.limits)
         return f"more than {limit} output tokens for {model}"
+
+
+def _remember(known: dict[str, set[T]], model: str, new: Iterable[T]) -> None:
+    """Add to what a model refuses. Too much is forgotten: to learn it again costs one more try."""
+    fields = known.pop(model, set())
+    known[model] = {*(fields if len(fields) < MAX_FIELDS else ()), *new}
+    _bound(known)
+
+
+def _bound(known: dict[str, Any]) -> None:
+    while len(known) > MAX_MODELS:
+        del known[next(iter(known))]  # the one that was added first
+
+
+def _extra_fields(words: str) -> list[str]:
+    """The fields that are called extra inputs. Each is read backwards from the words after it, in one pass."""
+    parts = words.split(_NOT_PERMITTED)[:-1]
+    fields = (match[0][::-1].strip(".") for part in parts if (match := _REVERSED_PATH.match(part[::-1])))
+    return [field for field in dict.fromkeys(fields) if field]
 
 
 def _field_of(words: str, sent: JSON) -> str:

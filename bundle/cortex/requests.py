@@ -22,7 +22,7 @@ from collections.abc import Collection, Container, Mapping
 from typing import Any
 
 from bundle.cortex import contents, turns
-from bundle.cortex.errors import MAX_OUTPUT_TOKENS
+from bundle.cortex.errors import MAX_CHARACTERS, MAX_OUTPUT_TOKENS
 from bundle.cortex.models import BUDGETS, EFFORTS, JSON, MIN_BUDGET, Family, Limits, Note, is_adaptive, version_of
 from bundle.cortex.schemas import chosen_tool, cortex_tools
 
@@ -142,7 +142,7 @@ def effort(body: Mapping[str, Any], *, family: Family) -> JSON:
     too small for the smallest budget.
     """
     name = _asked_effort(body)
-    model = str(body.get("model", ""))
+    model = str(body.get("model", ""))[:MAX_CHARACTERS]  # a wildcard row takes the client's name
     if name is None or family == "other":
         return {}
     if family == "openai":

@@ -57,13 +57,13 @@ def object_schema(schema: Any) -> JSON:
 
 def _merged(schema: JSON) -> tuple[JSON, list[str]]:
     """All properties of the schema and of its alternatives, and the properties that are always required."""
-    properties = schema["properties"] if isinstance(schema.get("properties"), dict) else {}
+    properties = dict(schema["properties"]) if isinstance(schema.get("properties"), dict) else {}
     names = schema["required"] if isinstance(schema.get("required"), list) else ()
     required = [name for name in names if name and isinstance(name, str)]
     for union in _SCHEMA_UNIONS:
         branches = [_merged(branch) for branch in schema.get(union) or () if isinstance(branch, dict)]
-        for more, _ in branches:
-            properties = {**more, **properties}
+        for name, value in chain.from_iterable(more.items() for more, _ in branches):
+            properties.setdefault(name, value)
         branches_needed = 1 if union == "allOf" else len(branches)
         counts = Counter(chain.from_iterable(needed for _, needed in branches))
         required += [name for name, count in counts.items() if count >= branches_needed]

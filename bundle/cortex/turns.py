@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, zip_longest
 
@@ -36,25 +37,31 @@ def results_follow_calls(messages: Sequence[JSON], note: Note = no_note) -> list
     call gets a unique id and a JSON object as its arguments.
     """
     out: list[JSON] = []
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     for turn, following in _rounds(messages):
+        waiting: defaultdict[str, deque[int]] = defaultdict(deque)  # the places of the results, by the call's id
+        for place, message in enumerate(following):
+            if message.get("role") == "tool":
+                waiting[str(message.get("tool_call_id"))].append(place)
+        used: set[int] = set()
         for message in turn:
             if not message.get("tool_calls"):
                 out.append(message)
                 continue
             calls, results = [], []
             for call in message["tool_calls"]:
-                key = ("tool", call.get("id"))
-                keys = [(each.get("role"), each.get("tool_call_id")) for each in following]
-                if key in keys:
-                    result = following.pop(keys.index(key))
+                if places := waiting.get(str(call.get("id"))):
+                    used.add(places[0])
+                    result = following[places.popleft()]
                 else:
                     note("missing tool result filled in")
                     result = {"role": "tool", "content": NO_RESULT}
                 calls.append(_plain_call(call, seen))
                 results.append({**result, "tool_call_id": calls[-1]["id"]})
             out += [{**message, "tool_calls": calls}, *results]
-        for message in following:
+        for place, message in enumerate(following):
+            if place in used:
+                continue
             if message.get("role") == "tool":
                 note("tool result without its call turned into text")
                 out.append(_as_user(message, LOST_RESULT))
@@ -71,14 +78,15 @@ def _rounds(messages: Sequence[JSON]) -> Iterable[tuple[list[JSON], list[JSON]]]
     return zip_longest(runs[::2], runs[1::2], fillvalue=[])
 
 
-def _plain_call(call: JSON, seen: set[str]) -> JSON:
+def _plain_call(call: JSON, seen: dict[str, int]) -> JSON:
     function = call.get("function") or {}
     plain = {"name": function.get("name") or "unknown", "arguments": _plain_arguments(function.get("arguments"))}
     return {"id": plain_id(call.get("id"), seen), "type": "function", "function": plain, **mark_of(call)}
 
 
-def plain_id(given: object, seen: set[str]) -> str:
-    """An id for a call: letters, digits, `_` and `-`, and not in `seen`, to which it is added.
+def plain_id(given: object, seen: dict[str, int]) -> str:
+    """An id for a call: letters, digits, `_` and `-`, and not in `seen`, to which it is added. The values of `seen` are
+    the last numbers that repeated ids have got: to count from 1 each time would take too long.
 
     docs/cortex.md#chat-tool-ids, docs/cortex.md#messages-tool-ids. A call gets the same id on every turn, because
     its id depends only on the calls before it.
@@ -87,11 +95,11 @@ def plain_id(given: object, seen: set[str]) -> str:
     base = re.sub(r"[^a-zA-Z0-9_-]", "_", text)
     if len(base) > MAX_ID:
         base = f"{base[: MAX_ID - 13]}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    identity, number = base, 1
+    identity, stem = base, base[: MAX_ID - 6]
     while identity in seen:
-        number += 1
-        identity = f"{base[: MAX_ID - 6]}_{number}"
-    seen.add(identity)
+        seen[stem] = seen.get(stem, 1) + 1
+        identity = f"{stem}_{seen[stem]}"
+    seen.setdefault(identity, 1)
     return identity
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bundle.cortex.errors import Explained, explain, explain_failure
-from bundle.errors import say
+from bundle.errors import clean, printable, say
 from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange
 
 Scope = MutableMapping[str, Any]
@@ -49,7 +49,6 @@ IMAGE_TOKENS = 1600  # Anthropic's maximum for one image
 
 # A tool that runs on Anthropic's servers. Claude Code's WebSearch sends a request with only this tool.
 _SERVER_TOOL = re.compile(rb'"type": ?"(web_search|web_fetch|code_execution|advisor)_\d')
-_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,13 @@ def refusal(method: str, path: str, headers: dict[bytes, bytes], *, key: str, po
     """The error for a request that must not pass, or None. The names in `headers` are in lower case."""
     host = headers.get(b"host", b"").decode("latin-1").lower()
     if host not in {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}:
-        message = f"This proxy answers under 127.0.0.1:{port} only, not under {host!r}."
+        message = f"This proxy answers under 127.0.0.1:{port} only, not under {printable(host, 100)!r}."
         return ErrorAnswer(403, "permission_error", message)
     if b"origin" in headers or headers.get(b"sec-fetch-site", b"none") != b"none":
         return ErrorAnswer(403, "permission_error", "This proxy does not answer web pages.")
     route = (method, path)
     if route not in LITELLM_ROUTES | OWN_ROUTES:
-        return ErrorAnswer(404, "not_found_error", f"There is no {method} {path} here.")
+        return ErrorAnswer(404, "not_found_error", f"There is no {printable(method, 20)} {printable(path, 100)} here.")
     if route not in WITHOUT_KEY and not has_key(headers, key):
         message = (
             "The key does not match this proxy's. Start Claude Code with `make claude`, or take ANTHROPIC_AUTH_TOKEN "
@@ -97,7 +96,7 @@ def body_refusal(path: str, body: bytes | None) -> ErrorAnswer | None:
             if kinds and "custom" not in kinds:
                 # Cortex would invent the result of such a tool. Claude Code gives this message to its model as the
                 # tool's result.
-                tools = ", ".join(kinds)
+                tools = printable(", ".join(kinds), 200)
                 message = f"Snowflake Cortex does not have this tool ({tools}). Tell the user so, and do without it."
                 return ErrorAnswer(400, "invalid_request_error", message)
     return None
@@ -195,7 +194,7 @@ class FrontDoor:
             whole_body = await _read_body(receive, headers)
             error, body = body_refusal(path, whole_body), whole_body or b""
         if error is not None:
-            self._log_refusal(f"refused {method} {path}: {error.message}")
+            self._log_refusal(f"refused {printable(method, 20)} {printable(path, 100)}: {error.message}")
             await _send_error(send, error)
         elif (method, path) in LITELLM_ROUTES:
             await self._pass_on(scope, body, receive, send)
@@ -216,7 +215,7 @@ class FrontDoor:
         self._refusals = self._refusals + 1 if minute == self._minute else 1
         self._minute = minute
         if self._refusals <= REFUSALS_A_MINUTE:
-            say(printable(line).replace("\n", " ")[:500])
+            say(printable(line))
         elif self._refusals == REFUSALS_A_MINUTE + 1:
             say("… further refusals in this minute are not logged")
 
@@ -254,15 +253,15 @@ class FrontDoor:
                 event = message.get("body", b"")
                 if event.startswith(b"event: error"):
                     explained = _explain(exchange, 502, event.partition(b"data: ")[2], body)
-                    say(f"error in the middle of an answer: {printable(explained.message)}")
-                    message = {**message, "body": _error_event(explained.kind, redact(explained.message))}
+                    say(f"error in the middle of an answer: {explained.message}")
+                    message = {**message, "body": _error_event(explained.kind, explained.message)}
                 await send(message)
             else:
                 error_body += message.get("body", b"")
                 if not message.get("more_body"):
                     error = _error_answer(exchange, error_status, error_body, body)
                     if error_status != CLIENT_LEFT:
-                        say(f"error {error.status} to Claude Code: {printable(error.message)}")
+                        say(f"error {error.status} to Claude Code: {error.message}")
                     await _send_error(send, error)
 
         # On loopback, compression costs time and saves nothing.
@@ -292,18 +291,8 @@ def _explain(exchange: Exchange, status: int, error_body: bytes, request_body: b
 
 
 def _error_event(kind: str, message: str) -> bytes:
-    error = {"type": "error", "error": {"type": kind, "message": message}}
+    error = {"type": "error", "error": {"type": kind, "message": clean(message)}}
     return b"event: error\ndata: " + json.dumps(error).encode() + b"\n\n"
-
-
-def redact(text: str) -> str:
-    """The text without anything that looks like a token."""
-    return _TOKEN.sub("[token]", text)
-
-
-def printable(text: str) -> str:
-    """The text for the log: without tokens, and without control characters."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in redact(text))
 
 
 async def _read_body(receive: Receive, headers: dict[bytes, bytes]) -> bytes | None:
@@ -322,7 +311,7 @@ async def _read_body(receive: Receive, headers: dict[bytes, bytes]) -> bytes | N
 
 
 async def _send_error(send: Send, error: ErrorAnswer) -> None:
-    content = {"type": "error", "error": {"type": error.kind, "message": redact(error.message)}}
+    content = {"type": "error", "error": {"type": error.kind, "message": clean(error.message)}}
     await _send_json(send, error.status, content, [(b"x-should-retry", b"false")] if error.final else [])
 
 

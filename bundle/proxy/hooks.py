@@ -41,8 +41,7 @@ from bundle.cortex.messages import messages_request
 from bundle.cortex.models import Limits, family_of
 from bundle.cortex.refusals import Refusals, without
 from bundle.cortex.requests import chat_request
-from bundle.errors import ConfigError, say
-from bundle.proxy.front_door import printable
+from bundle.errors import ConfigError, SayOnce, printable
 from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange, live_config
 from bundle.render import is_cortex
 
@@ -118,7 +117,7 @@ class CortexHooks(CustomLogger):
         super().__init__()
         self.config = config
         self.refusals = Refusals()
-        self._logged: set[str] = set()
+        self._log_once = SayOnce()
         self._client: AsyncHTTPHandler | None = None
         self._event_hooks = {"request": [self.on_request], "response": [self.on_answer]}
 
@@ -155,14 +154,8 @@ class CortexHooks(CustomLogger):
             exchange.facts = RequestFacts.of(out)
             self._listen_to_chat()
         for note in notes:
-            self._log_once(f"adapted for Cortex: {note}")
+            self._log_once(f"adapted for Cortex: {printable(note, 100)}")
         return out
-
-    def _log_once(self, line: str) -> None:
-        # Logged once, because every turn of a session needs the same changes.
-        if line not in self._logged:
-            self._logged.add(line)
-            say(line)
 
     # Each route has one HTTP client for all tokens, so that connections stay open. The clients are created on the first
     # request, because there is no event loop earlier.
@@ -220,9 +213,9 @@ class CortexHooks(CustomLogger):
             learned = self.refusals.learn_messages(message, sent, request.headers.get("anthropic-beta", "").split(","))
         else:
             learned = self.refusals.learn_chat(message, sent, exchange.refused)
-        shown = printable(message[:200]).replace("\n", " ")
+        shown = printable(message, 200)
         for field in learned:
-            self._log_once(f"Cortex refused {field}: left out from now on. Cortex's message: {shown}")
+            self._log_once(f"Cortex refused {printable(field, 200)}: left out from now on. Cortex's message: {shown}")
         if learned:
             # Claude Code repeats a request after a 503. The repeated request will not have the field.
             exchange.answer = (503, json.dumps({"message": f"refused {', '.join(learned)}; left out from now on."}))

@@ -23,8 +23,8 @@ from typing import Any
 
 import httpx
 
-from bundle.errors import say
-from bundle.proxy.front_door import has_key, printable
+from bundle.errors import printable, say
+from bundle.proxy.front_door import has_key
 from bundle.proxy.live_config import LiveConfig
 from bundle.render import is_cortex
 
@@ -249,7 +249,7 @@ def apply() -> Changes:
             step(changes)
         except (ImportError, AttributeError) as error:
             changes.take_back(keep=before)
-            say(f"lean_litellm.py does not fit this LiteLLM: it runs without {step.__name__} ({error})")
+            say(f"lean_litellm.py does not fit this LiteLLM: it runs without {step.__name__} ({printable(error)})")
     return changes
 
 

@@ -27,12 +27,10 @@ from bundle.errors import ConfigError, say
 from bundle.files import Stamp
 from bundle.render import is_cortex
 from bundle.settings import Settings, load_settings, state_folder
-from bundle.tokens import sign, token_times
+from bundle.tokens import BACKDATE_SECONDS, sign, token_times
 
 MARGIN_SECONDS = 60  # a token with less time left may expire before the request reaches Cortex
 NEW_TOKEN_SECONDS = 120  # if Cortex refuses a token that is younger, a newer one will not help
-# A difference of the clocks that is ignored. Snowflake's tolerance is not known (docs/cortex.md#jwt-ahead).
-SKEW_SECONDS = 30
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -120,7 +118,7 @@ class LiveConfig:
         exchange = current_exchange.get()
         if exchange is not None and (message := clock_trouble(token, now, date)):
             exchange.trouble = message
-        return abs(now - token_times(token)[0]) < NEW_TOKEN_SECONDS
+        return abs(now - BACKDATE_SECONDS - token_times(token)[0]) < NEW_TOKEN_SECONDS
 
 
 def clock_trouble(token: str, now: float, date: str) -> str | None:
@@ -130,7 +128,7 @@ def clock_trouble(token: str, now: float, date: str) -> str | None:
     except ValueError:
         return None
     issued, expires = token_times(token)
-    if issued > snowflake_now + SKEW_SECONDS:
+    if issued > snowflake_now:
         found = "ahead of Snowflake's, which takes no token from the future (394302)"
     elif now < expires <= snowflake_now:
         found = "behind Snowflake's, for which this token has ended (394303)"

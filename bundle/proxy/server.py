@@ -24,10 +24,10 @@ import httpx
 import uvicorn
 
 from bundle.bootstrap import PM2
-from bundle.errors import ConfigError, WriteError, say
+from bundle.errors import ConfigError, WriteError, printable, say
 from bundle.files import stamp
 from bundle.proxy import lean_litellm
-from bundle.proxy.front_door import LITELLM_ROUTES, App, FrontDoor, printable
+from bundle.proxy.front_door import LITELLM_ROUTES, App, FrontDoor
 from bundle.proxy.live_config import live_config
 from bundle.settings import Settings, master_key
 from bundle.supervisor import bound_log, port_owner, report_ready, supervisor_channel, supervisor_gone
@@ -208,7 +208,7 @@ async def watch_config(router: Callable[[], Any]) -> None:
         try:
             update_rows(router(), used["model_list"])
         except Exception as error:  # noqa: BLE001 - LiteLLM raises many kinds, and none may end this
-            say(f"the changed rows of the template are not used, the old ones stay: {printable(str(error))}")
+            say(f"the changed rows of the template are not used, the old ones stay: {printable(error)}")
         now = other_sections(used)
         if now not in (before, started_with):
             changed = sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
