@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 from bundle.errors import ConfigError, say
 from bundle.proxy.live_config import live_config
-from bundle.proxy.server import first_key, restore_patch, serve, take_port
+from bundle.proxy.server import make_key, restore_patch, serve, take_port
 from bundle.render import render_config
 from bundle.settings import load_settings
 from bundle.tokens import sign
@@ -28,13 +28,13 @@ from bundle.tokens import sign
 def main() -> int:
     try:
         live_config.settings = settings = load_settings()
-        key = first_key(settings)
+        make_key(settings)
         if not settings.config_path.exists():
             # Fail here with the refresher's error, instead of waiting for a file that the refresher cannot write.
             render_config(settings, sign(settings, time.time()))
-        listener = take_port(settings.proxy_port)
+        listener = take_port(settings)
         restore_patch()
-        serve(settings, key, listener)
+        serve(settings, listener)
     except ConfigError as error:
         say(f"claude_proxy.py: {error}", sys.stderr)
         return EX_CONFIG

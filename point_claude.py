@@ -26,9 +26,19 @@ from bundle.bootstrap import BUNDLE, EX_CONFIG, enter_venv
 if __name__ == "__main__":
     enter_venv()
 
-from bundle.claude_settings import CONFLICTS, UserSettings, check, config_folder, proxy_entries, read_settings, to_text
+from bundle.claude_settings import (
+    CONFLICTS,
+    Problem,
+    UserSettings,
+    check,
+    config_folder,
+    proxy_entries,
+    read_settings,
+    to_text,
+)
 from bundle.errors import ConfigError
 from bundle.files import write_private
+from bundle.proof import listener, require_proxy
 from bundle.settings import Settings, load_settings, master_key
 
 
@@ -69,12 +79,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         settings = load_settings()
         if options.check:
-            problems = check(settings.proxy_port, master_key(settings), os.environ, Path.cwd())
+            key = master_key(settings)
+            problems = check(settings.proxy_port, key, os.environ, Path.cwd())
+            if (found := listener(settings.proxy_port, key)).state != "ours":
+                problems.append(Problem(found.found, found.fix))
             lines = [f"{problem.found}\n  {problem.fix}" for problem in problems]
             print("\n".join(lines) or f"A claude started here reaches http://127.0.0.1:{settings.proxy_port}.")
             return 1 if problems else 0
         if options.run is not None:
-            claude, path = find_claude(os.environ), write_run_file(settings, os.environ)
+            claude = find_claude(os.environ)
+            require_proxy(settings)
+            path = write_run_file(settings, os.environ)
             environ = {name: value for name, value in os.environ.items() if name not in CONFLICTS}
             sys.stdout.flush()  # execve replaces this process and drops what is still in the buffer
             os.execve(claude, [claude, "--settings", str(path), *options.run], environ)  # noqa: S606

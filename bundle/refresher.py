@@ -17,7 +17,7 @@ from bundle.bootstrap import PM2
 from bundle.errors import ConfigError, say
 from bundle.files import Stamp, stamp, write_private
 from bundle.render import render_config
-from bundle.settings import Settings
+from bundle.settings import Settings, key_file, master_key
 from bundle.tokens import Token, sign
 
 STATE_FILE = ".refresher.json"
@@ -62,11 +62,13 @@ def due(now: float, last: Written | None, sources: Stamp, config: Stamp) -> str 
 
 
 def _stamp_of_sources(settings: Settings) -> Stamp:
-    return stamp([*settings.sources, settings.template_path, settings.private_key_path])
+    paths = [*settings.sources, settings.template_path, settings.private_key_path, key_file(settings)]
+    return stamp(paths)
 
 
 def refresh(settings: Settings, now: float) -> tuple[Token, Written]:
     """Sign a token and write the configuration with it. Raises ConfigError, and the old file stays in that case."""
+    master_key(settings)  # made here, if there is none: made later, it would count as an edit
     sources = _stamp_of_sources(settings)  # before reading the files: an edit made meanwhile causes another refresh
     token = sign(settings, now)
     write_private(settings.config_path, render_config(settings, token))

@@ -66,9 +66,9 @@ def _check_shape(tree: object) -> None:
         if _uses_token(params) and not params["model"].startswith(("openai/", "snowflake/")):
             raise ConfigError(f"{where} ({name}): a model on Cortex starts with openai/ or snowflake/.")
     general = tree.get("general_settings")
-    if not isinstance(general, dict) or not general.get("master_key"):
-        why = "without it anybody on this machine could use your Cortex account"
-        raise ConfigError(f"{TEMPLATE} has no general_settings.master_key; {why}.")
+    if not isinstance(general, dict) or general.get("master_key") != "${LITELLM_MASTER_KEY}":
+        fix = "A key of your own belongs into .env, as LITELLM_MASTER_KEY"
+        raise ConfigError(f"{TEMPLATE}: general_settings.master_key must be ${{LITELLM_MASTER_KEY}}.\n{fix}.")
 
 
 def _apply_claude_route(row: dict[str, Any], claude_route: str) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import secrets
 import shlex
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,11 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+AFTER_NEW_KEY = (
+    "To use the new key: make stop start; if a plain `claude` uses the proxy: python3 point_claude.py; then start "
+    "Claude Code again."
+)
 
 # The values of CLAUDE_ROUTE, each with the LiteLLM provider that it puts into the rows of Claude models.
 CLAUDE_ROUTES: Mapping[str, str] = {"chat": "openai", "messages": "snowflake"}
@@ -220,24 +224,55 @@ def _claude_route(given: Mapping[str, str]) -> str:
     return route
 
 
-def master_key(settings: Settings) -> str:
-    """The key that Claude Code sends to the proxy: LITELLM_MASTER_KEY, or a random one that `.master_key` keeps."""
-    path = settings.folder / ".master_key"
-    key = settings.given_master_key
-    if not key:
-        with suppress(FileNotFoundError):
-            key = path.read_text(encoding="ascii").strip()
-    if not key:
-        # Refresher and proxy may start at the same time: both then use the key that was written first.
-        write_private(path, f"sk-{secrets.token_urlsafe(32)}\n", only_if_absent=True)
-        key = path.read_text(encoding="ascii").strip()
-    elif len(key) < 20:
-        where = "LITELLM_MASTER_KEY" if settings.given_master_key else str(path)
+def checked_key(key: str, where: str = "LITELLM_MASTER_KEY") -> str:
+    """The key, if it can protect the proxy; otherwise raises ConfigError. Every key that is used has passed here."""
+    if not re.fullmatch(r"[!-~][ -~]{18,}[!-~]", key):
         raise ConfigError(
-            f"the key in {where} is too short to protect the proxy (fewer than 20 characters).\n"
+            f"the key in {where} cannot protect the proxy: it must have at least 20 printable ASCII characters.\n"
             "Remove that key: the next start makes a random one."
         )
     return key
+
+
+def key_file(settings: Settings) -> Path:
+    return settings.folder / ".master_key"
+
+
+def saved_key(settings: Settings) -> str:
+    """The proxy's key, or "" if none was made yet. Raises ConfigError for a key that cannot protect the proxy."""
+    if settings.given_master_key:
+        return checked_key(settings.given_master_key)
+    path = key_file(settings)
+    try:
+        text = path.read_bytes().decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}.\nCheck with: ls -ld {shlex.quote(str(path))}"
+        ) from None
+    return checked_key(text, str(path)) if text else ""
+
+
+def master_key(settings: Settings) -> str:
+    """The key that Claude Code sends to the proxy: LITELLM_MASTER_KEY, or a random one that `.master_key` keeps."""
+    path = key_file(settings)
+    if key := saved_key(settings):
+        return key
+    if path.exists():  # an empty file protects nothing
+        say(f"{path} was empty: it has a new random key now.\n{AFTER_NEW_KEY}", sys.stderr)
+        path.unlink(missing_ok=True)
+    # Refresher and proxy may start at the same time: both then use the key that was written first.
+    write_private(path, f"sk-{secrets.token_urlsafe(32)}\n", only_if_absent=True)
+    return checked_key(saved_key(settings), str(path))
+
+
+def renew_key(settings: Settings) -> str:
+    """Replace the proxy's key, because another program may have been sent it. Returns the message for the user."""
+    if settings.given_master_key:
+        return f"It may have been sent LITELLM_MASTER_KEY: choose another key.\n{AFTER_NEW_KEY}"
+    write_private(key_file(settings), f"sk-{secrets.token_urlsafe(32)}\n")
+    return f"It may have been sent the proxy's key, so {key_file(settings)} has a new one.\n{AFTER_NEW_KEY}"
 
 
 def set_in_env_file(path: Path, name: str, value: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bundle.checks.finding import Finding, Installation, read_installation
+from bundle.proof import proof
 from bundle.supervisor import interpreter
 from tests.set_up import BUNDLE, SetUp
 
@@ -32,11 +33,13 @@ class FakeProxy(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, port: int, key: str, *, address: str = "127.0.0.1") -> None:
+    def __init__(
+        self, port: int, key: str, *, address: str = "127.0.0.1", answers: type[FakeAnswers] | None = None
+    ) -> None:
         self.key, self.asked = key, list[Any]()
         self.refused: dict[str, str] = {}
         self.said: dict[str, str] = {}
-        super().__init__((address, port), FakeAnswers)
+        super().__init__((address, port), answers or FakeAnswers)
 
 
 class FakeAnswers(http.server.BaseHTTPRequestHandler):
@@ -53,8 +56,9 @@ class FakeAnswers(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self) -> None:
-        if self.path == "/health/liveliness":
-            self._say(200, "I'm alive!")
+        if self.path.startswith("/proof?"):
+            query = self.path.partition("?")[2].encode()
+            self._say(200, json.loads(proof(self.server.key, self.server.server_port, query) or b"{}"))
         else:
             self._say(200 if self.headers["Authorization"] == f"Bearer {self.server.key}" else 401, {})
 

@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bundle import claude_settings
+from bundle import claude_settings, proof
 from bundle.checks import connections
 from bundle.checks.connections import claude, proxy, reachable_from_outside, snowflake
 from bundle.checks.finding import Finding, read_installation
@@ -202,7 +202,9 @@ def test_a_proxy_that_is_still_starting_is_no_fault(set_up: SetUp, tmp_path: Pat
     assert (found.state, "does not answer yet" in found.found) == ("warn", True)
 
 
-def test_a_key_that_the_running_proxy_does_not_take_is_named(healthy: SetUp) -> None:
+def test_a_key_that_the_running_proxy_does_not_take_is_named(healthy: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "port_owner", lambda _: "python claude_proxy.py (pid 1)")
+    assert findings(healthy, proxy)["Key"].state == "ok"
     found = findings(healthy, proxy, LITELLM_MASTER_KEY=SECRET)["Key"]
     # PM2 does not pass this variable to the proxy, so a new start would not help.
     assert (found.state, found.fix.startswith("unset LITELLM_MASTER_KEY")) == ("fail", True)
@@ -215,7 +217,8 @@ def test_a_company_proxy_does_not_stand_before_our_own(healthy: SetUp, monkeypat
 
 
 def test_a_proxy_that_others_can_reach_is_named(set_up: SetUp) -> None:
-    with serving(FakeProxy(set_up.port, "-", address="0.0.0.0")):  # noqa: S104 - that is the fault
+    set_up.refresh()
+    with serving(FakeProxy(set_up.port, set_up.master_key, address="0.0.0.0")):  # noqa: S104 - that is the fault
         if not reachable_from_outside(set_up.port):
             pytest.skip("this machine has no address but loopback")
         found = findings(set_up, proxy)["Address"]

@@ -8,6 +8,7 @@ import yaml
 from bundle.checks import model_check
 from bundle.checks.finding import Finding
 from bundle.checks.report import models
+from bundle.settings import load_settings, master_key
 from tests.checked import FakeProxy, findings, serving
 from tests.set_up import SetUp
 
@@ -35,7 +36,7 @@ def test_each_distinct_model_is_asked_once_and_a_family_under_a_made_up_name(set
 def test_a_model_behind_nothing_but_a_wildcard_is_asked_too(set_up: SetUp) -> None:
     row = {"model_name": "claude-opus-*", "litellm_params": {"model": "openai/new"}}
     set_up.config.write_text(yaml.dump({"model_list": [row]}))
-    server = FakeProxy(set_up.port, "-")
+    server = FakeProxy(set_up.port, master_key(load_settings(set_up.environ)))
     with serving(server):
         assert findings(set_up, models)["openai/new"].state == "ok"
     assert server.asked[0]["model"] == "claude-opus-doctor"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import shlex
 import shutil
 import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,8 @@ import yaml
 import point_claude
 from bundle.claude_settings import aliases
 from bundle.errors import ConfigError
+from bundle.settings import load_settings, master_key
+from tests.checked import FakeAnswers, FakeProxy, serving
 from tests.claude_home import TEMPLATE, USERS, Home, text_of
 from tests.set_up import CLAUDE, SetUp, drop_root_powers
 
@@ -113,7 +113,9 @@ def test_check_is_content_after_pointing_and_not_before(home: Home) -> None:
     assert before.returncode == 1
     assert "make claude" in before.stdout
     home.good()
-    home.good("--check", ANTHROPIC_BASE_URL="https://exported.example", ANTHROPIC_API_KEY="mine")
+    assert "nothing listens" in home.run("--check").stdout
+    with serving(FakeProxy(home.set_up.port, home.set_up.master_key)):
+        home.good("--check", ANTHROPIC_BASE_URL="https://exported.example", ANTHROPIC_API_KEY="mine")
     (home.folder / "settings.local.json").write_text("{")
     assert str(home.folder / "settings.local.json") in home.run("--check").stderr
 
@@ -129,16 +131,16 @@ EVENTS: list[dict[str, Any]] = [
 ]
 
 
-class Recorder(http.server.BaseHTTPRequestHandler):
-    """Answers every message with "hi", and keeps the requests."""
+class Recorder(FakeAnswers):
+    """Proves the key, answers every message with "hi", and keeps the requests."""
 
     seen: list[dict[str, Any]] = []  # noqa: RUF012 - one server a test, emptied by its fixture
 
-    def do_HEAD(self) -> None:
+    def do_HEAD(self) -> None:  # noqa: N802
         self.send_response(200)
         self.end_headers()
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.seen.append({"headers": {name.lower(): value for name, value in self.headers.items()}, "body": body})
         self.send_response(200)
@@ -147,20 +149,14 @@ class Recorder(http.server.BaseHTTPRequestHandler):
         for event in EVENTS:
             self.wfile.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
 
-    def log_message(self, *arguments: Any) -> None:
-        pass
-
 
 @pytest.fixture
 def recorded(home: Home) -> Iterator[list[dict[str, Any]]]:
     Recorder.seen = []
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recorder) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        home.set_up.environ |= {"PROXY_PORT": str(server.server_port), "DISABLE_AUTOUPDATER": "1"}
+    server = FakeProxy(home.set_up.port, master_key(load_settings(home.set_up.environ)), answers=Recorder)
+    home.set_up.environ["DISABLE_AUTOUPDATER"] = "1"
+    with serving(server):
         yield Recorder.seen
-        server.shutdown()
-        thread.join()
 
 
 OBSTACLES: dict[str, tuple[dict[str, Any] | None, dict[str, str]]] = {

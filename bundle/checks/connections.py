@@ -21,50 +21,29 @@ from bundle.cortex.errors import explain
 from bundle.errors import ConfigError
 from bundle.network import company_proxy, why_unreachable
 from bundle.settings import Settings
-from bundle.supervisor import output_of, port_owner
+from bundle.supervisor import output_of
 from bundle.tokens import auth_headers, fingerprint, load_key, register_statement, sign
 
 CLOCK_SECONDS = 30.0  # Snowflake refuses tokens from the future; its tolerance is not documented
 
 
 def proxy(installation: Installation) -> Findings:
-    port = installation.settings.proxy_port
-    try:
-        is_alive = proxy_is_alive(installation)
-    except httpx.ConnectError:
-        yield Finding("Port", "fail", f"nothing listens on 127.0.0.1:{port}", "make start")
+    """Who listens on the port, from whom, and with which key. (The proof shows the key, so the key is not sent.)"""
+    port, found = installation.settings.proxy_port, installation.listener()
+    if found.state == "another key":
+        fix = found.fix
+        if installation.environ.get("LITELLM_MASTER_KEY"):  # PM2 gets no secret of the shell
+            fix = "unset LITELLM_MASTER_KEY (or put it into .env), then: make stop start"
+        yield Finding("Key", "fail", found.found, fix)
+    elif found.state != "ours":
+        yield Finding("Port", "warn" if found.state == "starting" else "fail", found.found, found.fix)
         return
-    except httpx.HTTPError:
-        is_alive = False
-    if not is_alive:
-        owner = port_owner(port) or "another program"
-        if "claude_proxy.py" in owner:
-            yield Finding("Port", "warn", f"{owner} does not answer yet", "Look again in half a minute: make doctor")
-        else:
-            fix = "End that program, or put another port into .env (PROXY_PORT=8002), then: make stop start"
-            yield Finding("Port", "fail", f"{port} is taken by {owner}", fix)
-        return
-    yield Finding("Port", "ok", f"the proxy answers on 127.0.0.1:{port}")
-    accepts_key = ask_proxy(installation, "/v1/models").status_code == 200
-    fix = "make stop start"
-    if installation.environ.get("LITELLM_MASTER_KEY"):  # PM2 gets no secret of the shell
-        fix = "unset LITELLM_MASTER_KEY (or put it into .env), then: make stop start"
-    found = f"the proxy {'accepts' if accepts_key else 'does not accept'} the configured key"
-    yield make_finding("Key", accepts_key, found, fix)
+    else:
+        yield Finding("Port", "ok", found.found)
+        yield Finding("Key", "ok", "the proxy has the configured key")
     address = reachable_from_outside(port)
-    found = f"anybody in your network can reach {address}:{port}" if address else "loopback only"
-    yield make_finding("Address", not address, found, "Run claude_proxy.py instead of litellm: make stop start")
-
-
-def proxy_is_alive(installation: Installation) -> bool:
-    """Whether the proxy answers. Raises httpx.HTTPError if nothing answers."""
-    return "alive" in ask_proxy(installation, "/health/liveliness").text
-
-
-def ask_proxy(installation: Installation, path: str) -> httpx.Response:
-    headers = {"Authorization": f"Bearer {installation.master_key}"}
-    url = f"http://127.0.0.1:{installation.settings.proxy_port}{path}"
-    return httpx.get(url, headers=headers, trust_env=False)  # loopback needs no company's proxy
+    found_there = f"anybody in your network can reach {address}:{port}" if address else "loopback only"
+    yield make_finding("Address", not address, found_there, "Run claude_proxy.py instead of litellm: make stop start")
 
 
 def reachable_from_outside(port: int) -> str:

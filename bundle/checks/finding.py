@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from bundle.errors import ConfigError, clean, printable
-from bundle.settings import Settings, load_settings, state_folder
+from bundle.proof import Listener, listener
+from bundle.settings import Settings, load_settings, saved_key, state_folder
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,12 @@ class Installation:
 
     @property
     def master_key(self) -> str:
-        """The proxy's key, or "-". `settings.master_key` would create a key, but a check must not change anything."""
-        path = self.folder / ".master_key"
-        return self.settings.given_master_key or (path.read_text(encoding="ascii").strip() if path.exists() else "-")
+        """The proxy's key, or "". `settings.master_key` would create a key, but a check must not change anything."""
+        return saved_key(self.settings)
+
+    def listener(self) -> Listener:
+        """Who listens on the proxy's port. Only "ours" may be sent the key."""
+        return listener(self.settings.proxy_port, self.master_key)
 
     @property
     def rows(self) -> list[dict[str, Any]]:

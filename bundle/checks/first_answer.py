@@ -10,15 +10,12 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-import httpx
-
-from bundle.checks.connections import proxy_is_alive
 from bundle.checks.finding import Finding, Installation, read_installation
 from bundle.checks.model_check import Report, Route, other_route
 from bundle.checks.processes import SCRIPTS, processes
 from bundle.checks.report import check_model, examine, page
 from bundle.errors import ConfigError, say
-from bundle.settings import CLAUDE_ROUTES, set_in_env_file
+from bundle.settings import CLAUDE_ROUTES, renew_key, set_in_env_file
 from bundle.supervisor import find_process, pm2_processes
 
 START_SECONDS = 150.0  # a slow machine needs half a minute
@@ -31,21 +28,39 @@ def wait_for_answer(installation: Installation) -> bool:
     if installation.settings_error:
         print(installation.settings_error)
         return False
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        with suppress(httpx.HTTPError):
-            if proxy_is_alive(installation):
-                break
-        listed = pm2_processes(installation.environ) or []
-        states = {find_process(listed, name).get("pm2_env", {}).get("status") for name in SCRIPTS}
-        if states & {"errored", "stopped"}:
-            break
-        time.sleep(0.5)
+    if not wait_for_proxy(installation):
+        return print_what_is_wrong(installation)
     names, reports = ask_families(installation)
     if not installation.settings.claude_route_from and (better := switch_to_offer(reports)):
         model, route = better
         return offer(installation, model, names[model], reports, route)
     return print_result(installation, reports)
+
+
+def wait_for_proxy(installation: Installation) -> bool:
+    """Wait until our own proxy answers and PM2, if it runs, has both processes online. Returns whether that came true.
+    If another program listens on the port, the proxy's key is renewed."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        listed = pm2_processes(installation.environ) or []
+        states = {find_process(listed, name).get("pm2_env", {}).get("status", "online") for name in SCRIPTS}
+        if states & {"errored", "stopped"}:
+            break
+        state = installation.listener().state
+        if state == "foreign":
+            print(renew_key(installation.settings))
+        if state in {"foreign", "another key"}:  # neither goes away by waiting
+            break
+        if state == "ours" and states == {"online"}:
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def print_what_is_wrong(installation: Installation) -> bool:
+    wrong = [finding for finding in examine(installation, live=True) if finding.state in {"fail", "warn"}]
+    print(page(wrong, shutil.get_terminal_size().columns, colour=False))
+    return False
 
 
 def switch_to_offer(reports: Mapping[str, Report]) -> tuple[str, Route] | None:
@@ -71,9 +86,7 @@ def print_result(installation: Installation, reports: Mapping[str, Report]) -> b
     """Print which models answer, and the warnings. If no model answers, print all that is wrong and return False."""
     answering = [bare_name(model) for model, report in reports.items() if report.answers != "no"]
     if not answering:
-        wrong = [finding for finding in examine(installation, live=True) if finding.state in {"fail", "warn"}]
-        print(page(wrong, shutil.get_terminal_size().columns, colour=False))
-        return False
+        return print_what_is_wrong(installation)
     warnings = [finding for finding in processes(installation) if finding.state == "warn"]
     models_by_problem: dict[tuple[str, str], list[str]] = {}
     for model, report in reports.items():

@@ -22,6 +22,7 @@ from bundle.cortex.messages import messages_request
 from bundle.cortex.models import JSON, MARK, MIN_BUDGET, Limits
 from bundle.cortex.requests import chat_request
 from bundle.errors import ConfigError
+from bundle.proof import listener
 from bundle.render import template_rows
 from bundle.settings import CLAUDE_ROUTES, Settings
 from bundle.tokens import auth_headers, sign
@@ -217,11 +218,16 @@ def check(settings: Settings, master_key: str, model: str, name: str, *, has_rou
     body, url = request(name.replace("*", "doctor")), f"http://127.0.0.1:{settings.proxy_port}/v1/messages?beta=true"
 
     def through_the_proxy() -> Verdict:
+        if (found := listener(settings.proxy_port, master_key)).state != "ours":
+            raise ConfigError(f"{found.found}\n{found.fix}")
         answer = post(url, body, {**HEADERS, "Authorization": f"Bearer {master_key}"})
         return of_proxy(answer.status_code, answer.headers, answer.text)
 
     try:
         here = patiently(through_the_proxy)
+    except ConfigError as error:
+        found, _, fix = str(error).partition("\n")
+        return Report("no", found, fix)
     except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
         return Report("no", f"no answer through the proxy ({type(error).__name__})", "See why: make logs")
     provider, _, bare = model.partition("/")

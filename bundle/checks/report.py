@@ -8,10 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import httpx
-
 from bundle.checks import model_check
-from bundle.checks.connections import claude, proxy, proxy_is_alive, snowflake
+from bundle.checks.connections import claude, proxy, snowflake
 from bundle.checks.finding import Finding, Findings, Installation, NotConfiguredError, finding_from_message
 from bundle.checks.model_check import Report
 from bundle.checks.processes import processes, token
@@ -25,9 +23,7 @@ def models(installation: Installation) -> Findings:
     names: dict[str, list[str]] = {}
     for row in installation.rows:
         names.setdefault(row["litellm_params"]["model"], []).append(row["model_name"])
-    try:
-        proxy_is_alive(installation)
-    except httpx.HTTPError:
+    if installation.listener().state != "ours":
         yield Finding("Models", "skip", "the proxy does not answer")
         return
     with ThreadPoolExecutor(4) as pool:

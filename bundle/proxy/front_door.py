@@ -9,6 +9,7 @@ Security invariants
 - A request is refused if its Host is not this machine (DNS rebinding), if a web page sent it (Origin), or without the
   key.
 - A request is refused before LiteLLM sees it, and the size of a body is limited before the body is parsed.
+- The proxy proves on request that it has the key, so that a client need not send the key to find out who listens.
 - No error body or log line contains a token, whatever Cortex wrote into its answer. No client can forge log lines.
 """
 
@@ -24,9 +25,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from bundle import proof
 from bundle.cortex.errors import Explained, explain, explain_failure
 from bundle.errors import clean, printable, say
 from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange
+from bundle.settings import checked_key
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -36,8 +39,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_BODY_BYTES = 20 * 2**20  # Cortex refuses more
 LITELLM_ROUTES = {("GET", "/health/liveliness"), ("POST", "/v1/messages")}
-OWN_ROUTES = {("HEAD", "/"), ("GET", "/v1/models"), ("POST", "/v1/messages/count_tokens")}
-WITHOUT_KEY = {("GET", "/health/liveliness"), ("HEAD", "/")}  # they reveal nothing and cost nothing
+OWN_ROUTES = {("HEAD", "/"), ("GET", proof.PATH), ("GET", "/v1/models"), ("POST", "/v1/messages/count_tokens")}
+WITHOUT_KEY = {("GET", "/health/liveliness"), ("HEAD", "/"), ("GET", proof.PATH)}  # they reveal and cost nothing
 REFUSALS_A_MINUTE = 20  # how many are logged: a web page that repeats its request must not fill the log
 CLIENT_LEFT = 499  # LiteLLM's status after a client has disconnected (the user pressed Esc): not an error
 LEFT_OUT_HEADER = b"x-cortex-left-out"  # the fields removed because Cortex refuses them; `make doctor` reads it
@@ -134,10 +137,10 @@ def estimate_tokens(body: bytes) -> int | None:
 
 
 class FrontDoor:
-    """ASGI application around LiteLLM's; `key` and `port` are the proxy's own."""
+    """ASGI application around LiteLLM's; `key` and `port` are the proxy's own. Raises ConfigError for a weak key."""
 
     def __init__(self, app: App, *, key: str, port: int, config: LiveConfig) -> None:
-        self._app, self._key, self._port, self._config = app, key, port, config
+        self._app, self._key, self._port, self._config = app, checked_key(key), port, config
         self._minute, self._refusals = 0, 0
         self.start_failure = ""  # why LiteLLM did not start
 
@@ -198,6 +201,9 @@ class FrontDoor:
             await _send_error(send, error)
         elif (method, path) in LITELLM_ROUTES:
             await self._pass_on(scope, body, receive, send)
+        elif path == proof.PATH:
+            answer = proof.proof(self._key, self._port, scope["query_string"])
+            await _send_bytes(send, 200 if answer else 400, answer or b"")
         elif path == "/v1/models":
             await _send_json(send, 200, self._models())
         elif path == "/v1/messages/count_tokens":
@@ -318,7 +324,10 @@ async def _send_error(send: Send, error: ErrorAnswer) -> None:
 async def _send_json(
     send: Send, status: int, content: dict[str, Any] | None, more_headers: Sequence[tuple[bytes, bytes]] = ()
 ) -> None:
-    body = b"" if content is None else json.dumps(content).encode()
+    await _send_bytes(send, status, b"" if content is None else json.dumps(content).encode(), more_headers)
+
+
+async def _send_bytes(send: Send, status: int, body: bytes, more_headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more_headers]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

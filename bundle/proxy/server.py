@@ -29,7 +29,7 @@ from bundle.files import stamp
 from bundle.proxy import lean_litellm
 from bundle.proxy.front_door import LITELLM_ROUTES, App, FrontDoor
 from bundle.proxy.live_config import live_config
-from bundle.settings import Settings, master_key
+from bundle.settings import Settings, master_key, renew_key, saved_key
 from bundle.supervisor import bound_log, port_owner, report_ready, supervisor_channel, supervisor_gone
 from patches import apply_patch
 
@@ -67,12 +67,13 @@ def restore_patch() -> None:
         raise ConfigError(str(error)) from None
 
 
-def first_key(settings: Settings) -> str:
-    """The proxy's own key. Waits while the key cannot be saved because the disk is full."""
+def make_key(settings: Settings) -> None:
+    """Make the proxy's own key, if there is none. Waits while it cannot be saved because the disk is full."""
     last_message = ""
     while True:
         try:
-            return master_key(settings)
+            master_key(settings)
+            return
         except WriteError as error:  # noqa: PERF203 - waiting is the point
             if str(error) != last_message:
                 last_message = str(error)
@@ -80,9 +81,11 @@ def first_key(settings: Settings) -> str:
             time.sleep(2)
 
 
-def take_port(port: int) -> socket.socket:
-    """Listen on 127.0.0.1:`port` before LiteLLM is imported, so that early clients wait instead of failing. Wait for an
-    old proxy process that is finishing its answers. Raises ConfigError if another program has the port."""
+def take_port(settings: Settings) -> socket.socket:
+    """Listen on the port before LiteLLM is imported, so that early clients wait instead of failing. Wait for an old
+    proxy process that is finishing its answers. If another program has the port, raises ConfigError and renews the key:
+    a Claude Code that runs may have sent it there."""
+    port = settings.proxy_port
     deadline, is_logged = time.monotonic() + OLD_PROXY_SECONDS, False
     while True:
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -96,10 +99,12 @@ def take_port(port: int) -> socket.socket:
             if error.errno != errno.EADDRINUSE:
                 raise ConfigError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}.") from None
             owner = port_owner(port)
-            if "claude_proxy.py" not in owner or time.monotonic() > deadline:
+            is_ours = "claude_proxy.py" in owner
+            if not is_ours or time.monotonic() > deadline:
                 raise ConfigError(
                     f"port {port} is taken by {owner or 'another program'}.\n"
                     "End that program, or put another port into .env: PROXY_PORT=8002"
+                    f"{'' if is_ours else chr(10) + renew_key(settings)}"
                 ) from None
             if not is_logged:
                 is_logged = True
@@ -107,24 +112,27 @@ def take_port(port: int) -> socket.socket:
             time.sleep(0.5)
 
 
-def wait_for_config(settings: Settings) -> bool:
-    """Wait until the refresher has written `litellm_config.yaml`. Returns False if PM2 has ended in the meantime."""
+def wait_for_config(settings: Settings) -> str:
+    """Wait until the refresher has written `litellm_config.yaml` with the proxy's own key, and return the key: LiteLLM
+    and the front door must have the same one. Returns "" if PM2 has ended in the meantime."""
     channel = supervisor_channel(os.environ)
     waited = 0.0
     while True:
         live_config.reload()
-        if live_config.document and (live_config.is_live() or waited >= CONFIG_PATIENCE_SECONDS):
-            return True
+        key, general = saved_key(settings), live_config.document.get("general_settings", {})
+        has_key = bool(key) and general.get("master_key") == key
+        if has_key and (live_config.is_live() or waited >= CONFIG_PATIENCE_SECONDS):
+            return key
         if waited % 30 == 5:  # after 5 seconds, then every 30
             say(f"waiting for {settings.config_path}: is token-refresher running? If not, see why: make logs")
         readable, _, _ = select.select([] if channel is None else [channel], [], [], 0.25)
         if readable and supervisor_gone(readable[0]):
             say(PM2_GONE)
-            return False
+            return ""
         waited += 0.25
 
 
-def serve(settings: Settings, key: str, listener: socket.socket) -> None:
+def serve(settings: Settings, listener: socket.socket) -> None:
     """Import LiteLLM (takes seconds), wait for the configuration, and answer until a signal. Raises ConfigError."""
     os.environ.update(LITELLM_ENVIRONMENT)
     os.environ["CONFIG_FILE_PATH"] = str(settings.config_path)
@@ -132,7 +140,7 @@ def serve(settings: Settings, key: str, listener: socket.socket) -> None:
     with lean_litellm.importing(paths):
         from litellm.proxy import proxy_server  # noqa: PLC0415 - after the patch, and with this environment
 
-    if not wait_for_config(settings):
+    if not (key := wait_for_config(settings)):
         return
     proxy_server.print = lambda *_, **__: None  # LiteLLM prints all rows in colours at each start
     keep_routes(proxy_server.app.router.routes, paths)
