@@ -52,12 +52,6 @@ def test_a_token_that_cannot_be_replaced_is_used_to_its_last_minute_and_then_the
         now.live.token()
 
 
-def test_a_refused_token_counts_as_new_for_two_minutes_after_its_signature(now: Now) -> None:
-    token = sign(load_settings(), now.time - 100).value
-    assert now.live.refuse(token)
-    assert not now.live.refuse(sign(load_settings(), now.time - 130).value)
-
-
 @pytest.mark.parametrize("jump", [-8 * HOUR, -5, 8 * HOUR])
 def test_whatever_the_clock_does_the_token_is_of_its_time(now: Now, jump: float) -> None:
     now.time += jump
