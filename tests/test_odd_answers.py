@@ -58,7 +58,7 @@ def test_a_model_that_has_nothing_to_say_twice_is_not_asked_for_ever(running: Se
     answers = [running.ask(words, MODEL) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [502, 502]
     assert ["x-should-retry" in answer.headers for answer in answers] == [False, True]
-    assert "nothing to say" in answers[1].json()["error"]["message"]
+    assert "was empty twice" in answers[1].json()["error"]["message"]
 
 
 def test_an_error_in_a_stream_is_told_in_words_and_without_a_token(running: SetUp) -> None:

@@ -265,8 +265,8 @@ def test_what_only_the_user_can_fix_is_shown_at_once_with_its_remedy(running: Se
         result = running.claude("[[text: never]]")
     finally:
         running.stub.clear_faults()
-    # A 401 on the token at hand earns one retry with a new one, if that token is older than two minutes.
-    assert len(running.stub.requests) - before <= (2 if fault == "bad_token" else 1)
+    # A 401 earns one more try with a new token. (Claude Code may have two requests open at that time.)
+    assert len(running.stub.requests) - before <= (3 if fault == "bad_token" else 1)
     assert result["is_error"]
     assert str(FAULTS[fault][0]) in result["result"]
     assert REMEDY[fault] in result["result"]
