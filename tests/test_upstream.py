@@ -91,6 +91,7 @@ def error_of(answer: httpx.Response) -> str:
 # --------------------------------------------------------------------------------------------------------------- death
 
 
+@pytest.mark.keeps("silence")
 @ROUTES
 @STREAMED
 def test_an_upstream_that_dies_before_its_head_is_an_error_that_claude_code_retries(
@@ -105,6 +106,7 @@ def test_an_upstream_that_dies_before_its_head_is_an_error_that_claude_code_retr
     assert len(proxy.upstream.requests) == 1
 
 
+@pytest.mark.keeps("silence")
 @ROUTES
 @STREAMED
 def test_an_upstream_that_dies_in_the_middle_is_an_error_that_claude_code_retries(
@@ -124,6 +126,7 @@ def test_an_upstream_that_dies_in_the_middle_is_an_error_that_claude_code_retrie
     assert len(proxy.upstream.requests) == 1
 
 
+@pytest.mark.keeps("silence")
 @ROUTES
 def test_a_host_that_takes_no_connection_is_given_up_soon(proxy: Proxy, route: str) -> None:
     with proxy.upstream.full():
@@ -149,6 +152,7 @@ def test_connections_to_cortex_are_probed(proxy: Proxy, route: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------- size
 
 
+@pytest.mark.keeps("answer-limit")
 @ROUTES
 @STREAMED
 @pytest.mark.parametrize("kind", ["application/json", "text/event-stream", "text/html"])
@@ -187,6 +191,7 @@ def test_an_error_of_400_kb_does_not_stop_the_other_sessions(proxy: Proxy, route
     assert large < 2 * small + 0.2
 
 
+@pytest.mark.keeps("answer-limit")
 @ROUTES
 @pytest.mark.parametrize("what", ["lines", "one line"])
 def test_an_endless_answer_is_an_error_at_its_bound(proxy: Proxy, route: str, what: str) -> None:
@@ -201,6 +206,7 @@ def test_an_endless_answer_is_an_error_at_its_bound(proxy: Proxy, route: str, wh
     assert "more than" in error_of(proxy.asked(route, stream=True))
 
 
+@pytest.mark.keeps("answer-limit")
 @ROUTES
 def test_an_endless_body_is_an_error_at_its_bound(proxy: Proxy, route: str) -> None:
     def answer(connection: socket.socket) -> None:
@@ -212,6 +218,7 @@ def test_an_endless_body_is_an_error_at_its_bound(proxy: Proxy, route: str) -> N
     assert "more than 16 MiB" in error_of(proxy.asked(route, stream=False))
 
 
+@pytest.mark.keeps("answer-limit")
 @ROUTES
 @pytest.mark.parametrize("rest", ["silence", "more"])
 def test_what_follows_the_end_of_a_stream_is_not_waited_for(proxy: Proxy, route: str, rest: str) -> None:
@@ -250,6 +257,7 @@ def test_a_connection_is_used_again_after_a_stream_that_ended_as_it_should(proxy
 # ------------------------------------------------------------------------------------------------------------ elsewhere
 
 
+@pytest.mark.keeps("no-redirects")
 @ROUTES
 @STREAMED
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
@@ -270,7 +278,8 @@ def test_a_redirect_is_followed_by_nobody_and_is_told(proxy: Proxy, route: str, 
     assert len(proxy.upstream.requests) == 1
     assert (answered.status_code, answered.headers.get("x-should-retry")) == (502, "false")
     message = answered.json()["error"]["message"]
-    assert f"127.0.0.1 sends the request on to localhost ({status[:3]})" in message
+    assert f"127.0.0.1 sends requests on to localhost ({status[:3]}); not followed" in message
+    assert "SNOWFLAKE_HOST" in message
     assert "make doctor" in message
 
 
@@ -286,6 +295,7 @@ def leave(proxy: Proxy, route: str, *, stream: bool, after: float) -> None:
         client.post(f"{proxy.url}/v1/messages", json=asked, headers=headers)
 
 
+@pytest.mark.keeps("client-leaves")
 @ROUTES
 @pytest.mark.parametrize(("when", "stream"), [("head", True), ("head", False), ("word", True), ("middle", True)])
 def test_esc_while_the_model_is_silent_ends_the_call_to_cortex(
@@ -309,6 +319,7 @@ def test_esc_while_the_model_is_silent_ends_the_call_to_cortex(
     assert proxy.log("claude_proxy.py")[log:] == ""
 
 
+@pytest.mark.keeps("client-leaves")
 @ROUTES
 def test_a_storm_of_fifty_escs_leaves_no_call_to_cortex(proxy: Proxy, route: str) -> None:
     wait_until(lambda: proxy.upstream.open == 0, 10)

@@ -43,6 +43,7 @@ from bundle.cortex.models import Limits, family_of
 from bundle.cortex.refusals import Refusals, without
 from bundle.cortex.requests import chat_request
 from bundle.errors import ConfigError, say
+from bundle.network import redirected
 from bundle.proxy.front_door import printable
 from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange, live_config
 from bundle.proxy.upstream import (
@@ -53,7 +54,6 @@ from bundle.proxy.upstream import (
     noting_failures,
     read_answer,
     read_body,
-    redirect_failure,
     unpacked,
 )
 from bundle.render import is_cortex
@@ -227,7 +227,8 @@ class CortexHooks(CustomLogger):
             await read_body(response, MAX_ERROR_BYTES)
         status = response.status_code
         if status < 400:  # a redirect
-            exchange.failure, exchange.final = redirect_failure(response), True
+            found = redirected(str(response.request.url), status, response.headers.get("location", ""))
+            exchange.failure, exchange.final = ".\n".join(found), True
             response.status_code = 502
             return
         # LiteLLM would repeat a request after a 422, so turn the status into 400. (If Cortex refuses thinking that

@@ -122,11 +122,3 @@ async def drain(pieces: AsyncIterator[bytes]) -> None:
 
     with suppress(httpx.RequestError, asyncio.TimeoutError):
         await asyncio.wait_for(read(), DRAIN_SECONDS)
-
-
-def redirect_failure(response: httpx.Response) -> str:
-    """What to say of an answer that sends the request elsewhere: perhaps a login page of the network."""
-    host, target = response.request.url.host, response.headers.get("location", "")
-    with suppress(httpx.InvalidURL):
-        target = response.request.url.join(target).host
-    return f"{host} sends the request on to {target[:100] or 'nowhere'} ({response.status_code}); not followed"
