@@ -28,6 +28,7 @@ ROWS = """\
 litellm_settings:"""
 TEXT = {"chat": CHAT_TEXT, "messages": MESSAGES_TEXT}
 WHOLE = {"chat": CHAT_TEXT + CHAT_END, "messages": MESSAGES_TEXT + MESSAGES_END}
+TCP_REPAIR = 19
 ROUTES = pytest.mark.parametrize("route", ["chat", "messages"])
 STREAMED = pytest.mark.parametrize("stream", [True, False])
 
@@ -43,6 +44,8 @@ class Proxy(SetUp):
             for name, seconds in SHORT.items():
                 text = re.sub(rf"(?m)^{name} = \d+", f"{name} = {seconds}", text)
             file.write_text(text)
+        server = bundle / "bundle" / "proxy" / "server.py"
+        server.write_text(server.read_text().replace('"AIOHTTP_TCP_KEEPIDLE": "30"', '"AIOHTTP_TCP_KEEPIDLE": "1"'))
         template = bundle / "litellm_config.template.yaml"
         template.write_text(template.read_text().replace("\nlitellm_settings:", f"\n{ROWS}", 1))
         super().__init__(folder, bundle)
@@ -126,6 +129,26 @@ def test_an_upstream_that_dies_in_the_middle_is_an_error_that_claude_code_retrie
     assert len(proxy.upstream.requests) == 1
 
 
+@ROUTES
+def test_a_connection_that_ended_without_a_fin_is_noticed_before_the_bound_on_silence(proxy: Proxy, route: str) -> None:
+    refused: list[OSError] = []
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(head() + chunk(TEXT[route]))
+        time.sleep(0.2)
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)  # from now on a close sends nothing
+        except OSError as error:
+            refused.append(error)
+
+    proxy.upstream.answer = answer
+    message = error_of(proxy.asked(route, stream=True))
+    if refused:
+        pytest.skip(f"needs root on Linux: {refused[0]}")
+    assert "reset by peer" in message or "not completed" in message
+    assert len(proxy.upstream.requests) == 1
+
+
 @pytest.mark.keeps("silence")
 @ROUTES
 def test_a_host_that_takes_no_connection_is_given_up_soon(proxy: Proxy, route: str) -> None:
@@ -133,6 +156,20 @@ def test_a_host_that_takes_no_connection_is_given_up_soon(proxy: Proxy, route: s
         began = time.monotonic()
         assert "no connection within 1 seconds" in error_of(proxy.asked(route, stream=True))
         assert time.monotonic() - began < 8
+
+
+@pytest.mark.keeps("silence")
+@ROUTES
+def test_an_upstream_that_dies_while_a_large_request_is_sent_is_given_up_too(proxy: Proxy, route: str) -> None:
+    proxy.upstream.is_deaf = True
+    try:
+        began = time.monotonic()
+        message = error_of(proxy.ask("x" * 12_000_000, route, stream=True))
+        took = time.monotonic() - began
+    finally:
+        proxy.upstream.is_deaf = False
+    assert "it sent nothing for 2 seconds" in message
+    assert took < 20
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's list of connections")
