@@ -43,6 +43,7 @@ def test_an_odd_number_elsewhere_becomes_null() -> None:
         parsed("[" * 100_000 + "]" * 100_000)
 
 
+@pytest.mark.keeps("numbers")
 @odd
 def test_an_odd_number_in_a_usage_of_chat_completions_counts_as_none(number: str) -> None:
     usage = (
@@ -70,6 +71,7 @@ def test_a_usage_that_is_none_is_left_out(number: str) -> None:
     assert body["usage"] == {}
 
 
+@pytest.mark.keeps("numbers")
 @odd
 def test_an_odd_number_in_a_usage_of_messages_counts_as_none(number: str) -> None:
     usage = (
@@ -99,6 +101,7 @@ def test_a_count_that_can_be_stays_as_it_is() -> None:
     assert MessagesAnswer().answer({"content": [{"text": "a"}], "usage": dict(usage)})["usage"] == usage
 
 
+@pytest.mark.keeps("answer-limit")
 @pytest.mark.parametrize("end", [b"x", b"x\n"])
 def test_a_line_without_an_end_is_an_error_at_its_bound(end: bytes) -> None:
     lines = EventLines()

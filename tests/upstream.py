@@ -20,6 +20,7 @@ class RawUpstream:
         self.answer: Answer = lambda _: None
         self.requests: list[bytes] = []
         self.open = 0
+        self.is_deaf = False  # take connections, but read no request
         self.ending = threading.Event()
         self._lock, self._accepting = threading.Lock(), threading.Event()
         self._accepting.set()
@@ -38,6 +39,8 @@ class RawUpstream:
     def _serve(self, connection: socket.socket) -> None:
         self._count(1)
         with connection, suppress(OSError):
+            while self.is_deaf and not self.ending.is_set():
+                time.sleep(0.1)
             connection.settimeout(2)  # for a next request on this connection
             while request := self._request(connection):
                 connection.settimeout(None)
