@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 
@@ -33,3 +33,14 @@ def why_unreachable(host: str, through: str, error: BaseException) -> tuple[str,
         return f"there is no host {host}", "Check SNOWFLAKE_ACCOUNT in .env (a locator needs its region), DNS and VPN"
     fix = "Check network, VPN and firewall; in a company perhaps: export HTTPS_PROXY=http://HOST:PORT"
     return f"{host} cannot be reached: {str(error) or type(error).__name__}", fix
+
+
+def redirected(url: str, status: int, location: str) -> tuple[str, str]:
+    """What an answer of `url` says that sends the request elsewhere, and how to fix it. No redirect is followed: the
+    request holds the token and the whole prompt."""
+    try:
+        target = urlsplit(urljoin(url, location)).hostname or ""
+    except ValueError:
+        target = location
+    found = f"{urlsplit(url).hostname} sends requests on to {re.sub(r'[^.:0-9A-Za-z_-]', '?', target[:100])} ({status})"
+    return f"{found}; not followed", "Check SNOWFLAKE_ACCOUNT and SNOWFLAKE_HOST, and log in to the network or the VPN"

@@ -10,7 +10,7 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from bundle.cortex.errors import explain_query, words_of
-from bundle.network import company_proxy, why_unreachable
+from bundle.network import company_proxy, redirected, why_unreachable
 from bundle.settings import Settings
 from bundle.tokens import auth_headers, sign
 
@@ -72,6 +72,9 @@ def _document(settings: Settings, answer: httpx.Response) -> dict[str, Any]:
         document = answer.json()
     except ValueError:
         document = None
+    if answer.is_redirect:
+        found = redirected(str(answer.url), answer.status_code, answer.headers.get("location", ""))
+        raise QueryError("\n".join(found))
     if answer.status_code in {200, 202} and isinstance(document, dict):
         return document
     if not isinstance(document, dict) and answer.status_code != 404:

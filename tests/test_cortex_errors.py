@@ -150,14 +150,7 @@ def test_what_is_not_snowflake_s_envelope_is_told_all_the_same(status: int, body
 @pytest.mark.parametrize(
     ("status", "words", "expected", "retry", "told"),
     [
-        (
-            500,
-            "litellm.InternalServerError: InternalServerError: OpenAIException - Connection error.",
-            502,
-            True,
-            "ion er",
-        ),
-        (408, "litellm.Timeout: Timeout Error: timed out", 502, True, "broke off"),
+        (408, "litellm.Timeout: Timeout Error: timed out", 408, True, "timed out"),
         (400, "You passed in model=gpt-x. There are no healthy deployments for this model", 400, False, "gpt-x"),
         (400, "Invalid JSON payload", 400, False, "Invalid JSON payload"),
         (500, "something odd", 500, True, "something odd"),
@@ -171,3 +164,25 @@ def test_an_error_of_litellm_s_own_is_not_said_to_be_cortex_s(
     assert told in explained.message
     assert "litellm" not in explained.message.replace("litellm_config", "")
     assert "model group" not in explained.message
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "tools.3: mcp__db__connect is not a tool",
+        "the certificate of tools.0.name is too long",
+        "claude-opus: possible lossless compression is refused",
+        "the stream was not completed, not whole, timed out",
+    ],
+)
+def test_words_make_no_error_a_broken_connection(words: str) -> None:
+    explained = explain_failure(400, f"litellm.BadRequestError: {words}")
+    assert (explained.status, explained.retry, explained.message) == (400, False, words)
+
+
+@pytest.mark.parametrize("status", [400, 408, 500])
+def test_a_broken_connection_is_retried_whatever_litellm_makes_of_it(status: int) -> None:
+    explained = explain_failure(status, "litellm.BadRequestError: odd", "it sent nothing for 300 seconds")
+    assert (explained.status, explained.retry) == (502, True)
+    assert explained.message.startswith("Snowflake Cortex cannot be reached, or broke off: it sent nothing for 300 s")
+    assert "make doctor" in explained.message

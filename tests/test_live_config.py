@@ -93,3 +93,32 @@ def test_a_wrong_clock_is_told_from_a_wrong_key(now: Now, ahead: float, age: flo
         assert said in call.trouble
         assert "timedatectl set-ntp true" in call.trouble
     assert clock_trouble(token, now.time, "no date at all") is None
+
+
+@pytest.mark.keeps("new-token-after-401")
+@pytest.mark.parametrize("age", [0, HOUR / 2])
+def test_a_401_is_tried_once_more_with_another_token_however_new_the_first_was(now: Now, age: float) -> None:
+    now.time += age
+    assert not now.live.refuse(now.live.token())
+    now.time += 2
+    second = now.live.token()
+    assert second != now.written
+    assert now.live.refuse(second)
+    now.time += 2
+    assert now.live.refuse(now.live.token())
+
+
+@pytest.mark.keeps("new-token-after-401")
+def test_a_token_that_was_taken_since_may_be_refused_by_a_passing_fault(now: Now) -> None:
+    for _ in range(3):
+        now.time += 2
+        token = now.live.token()
+        assert not now.live.refuse(token)
+        now.time += 2
+        now.live.accept(now.live.token())
+
+
+def test_a_second_try_is_one_of_the_next_two_minutes(now: Now) -> None:
+    assert not now.live.refuse(now.live.token())
+    now.time += 10 * 60
+    assert not now.live.refuse(now.live.token())

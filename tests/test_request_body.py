@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -59,8 +59,10 @@ def through_the_door(
         for body in bodies:
             sent.clear()
 
-            async def receive(body: bytes = body) -> Any:
-                return {"type": "http.request", "body": body}
+            messages = iter([{"type": "http.request", "body": body}])
+
+            async def receive(messages: Iterator[Any] = messages) -> Any:
+                return next(messages, None) or await asyncio.Event().wait()  # the client stays
 
             async def send(message: Any) -> None:
                 sent.append(message)

@@ -19,7 +19,7 @@ from bundle.checks.finding import Finding, Findings, Installation, duration, fin
 from bundle.checks.model_check import CHAT, post
 from bundle.cortex.errors import explain
 from bundle.errors import ConfigError
-from bundle.network import company_proxy, why_unreachable
+from bundle.network import company_proxy, redirected, why_unreachable
 from bundle.settings import Settings
 from bundle.supervisor import output_of, port_owner
 from bundle.tokens import auth_headers, fingerprint, load_key, register_statement, sign
@@ -108,6 +108,10 @@ def snowflake(installation: Installation) -> Findings:
         response = post(settings.base_url + CHAT.path, {}, auth_headers(signed.value if signed else "none"), seconds=10)
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ImportError) as error:
         yield Finding("Host", "fail", *why_unreachable(host, proxy_address, error))
+        return
+    if response.is_redirect:
+        location = response.headers.get("location", "")
+        yield Finding("Host", "fail", *redirected(settings.base_url, response.status_code, location))
         return
     date, now = email.utils.parsedate_tz(response.headers.get("date", "")), time.time()
     ahead = now - email.utils.mktime_tz(date) if date else None

@@ -5,22 +5,27 @@ prompt, call thinking `reasoning_details`, and contain empty fields, one of whic
 repair a tool call looks like an error, an answer that was cut at its limit looks complete, and a broken connection
 looks like a short answer. The mechanism: pure functions on one answer, and classes that take the events of a stream one
 by one. For chat completions they copy only those fields of OpenAI's schema that LiteLLM or this project reads;
-everything else that the service sends is dropped. Answers of the Messages API are only checked, not changed.
+everything else that the service sends is dropped. Answers of the Messages API are checked, and only their numbers are
+cleaned.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bundle.cortex.errors import words_of
 from bundle.cortex.models import JSON
+from bundle.cortex.surrogates import without_halves
 
 HEAD_FIELDS = ("id", "object", "created")
 USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "total_tokens")
 USAGE_DETAILS = (("prompt_tokens_details", "cached_tokens"), ("completion_tokens_details", "reasoning_tokens"))
+MAX_COUNT = 10**9  # tokens; a larger number is a mistake of the service
+MAX_LINE_BYTES = 8 * 2**20  # of a stream; a call's arguments come in one line, and no model writes a megabyte
 # The names of events that hold no part of an answer.
 SILENT_EVENTS = frozenset({b"ping", b"keepalive", b"keep-alive", b"heartbeat"})
 
@@ -49,19 +54,59 @@ def is_silent(event: Mapping[str, Any]) -> bool:
 class RequestFacts:
     """The parts of a request that are needed to interpret its answer.
 
-    `limit` is the maximum of output tokens (None: not given), `stops` says whether there were stop sequences, and
-    `model` is the model's name without a provider prefix.
+    `limit` is the maximum of output tokens (None: not given), `stops` says whether there were stop sequences, `model`
+    is the model's name without a provider prefix, and `stream` says whether the answer comes piece by piece.
     """
 
     limit: int | None = None
     stops: bool = False
     model: str = ""
+    stream: bool = False
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> RequestFacts:
         stops = bool(body.get("stop") or body.get("stop_sequences"))
         model = str(body.get("model") or "").rpartition("/")[2]
-        return cls(body.get("max_completion_tokens") or body.get("max_tokens"), stops, model)
+        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        return cls(limit, stops, model, bool(body.get("stream")))
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if len(text) < 1000 else None  # Python refuses to read more than 4300 digits
+
+
+def parsed(data: bytes | str) -> Any:
+    """The JSON of the service. `NaN`, `Infinity`, `1E999` and numbers of thousands of digits become null: Python would
+    read them, and write what no other reader takes. Raises ValueError."""
+    raw = without_halves(data.encode() if isinstance(data, str) else data)
+    try:
+        return json.loads(raw, parse_constant=lambda _: None, parse_float=_finite, parse_int=_whole)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def count(value: object) -> int:
+    """A number of tokens; 0 for what cannot be one."""
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
+    return int(number) if 0 <= number <= MAX_COUNT else 0
+
+
+def anthropic_usage(usage: object) -> JSON:
+    """The counts of a usage of the Messages API, and its short texts, such as the service tier."""
+    plain: JSON = {}
+    for key, value in usage.items() if isinstance(usage, dict) else ():
+        if isinstance(value, dict) and not key.endswith("_tokens"):
+            plain[key] = {name: count(number) for name, number in value.items()}
+        elif key.endswith("_tokens") or not (value is None or isinstance(value, str)):
+            plain[key] = count(value)
+        elif value is None or len(value) < 100:
+            plain[key] = value
+    return plain
 
 
 def fix_answer(body: JSON, facts: RequestFacts) -> JSON:
@@ -78,7 +123,8 @@ def fix_answer(body: JSON, facts: RequestFacts) -> JSON:
 
 def _head(body: JSON, facts: RequestFacts) -> JSON:
     # Answers of OpenAI's models do not name the model (docs/cortex.md#answer-ids).
-    return {**{key: body[key] for key in HEAD_FIELDS if key in body}, "model": body.get("model") or facts.model}
+    head = {key: body[key] for key in HEAD_FIELDS if body.get(key) is not None}
+    return {**head, "model": body.get("model") or facts.model}
 
 
 def _fix_choice(choice: JSON, usage: JSON, facts: RequestFacts) -> JSON:
@@ -102,7 +148,8 @@ def _fix_choice(choice: JSON, usage: JSON, facts: RequestFacts) -> JSON:
 
 def _fix_call(call: JSON) -> JSON:
     function = call["function"]
-    arguments = function.get("arguments") or "{}"
+    # LiteLLM reads them as JSON. (In a stream it passes on their pieces, and the front door repairs the next request.)
+    arguments = without_halves((function.get("arguments") or "{}").encode()).decode()
     return {"id": call["id"], "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
@@ -133,7 +180,7 @@ def must_have_content(reason: str, facts: RequestFacts) -> bool:
     return reason in {"stop", "tool_calls"} and not facts.stops
 
 
-def openai_usage(usage: JSON | None) -> JSON:
+def openai_usage(usage: object) -> JSON:
     """docs/cortex.md#answer-usage: for Claude, `prompt_tokens` excludes the cached tokens, and `cached_tokens` counts
     cache reads plus cache writes, which cannot be separated.
 
@@ -141,11 +188,12 @@ def openai_usage(usage: JSON | None) -> JSON:
     completion tokens, the cached tokens are added to the prompt; otherwise the usage already has OpenAI's form and
     stays unchanged.
     """
-    if not usage:
+    if not (usage and isinstance(usage, dict)):
         return {}
-    plain: JSON = {key: usage.get(key) or 0 for key in USAGE_FIELDS}
+    plain: JSON = {key: count(usage.get(key)) for key in USAGE_FIELDS}
     for group, name in USAGE_DETAILS:
-        if number := (usage.get(group) or {}).get(name):
+        details = usage.get(group)
+        if number := count(details.get(name) if isinstance(details, dict) else 0):
             plain[group] = {name: number}
     cached = plain.get("prompt_tokens_details", {}).get("cached_tokens", 0)
     if cached and plain["total_tokens"] == plain["prompt_tokens"] + cached + plain["completion_tokens"]:
@@ -157,12 +205,18 @@ class EventLines:
     """Splits a stream of server-sent events into its data (docs/cortex.md#answer-stream-lines)."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
         self._event = b""
 
     def feed(self, piece: bytes) -> list[bytes]:
         """The data of the lines that this piece completes, without comments, empty data and pings."""
-        *lines, self._rest = (self._rest + piece).split(b"\n")
+        first, *lines = piece.split(b"\n")
+        self._rest += first  # added to, not copied, so that a long line takes time in proportion to its length
+        if len(self._rest) > MAX_LINE_BYTES:
+            raise IncompleteAnswerError(f"a line of more than {MAX_LINE_BYTES // 2**20} MiB")
+        if lines:
+            lines = [bytes(self._rest), *lines]
+            self._rest = bytearray(lines.pop())
         return [data for line in lines if (data := self._data(line.strip()))]
 
     def end(self) -> list[bytes]:
@@ -183,7 +237,7 @@ class EventLines:
 def _event_of(data: bytes) -> JSON:
     """The event in one line of data; raises IncompleteAnswerError if it is not a JSON object."""
     try:
-        event = json.loads(data)
+        event = parsed(data)
     except ValueError:
         event = None
     if not isinstance(event, dict):
@@ -192,8 +246,8 @@ def _event_of(data: bytes) -> JSON:
 
 
 def _error_of(data: bytes) -> IncompleteAnswerError:
-    text = data.decode("utf-8", "replace")
-    return IncompleteAnswerError(f"an error in the middle: {words_of(text)[1]}", text)
+    text = without_halves(data).decode("utf-8", "replace")
+    return IncompleteAnswerError(f"an error in the middle: {words_of(text)[1][:500]}", text)
 
 
 class ChatAnswer:
@@ -205,7 +259,7 @@ class ChatAnswer:
         self._head: JSON = {}
         self._usage: JSON = {}
         self._reason = ""
-        self._has_calls = self._has_text = self._is_refusal = self._is_over = False
+        self._has_calls = self._has_text = self._is_refusal = self.is_over = False
 
     def answer(self, body: Any) -> Any:
         """Repair an answer that is not streamed."""
@@ -213,7 +267,7 @@ class ChatAnswer:
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The events to send instead of this one; raises IncompleteAnswerError if it is not an event."""
-        if self._is_over:
+        if self.is_over:
             return
         if data == b"[DONE]":
             yield from self._finish()
@@ -266,11 +320,11 @@ class ChatAnswer:
         if self._usage:
             yield self._line(choices=[], usage=self._usage)
         yield b"data: [DONE]\n\n"
-        self._is_over = True
+        self.is_over = True
 
     def end(self) -> Iterator[bytes]:
         """The events that are missing when the connection ends; raises IncompleteAnswerError if it ended too early."""
-        if self._is_over:
+        if self.is_over:
             return
         if not (self._usage or self._reason):
             raise IncompleteAnswerError("the connection ended in the middle")
@@ -287,8 +341,13 @@ def _fix_fragment(call: JSON) -> JSON:
     return {**plain, "function": {**named, "arguments": function.get("arguments") or ""}}
 
 
+def _clean_usage(holder: object) -> None:
+    if isinstance(holder, dict) and "usage" in holder:
+        holder["usage"] = anthropic_usage(holder["usage"])
+
+
 class MessagesAnswer:
-    """Checks one answer of the Messages API; a complete answer is not changed.
+    """Checks one answer of the Messages API; a complete answer is not changed, apart from numbers that cannot be.
 
     IncompleteAnswerError is raised for a body that is not an answer, for a stream that ends before `message_stop`, and
     for an answer that has neither text nor call without a reason for it (docs/cortex.md#answer-empty). The first events
@@ -298,13 +357,14 @@ class MessagesAnswer:
 
     def __init__(self) -> None:
         self._held: list[bytes] | None = []
-        self._is_over = self._has_content = False
+        self.is_over = self._has_content = False
         self._reason: object = None
 
     def answer(self, body: Any) -> Any:
         """Check an answer that is not streamed."""
         if not isinstance(body, dict) or not isinstance(body.get("content"), list):
             raise IncompleteAnswerError("an answer without content", json.dumps(body))
+        _clean_usage(body)
         self._has_content = any(block.get("type") == "tool_use" or block.get("text") for block in body["content"])
         self._reason = body.get("stop_reason")
         self._refuse_empty()
@@ -312,7 +372,7 @@ class MessagesAnswer:
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The events to send for one line of data, if any."""
-        if self._is_over or data == b"[DONE]":
+        if self.is_over or data == b"[DONE]":
             return
         event = _event_of(data)
         kind = event.get("type")
@@ -326,11 +386,13 @@ class MessagesAnswer:
         self._reason = delta.get("stop_reason") or self._reason
         if kind == "message_stop":
             self._refuse_empty()
-            self._is_over = True
-        lines = b"event: %b\ndata: %b\n\n" % (str(kind).encode(), data)
+            self.is_over = True
+        _clean_usage(event)
+        _clean_usage(event.get("message"))
+        lines = b"event: %b\ndata: %b\n\n" % (str(kind).encode(), json.dumps(event, separators=(",", ":")).encode())
         if self._held is not None:
             self._held.append(lines)
-            if not (self._has_content or self._is_over or delta.get("thinking")):
+            if not (self._has_content or self.is_over or delta.get("thinking")):
                 return
             lines, self._held = b"".join(self._held), None
         yield lines
@@ -341,6 +403,6 @@ class MessagesAnswer:
 
     def end(self) -> Iterator[bytes]:
         """Called when the connection ends; no further events are sent."""
-        if not self._is_over:
+        if not self.is_over:
             raise IncompleteAnswerError("the connection ended in the middle")
         yield from ()

@@ -191,18 +191,19 @@ def _find(cases: Sequence[_Case], status: int, code: str, words: str, *, default
     return case._replace(remedy=case.remedy.replace("{uuid}", uuid[1] if uuid else "UUID"))
 
 
-def explain_failure(status: int, words: str) -> Explained:
-    """Explain an error of LiteLLM itself: Cortex did not answer, or was not asked."""
+def explain_failure(status: int, words: str, failure: str = "") -> Explained:
+    """Explain an error of LiteLLM itself: Cortex was not asked, or did not answer. `failure` says what happened to the
+    connection, if that was the reason. The words cannot tell: a tool may be called mcp__db__connect."""
+    if failure:
+        message = f"Snowflake Cortex cannot be reached, or broke off: {failure}"
+        return _explained(502, f"{message}\nCheck network, VPN, DNS and certificates: make doctor", retry=True)
     # LiteLLM's class names at the start and its details at the end do not help the user.
     words = re.sub(r"^(litellm\.\w+: |\w+Exception - |\w+Error: )+", "", " ".join(words.split()))
     words = words.partition(" LiteLLM: model group ")[0] or "no words"
     if model := re.search(r"model=(\S+)\. There are no healthy deployments", words):
         message = f"no row of litellm_config.template.yaml answers for the model {model[1]}.\nAdd one, or pick: /model"
         return _explained(400, message, retry=False)
-    if re.search(r"(?i)connect|timed? ?out|not completed|not whole|ssl|certificate", words):
-        message = f"Snowflake Cortex cannot be reached, or broke off: {words}"
-        return _explained(502, f"{message}\nCheck network, VPN, DNS and certificates: make doctor", retry=True)
-    return _explained(status, words, retry=status >= 500)
+    return _explained(status, words, retry=status >= 500 or status == 408)
 
 
 def _explained(status: int, message: str, *, retry: bool) -> Explained:

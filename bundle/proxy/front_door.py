@@ -41,6 +41,9 @@ OWN_ROUTES = {("HEAD", "/"), ("GET", "/v1/models"), ("POST", "/v1/messages/count
 WITHOUT_KEY = {("GET", "/health/liveliness"), ("HEAD", "/")}  # they reveal nothing and cost nothing
 REFUSALS_A_MINUTE = 20  # how many are logged: a web page that repeats its request must not fill the log
 CLIENT_LEFT = 499  # LiteLLM's status after a client has disconnected (the user pressed Esc): not an error
+# LiteLLM itself ends the call only while it waits for the first word of a stream. If it is cancelled then, it forgets
+# the task that reads the stream. So it gets this time to end the call, before it is cancelled.
+LEAVING_SECONDS = 0.2
 LEFT_OUT_HEADER = b"x-cortex-left-out"  # the fields removed because Cortex refuses them; `make doctor` reads it
 STOPPING = "the proxy is stopping and cannot wait until this answer is complete"
 KEPT_HEADERS = {b"content-type", b"content-length", b"cache-control", b"retry-after"}
@@ -258,12 +261,8 @@ class FrontDoor:
         """Let LiteLLM answer, and rewrite its errors in Anthropic's format."""
         exchange = Exchange()
         current_exchange.set(exchange)
-        body_message = iter([{"type": "http.request", "body": body, "more_body": False}])
         error_status: int | None = None
         error_body = b""
-
-        async def receive_body() -> Message:
-            return next(body_message, None) or await receive()
 
         async def send_on(message: Message) -> None:
             nonlocal error_status, error_body
@@ -291,15 +290,50 @@ class FrontDoor:
                     await _send_error(send, error)
 
         headers = [pair for pair in scope["headers"] if pair[0] in PASSED_HEADERS]
-        await self._app({**scope, "headers": headers, "query_string": b""}, receive_body, send_on)
+        passed = {**scope, "headers": headers, "query_string": b""}
+        await _while_connected(self._app, passed, body, receive, send_on)
+
+
+async def _while_connected(app: App, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+    """Let `app` answer, and cancel it when the client leaves (the user pressed Esc), and with it the call to Cortex."""
+    body_message = iter([{"type": "http.request", "body": body, "more_body": False}])
+    task, client_left, is_whole = asyncio.current_task(), asyncio.Event(), False
+
+    async def receive_body() -> Message:
+        if message := next(body_message, None):
+            return message
+        await client_left.wait()  # not `receive`, which gives each message only once, to the watcher
+        return {"type": "http.disconnect"}
+
+    async def send_on(message: Message) -> None:
+        nonlocal is_whole
+        is_whole = message["type"] == "http.response.body" and not message.get("more_body")
+        await send(message)
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        client_left.set()
+        await asyncio.sleep(LEAVING_SECONDS)
+        if task is not None and not is_whole:
+            task.cancel()
+
+    watcher = asyncio.ensure_future(watch())
+    try:
+        await app(scope, receive_body, send_on)
+    except (Exception, asyncio.CancelledError):
+        if not client_left.is_set():  # otherwise nobody reads the error
+            raise
+    finally:
+        watcher.cancel()
 
 
 def _error_answer(exchange: Exchange, status: int, error_body: bytes, request_body: bytes) -> ErrorAnswer:
     if exchange.trouble is not None:
         return ErrorAnswer(401, "authentication_error", exchange.trouble)
     explained = _explain(exchange, status, error_body, request_body)
-    # If Cortex refused an old token, a retry with a new one may succeed. If the token was new, it refuses the RSA key.
-    final = exchange.token_was_new if explained.status == 401 else not explained.retry
+    # A retry with a new token may succeed. If Cortex refuses that one too, it refuses the RSA key.
+    final = exchange.refused_again if explained.status == 401 else not explained.retry
     return ErrorAnswer(explained.status, explained.kind, explained.message, final or exchange.final)
 
 
@@ -312,7 +346,7 @@ def _explain(exchange: Exchange, status: int, error_body: bytes, request_body: b
         message = str(json.loads(error_body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = error_body.decode("utf-8", "replace")
-    return explain_failure(status, message)
+    return explain_failure(status, message, exchange.failure)
 
 
 def _error_event(kind: str, message: str) -> bytes:

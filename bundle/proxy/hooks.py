@@ -18,7 +18,7 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -35,6 +35,7 @@ from bundle.cortex.answers import (
     IncompleteAnswerError,
     MessagesAnswer,
     RequestFacts,
+    parsed,
 )
 from bundle.cortex.errors import words_of
 from bundle.cortex.messages import messages_request
@@ -42,8 +43,19 @@ from bundle.cortex.models import Limits, family_of
 from bundle.cortex.refusals import Refusals, without
 from bundle.cortex.requests import chat_request
 from bundle.errors import ConfigError, say
+from bundle.network import redirected
 from bundle.proxy.front_door import printable
 from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange, live_config
+from bundle.proxy.upstream import (
+    MAX_ERROR_BYTES,
+    MAX_STREAM_BYTES,
+    bounded,
+    drain,
+    noting_failures,
+    read_answer,
+    read_body,
+    unpacked,
+)
 from bundle.render import is_cortex
 
 # LiteLLM passes its own arguments and the fields of the body in one dict. Its own arguments must not be sent to Cortex.
@@ -111,6 +123,13 @@ def to_messages(kwargs: dict[str, Any], refusals: Refusals, client: AsyncHTTPHan
     return out, notes, sorted(".".join(path) for path in refused if without(kwargs, path) != kwargs)
 
 
+class MessagesClient(AsyncHTTPHandler):
+    """LiteLLM's client for the Messages API. LiteLLM makes a second HTTP client when a connection fails."""
+
+    def create_client(self, *args: Any, **kwargs: Any) -> httpx.AsyncClient:
+        return bounded(super().create_client(*args, **kwargs))
+
+
 class CortexHooks(CustomLogger):
     """The callback that `litellm_settings.callbacks` names."""
 
@@ -120,7 +139,8 @@ class CortexHooks(CustomLogger):
         self.refusals = Refusals()
         self._logged: set[str] = set()
         self._client: AsyncHTTPHandler | None = None
-        self._event_hooks = {"request": [self.on_request], "response": [self.on_answer]}
+        hooks: dict[str, list[Callable[..., Any]]] = {"request": [self.on_request], "response": [self.on_answer]}
+        self._event_hooks = hooks
 
     async def async_pre_call_deployment_hook(
         self, kwargs: dict[str, Any], call_type: CallTypes | None
@@ -169,13 +189,13 @@ class CortexHooks(CustomLogger):
 
     def _listen_to_chat(self) -> None:
         if litellm.aclient_session is None:
-            client = OpenAIChatCompletion.get_async_http_client()
+            client = bounded(OpenAIChatCompletion.get_async_http_client())
             client.event_hooks = self._event_hooks
             litellm.aclient_session = client
 
     def _messages_client(self) -> AsyncHTTPHandler:
         if self._client is None:
-            self._client = AsyncHTTPHandler(event_hooks=self._event_hooks)
+            self._client = MessagesClient(event_hooks=self._event_hooks)
         return self._client
 
     async def on_request(self, request: httpx.Request) -> None:
@@ -183,7 +203,7 @@ class CortexHooks(CustomLogger):
         betas for some fields, and Cortex refuses betas that it does not know."""
         if (exchange := current_exchange.get()) is None:
             return
-        exchange.answer = None
+        exchange.answer, exchange.failure = None, ""
         request.headers.pop("anthropic-beta", None)
         if exchange.betas:
             request.headers["anthropic-beta"] = exchange.betas
@@ -199,16 +219,24 @@ class CortexHooks(CustomLogger):
             reader = ChatAnswer(exchange.facts)
         else:
             return
-        if response.status_code < 400:
-            await repair(response, exchange, reader)
+        with noting_failures(exchange):
+            if response.is_success:
+                self.config.accept(exchange.token)
+                await repair(response, exchange, reader)
+                return
+            await read_body(response, MAX_ERROR_BYTES)
+        status = response.status_code
+        if status < 400:  # a redirect
+            found = redirected(str(response.request.url), status, response.headers.get("location", ""))
+            exchange.failure, exchange.final = ".\n".join(found), True
+            response.status_code = 502
             return
-        await response.aread()
         # LiteLLM would repeat a request after a 422, so turn the status into 400. (If Cortex refuses thinking that
         # another account has signed, LiteLLM repeats a Messages request without that thinking. This is useful.)
-        status = 400 if response.status_code == 422 else response.status_code
+        status = 400 if status == 422 else status
         exchange.answer = (status, response.text)
         if status == 401:
-            exchange.token_was_new = self.config.refuse(exchange.token, response.headers.get("date", ""))
+            exchange.refused_again = self.config.refuse(exchange.token, response.headers.get("date", ""))
         elif status == 400:
             self._learn(response, exchange)
         response.status_code = status
@@ -234,14 +262,14 @@ async def repair(response: httpx.Response, exchange: Exchange, reader: ChatAnswe
         response.stream = RepairedStream(response, exchange, reader)
         response.headers.pop("content-encoding", None)
         return
-    raw = await response.aread()
     try:
-        response._content = json.dumps(reader.answer(json.loads(raw))).encode()
+        response._content = json.dumps(reader.answer(parsed(await read_answer(response)))).encode()
         return
     except IncompleteAnswerError as error:
         record_incomplete(response.request, exchange, error)
     except ValueError:
-        exchange.answer = (502, response.text)
+        exchange.answer = (502, response.text[:MAX_ERROR_BYTES])
+    response._content = response.content[:MAX_ERROR_BYTES]
     response.status_code = 502
 
 
@@ -253,8 +281,9 @@ EMPTY_SECONDS = 300
 
 def record_incomplete(request: httpx.Request, exchange: Exchange, error: IncompleteAnswerError) -> None:
     """Store the error that the front door will send for an incomplete answer."""
+    exchange.failure = str(error)
     if error.body:  # an error of Cortex
-        exchange.answer = (502, error.body)
+        exchange.answer = (502, error.body[:MAX_ERROR_BYTES])
     if isinstance(error, EmptyAnswerError):
         messages = json.dumps(json.loads(request.content)["messages"], sort_keys=True)
         digest = hashlib.sha256(messages.encode()).hexdigest()
@@ -273,16 +302,23 @@ class RepairedStream(httpx.AsyncByteStream):
         self._request, self._exchange, self._reader = response.request, exchange, reader
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        lines = EventLines()
+        lines, pieces, size = EventLines(), unpacked(self._source), 0
         try:
-            async for piece in self._source.aiter_bytes():
-                events: list[bytes] = []
-                try:
-                    for data in lines.feed(piece):
-                        events += self._reader.feed(data)
-                finally:  # send the good events that came before a broken event in the same piece
-                    if events:
-                        yield b"".join(events)
+            with noting_failures(self._exchange):
+                async for piece in pieces:
+                    size += len(piece)
+                    if size > MAX_STREAM_BYTES:
+                        raise IncompleteAnswerError(f"more than {MAX_STREAM_BYTES // 2**20} MiB")
+                    events: list[bytes] = []
+                    try:
+                        for data in lines.feed(piece):
+                            events += self._reader.feed(data)
+                    finally:  # send the good events that came before a broken event in the same piece
+                        if events:
+                            yield b"".join(events)
+                    if self._reader.is_over:
+                        await drain(pieces)
+                        return
             for data in lines.end():
                 for event in self._reader.feed(data):
                     yield event
@@ -291,6 +327,8 @@ class RepairedStream(httpx.AsyncByteStream):
         except IncompleteAnswerError as error:
             record_incomplete(self._request, self._exchange, error)
             raise httpx.RemoteProtocolError(f"the answer of Snowflake Cortex is not whole: {error}") from None
+        finally:
+            await self.aclose()  # LiteLLM does not close a stream that raises
 
     async def aclose(self) -> None:
         await self._source.aclose()

@@ -30,7 +30,7 @@ from bundle.settings import Settings, load_settings, state_folder
 from bundle.tokens import sign, token_times
 
 MARGIN_SECONDS = 60  # a token with less time left may expire before the request reaches Cortex
-NEW_TOKEN_SECONDS = 120  # if Cortex refuses a token that is younger, a newer one will not help
+SECOND_TRY_SECONDS = 120  # a token that is signed so soon after a refusal is the second try
 # A difference of the clocks that is ignored. Snowflake's tolerance is not known (docs/cortex.md#jwt-ahead).
 SKEW_SECONDS = 30
 
@@ -47,8 +47,9 @@ class Exchange:
     final: bool = False  # the same request would fail again
     left_out: list[str] = field(default_factory=list)  # the fields removed because Cortex has refused them before
     token: str = field(default="", repr=False)
-    token_was_new: bool = False  # Cortex refused a token that was just signed: a newer one will not help
+    refused_again: bool = False  # Cortex refused a token that was signed after a refusal: a third one will not help
     answer: tuple[int, str] | None = None  # an error of Cortex: status and body
+    failure: str = ""  # what happened to the connection to Cortex, if it failed
     trouble: str | None = None  # the message about a mistake in the settings or a wrong clock
 
 
@@ -65,6 +66,8 @@ class LiveConfig:
         self._stamp: Stamp = ()
         self._file_token, self._own_token = "", ""
         self._refused: set[str] = set()
+        self._refused_at = float("-inf")
+        self._second_try = ""  # the token that was signed because Cortex had refused one
 
     def reload(self) -> bool:
         """Read the file if it has changed. Returns True if there is new content, False if the old content stays."""
@@ -100,6 +103,7 @@ class LiveConfig:
                     return token
             raise
         self._own_token = signed.value
+        self._second_try = signed.value if abs(now - self._refused_at) < SECOND_TRY_SECONDS else ""
         self._refused &= {self._file_token}  # refusals of tokens that are not kept any more are forgotten
         say("the token in litellm_config.yaml is not usable: signed one in memory")
         return signed.value
@@ -112,15 +116,20 @@ class LiveConfig:
                 raise
         return self.settings
 
+    def accept(self, token: str) -> None:
+        """Record that Cortex has taken `token`. If it is refused later, the refusal may pass."""
+        if token == self._second_try:
+            self._second_try = ""
+
     def refuse(self, token: str, date: str = "") -> bool:
         """Record that Cortex answered 401 to `token`, so that `token` is not used again. `date` is the Date header of
-        that answer. Returns whether `token` was just signed."""
+        that answer. Returns whether `token` was the second try: a refusal may be a passing fault, two are not."""
         self._refused.add(token)
-        now = self._clock()
+        self._refused_at = now = self._clock()
         exchange = current_exchange.get()
         if exchange is not None and (message := clock_trouble(token, now, date)):
             exchange.trouble = message
-        return abs(now - token_times(token)[0]) < NEW_TOKEN_SECONDS
+        return token == self._second_try
 
 
 def clock_trouble(token: str, now: float, date: str) -> str | None:

@@ -50,6 +50,11 @@ LITELLM_ENVIRONMENT = {
     "LITELLM_MODE": "PRODUCTION",  # otherwise LiteLLM loads a .env file by itself
     # LiteLLM logs errors with tracebacks; the front door logs each error once, in one line.
     "LITELLM_LOG": "CRITICAL",
+    # A host that dies without a word (a network that changed, a server that lost power) is noticed after a minute.
+    "AIOHTTP_SO_KEEPALIVE": "True",
+    "AIOHTTP_TCP_KEEPIDLE": "30",
+    "AIOHTTP_TCP_KEEPINTVL": "10",
+    "AIOHTTP_TCP_KEEPCNT": "3",
     **dict.fromkeys(("NO_DOCS", "NO_REDOC", "NO_OPENAPI", "DISABLE_ADMIN_UI"), "True"),
     # With this option LiteLLM would not run the statements that the patch changes.
     "EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER": "false",
