@@ -117,3 +117,29 @@ def test_the_deepest_body_that_passes_the_door_is_no_error_of_litellm(running: S
     body["messages"].append({"role": "user", "content": [result]})
     answer = running.post(body)
     assert answer.status_code == 200, answer.text
+
+
+def image(size: int) -> dict[str, Any]:
+    source = {"type": "base64", "media_type": "image/png", "data": "A" * (size // 4 * 4)}
+    return {"type": "image", "source": source}
+
+
+@pytest.mark.keeps("body-limit")
+def test_what_comes_in_may_be_larger_than_what_cortex_takes(running: SetUp) -> None:
+    content = [*[image(1_400_000)] * 16, {"type": "text", "text": "hello"}]
+    body = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": content}]}
+    assert len(json.dumps(body)) > 20 * 2**20
+    assert running.post(body).status_code == 200
+
+
+@pytest.mark.keeps("body-limit")
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_leaves_for_cortex_is_at_most_20_mib_and_a_refusal_says_so(running: SetUp, stream: bool) -> None:
+    before = len(running.stub.requests)
+    answer = running.ask("x" * (21 * 2**20), model=MODEL, stream=stream)
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (413, "false")
+    error = answer.json()["error"]
+    assert error["type"] == "request_too_large"
+    assert "it has 21.0 MiB" in error["message"]
+    assert "/compact" in error["message"]
+    assert len(running.stub.requests) == before
