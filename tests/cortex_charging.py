@@ -23,7 +23,7 @@ IMAGE_TOKENS = 1500
 
 def count_tokens(text: str) -> int:
     """Four bytes of UTF-8 are a token, rounded up."""
-    return -(-len(text.encode()) // 4)
+    return -(-len(text.encode("utf-8", "surrogatepass")) // 4)
 
 
 @dataclass(frozen=True)

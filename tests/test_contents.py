@@ -15,15 +15,17 @@ from bundle.cortex.contents import (
     IMAGE_TOO_OLD,
     IMAGES_ABOVE,
     IMAGES_BELOW,
+    MAX_IMAGE_BYTES,
     NO_OUTPUT,
     cache_marks,
+    excess_images,
     limit_images,
     marks_after_results,
     plain_contents,
     text_only_results,
     without_marks,
 )
-from bundle.cortex.models import JSON, Limits
+from bundle.cortex.models import JSON, Limits, no_note
 from bundle.cortex.turns import ends_with_user, one_call_per_turn, results_follow_calls, tools_in_words
 from tests.conversations import (
     GPT,
@@ -157,10 +159,29 @@ def test_of_too_many_images_the_oldest_go_ten_at_a_time(count: int, left: int) -
 
 
 def test_images_over_the_size_of_a_body_go_oldest_first() -> None:
-    large = image("A" * (6 * 1024 * 1024))
-    out = limit_images([user(large), user("x", large), user(large)])
+    large = image("A" * (5 * 1024 * 1024))
+    out = limit_images([user(large), user(large), user("x", large), user(large)])
     assert len(urls(out)) == 2
     assert out[0] == user(IMAGE_TOO_OLD)
+
+
+@pytest.mark.parametrize("size", [1_000_000, 1_900_000, 3_000_000])
+def test_images_over_the_size_of_a_body_go_in_steps(size: int) -> None:
+    excesses = [excess_images([size] * count, no_note) for count in range(1, 300)]
+    kept = [(count - excess) * size for count, excess in enumerate(excesses, 1)]
+    assert max(kept) <= MAX_IMAGE_BYTES
+    assert min(kept[len(kept) // 2 :]) > MAX_IMAGE_BYTES // 2 - 2 * size  # not more than needed for a step
+    assert excesses == sorted(excesses)
+    changes = len(set(excesses)) - 1
+    assert changes * 2 <= excesses[-1]  # several at a time
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "left"), [([17], 0), ([1, 15.9], 1), ([15.9, 1], 1), ([17, 1], 1), ([1, 17], 0), ([16], 1), ([], 0)]
+)
+def test_the_newest_image_goes_only_if_it_is_too_large_itself(mebibytes: list[float], left: int) -> None:
+    sizes = [int(each * 2**20) for each in mebibytes]
+    assert len(sizes) - excess_images(sizes, no_note) == left
 
 
 def test_an_image_that_goes_leaves_its_mark() -> None:

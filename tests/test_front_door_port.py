@@ -15,11 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from bundle.proxy.front_door import (
-    LITELLM_ROUTES,
-    MAX_BODY_BYTES,
-    OWN_ROUTES,
-)
+from bundle.proxy.front_door import LITELLM_ROUTES, OWN_ROUTES
+from bundle.proxy.request_body import MAX_BODY_BYTES
 from tests.set_up import BUNDLE, CLAUDE, TOKEN, SetUp
 
 # --------------------------------------------------------------------------------------------------- over the real port
@@ -201,7 +198,7 @@ def pieces(size: int) -> Iterator[bytes]:
 
 @pytest.mark.keeps("body-limit")
 @pytest.mark.parametrize("announced", [True, False])
-def test_a_body_of_more_than_20_mib_is_refused_in_words(running: SetUp, announced: bool) -> None:
+def test_a_body_of_more_than_64_mib_is_refused_in_words(running: SetUp, announced: bool) -> None:
     content: Any = b"".join(pieces(OVER)) if announced else pieces(OVER)
     answer = send(running, "POST", "/v1/messages", content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == 413
@@ -233,27 +230,6 @@ def test_bodies_that_are_refused_leave_no_memory_behind(running: SetUp) -> None:
     for _ in range(8):
         send(running, "POST", "/v1/messages", content=pieces(OVER), headers={"Content-Type": "application/json"})
     assert resident() - before < 40
-
-
-@pytest.mark.keeps("token-to-snowflake-only")
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"api_base": "http://127.0.0.1:1"},
-        {"base_url": "http://127.0.0.1:1"},
-        {"metadata": {"api_base": "http://127.0.0.1:1"}},
-        {"fallbacks": [{"model": "claude-haiku-4-5", "api_base": "http://127.0.0.1:1"}]},
-        {"model_list": []},
-        {"user_config": {"model_list": []}},
-    ],
-)
-def test_a_body_cannot_send_the_token_to_another_server(running: SetUp, more: dict[str, Any]) -> None:
-    before = len(running.stub.requests)
-    answer = running.ask("hello", **more)
-    assert (answer.status_code, answer.headers["x-should-retry"]) == (400, "false")
-    assert answer.json()["error"]["type"] == "invalid_request_error"
-    assert "not allowed in" in answer.json()["error"]["message"]
-    assert len(running.stub.requests) == before
 
 
 @pytest.mark.parametrize("stream", [True, False])

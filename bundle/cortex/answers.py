@@ -19,6 +19,7 @@ from typing import Any
 
 from bundle.cortex.errors import words_of
 from bundle.cortex.models import JSON
+from bundle.cortex.surrogates import without_halves
 
 HEAD_FIELDS = ("id", "object", "created")
 USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "total_tokens")
@@ -82,8 +83,9 @@ def _whole(text: str) -> int | None:
 def parsed(data: bytes | str) -> Any:
     """The JSON of the service. `NaN`, `Infinity`, `1E999` and numbers of thousands of digits become null: Python would
     read them, and write what no other reader takes. Raises ValueError."""
+    raw = without_halves(data.encode() if isinstance(data, str) else data)
     try:
-        return json.loads(data, parse_constant=lambda _: None, parse_float=_finite, parse_int=_whole)
+        return json.loads(raw, parse_constant=lambda _: None, parse_float=_finite, parse_int=_whole)
     except RecursionError:
         raise ValueError("nested too deep") from None
 
@@ -146,7 +148,8 @@ def _fix_choice(choice: JSON, usage: JSON, facts: RequestFacts) -> JSON:
 
 def _fix_call(call: JSON) -> JSON:
     function = call["function"]
-    arguments = function.get("arguments") or "{}"
+    # LiteLLM reads them as JSON. (In a stream it passes on their pieces, and the front door repairs the next request.)
+    arguments = without_halves((function.get("arguments") or "{}").encode()).decode()
     return {"id": call["id"], "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
@@ -243,7 +246,7 @@ def _event_of(data: bytes) -> JSON:
 
 
 def _error_of(data: bytes) -> IncompleteAnswerError:
-    text = data.decode("utf-8", "replace")
+    text = without_halves(data).decode("utf-8", "replace")
     return IncompleteAnswerError(f"an error in the middle: {words_of(text)[1][:500]}", text)
 
 

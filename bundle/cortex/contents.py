@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from operator import itemgetter
 from typing import Any
 
@@ -19,6 +19,7 @@ from bundle.cortex.models import JSON, MARK, Note, no_note
 MAX_MARKS = 4
 MAX_IMAGES = 20
 MAX_IMAGE_BYTES = 16 * 1024 * 1024  # Cortex accepts bodies of 20 MiB; the difference is room for text
+IMAGE_STEP = MAX_IMAGE_BYTES // 2
 _IMAGE_URL = re.compile(r"data:image/(?:png|jpe?g|gif|webp);base64,.")
 # Texts for the model. They are constant: each of them becomes a part of the prefix that Cortex caches.
 EMPTY = "[empty message]"
@@ -123,11 +124,14 @@ def excess_images(sizes: Sequence[int], note: Note) -> int:
     """docs/cortex.md#chat-images, docs/cortex.md#chat-size: more than 20 images are a 400, and so are more than 20 MiB.
     Returns how many of the oldest images to replace by words; `sizes` are the images' sizes from the oldest on.
 
-    If there are too many, ten are replaced at a time: each replacement changes the prefix that Cortex has cached.
+    They are replaced in steps of ten images and of 8 MiB, counted from the oldest image on: each replacement changes
+    the prefix that Cortex has cached, so a session that goes on must not need one on every turn.
     """
-    excess = -(-max(0, len(sizes) - MAX_IMAGES) // 10) * 10  # rounded up to tens
-    while sum(sizes[excess:]) > MAX_IMAGE_BYTES:
-        excess += 1
+    dropped = list(accumulate(sizes, initial=0))  # the bytes that are saved without the first 0, 1, 2 … images
+    enough = [number for number, size in enumerate(dropped) if dropped[-1] - size <= MAX_IMAGE_BYTES]
+    steps = (n for n in enough[:-1] if n and dropped[n] // IMAGE_STEP > dropped[n - 1] // IMAGE_STEP)
+    by_size = next(steps, enough[0]) if enough[0] else 0
+    excess = max(by_size, -(-max(0, len(sizes) - MAX_IMAGES) // 10) * 10)  # rounded up to tens
     if excess:
         note(f"{excess} oldest images replaced by words")
     return excess

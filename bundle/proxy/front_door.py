@@ -8,7 +8,8 @@ Code's messages.
 Security invariants
 - A request is refused if its Host is not this machine (DNS rebinding), if a web page sent it (Origin), or without the
   key.
-- A request is refused before LiteLLM sees it, and the size of a body is limited before the body is parsed.
+- A request is refused before LiteLLM sees it. LiteLLM sees only known headers, no query, and only known fields of a
+  body (request_body.py).
 - The proxy proves on request that it has the key, so that a client need not send the key to find out who listens.
 - No error body or log line contains a token, whatever Cortex wrote into its answer. No client can forge log lines.
 """
@@ -18,17 +19,16 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from bundle import proof
 from bundle.cortex.errors import Explained, explain, explain_failure
-from bundle.errors import clean, printable, say
+from bundle.errors import SayOnce, clean, printable, say
 from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange
+from bundle.proxy.request_body import BodyError, only_fields, parse, read_body
 from bundle.settings import checked_key
 
 Scope = MutableMapping[str, Any]
@@ -37,7 +37,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-MAX_BODY_BYTES = 20 * 2**20  # Cortex refuses more
+MAX_REQUESTS = 500  # at the same time; each holds two descriptors (see connections.py for their limit)
 LITELLM_ROUTES = {("GET", "/health/liveliness"), ("POST", "/v1/messages")}
 OWN_ROUTES = {("HEAD", "/"), ("GET", proof.PATH), ("GET", "/v1/models"), ("POST", "/v1/messages/count_tokens")}
 WITHOUT_KEY = {("GET", "/health/liveliness"), ("HEAD", "/"), ("GET", proof.PATH)}  # they reveal and cost nothing
@@ -49,12 +49,11 @@ LEAVING_SECONDS = 0.2
 LEFT_OUT_HEADER = b"x-cortex-left-out"  # the fields removed because Cortex refuses them; `make doctor` reads it
 STOPPING = "the proxy is stopping and cannot wait until this answer is complete"
 KEPT_HEADERS = {b"content-type", b"content-length", b"cache-control", b"retry-after"}
+# LiteLLM takes options from other headers (`x-litellm-timeout`) and from the query.
+PASSED_HEADERS = {b"host", b"authorization", b"x-api-key", b"content-type", b"anthropic-beta", b"anthropic-version"}
 # Low, because code has short tokens, and with an estimate that is too low Claude Code compacts too late.
 BYTES_PER_TOKEN = 3.5
 IMAGE_TOKENS = 1600  # Anthropic's maximum for one image
-
-# A tool that runs on Anthropic's servers. Claude Code's WebSearch sends a request with only this tool.
-_SERVER_TOOL = re.compile(rb'"type": ?"(web_search|web_fetch|code_execution|advisor)_\d')
 
 
 @dataclass(frozen=True)
@@ -89,23 +88,18 @@ def refusal(method: str, path: str, headers: dict[bytes, bytes], *, key: str, po
     return None
 
 
-def body_refusal(path: str, body: bytes | None) -> ErrorAnswer | None:
-    """The error for a body that must not pass, or None. Pass None for a body that is too large."""
-    if body is None:
-        message = "The request is over 20 MiB, more than Snowflake Cortex takes. Try /compact."
-        return ErrorAnswer(413, "request_too_large", message)
-    if body[:100].lstrip()[:1] != b"{":
-        return ErrorAnswer(400, "invalid_request_error", "The body is not a JSON object.")
-    if path == "/v1/messages" and _SERVER_TOOL.search(body):
-        with suppress(ValueError, TypeError, AttributeError):
-            kinds = [str(tool.get("type") or "custom") for tool in json.loads(body).get("tools") or ()]
-            if kinds and "custom" not in kinds:
-                # Cortex would invent the result of such a tool. Claude Code gives this message to its model as the
-                # tool's result.
-                tools = printable(", ".join(kinds), 200)
-                message = f"Snowflake Cortex does not have this tool ({tools}). Tell the user so, and do without it."
-                return ErrorAnswer(400, "invalid_request_error", message)
-    return None
+def tool_refusal(body: dict[str, Any]) -> ErrorAnswer | None:
+    """The error for a request whose tools all run on Anthropic's servers (Claude Code's WebSearch), or None. Cortex
+    would invent the result. Claude Code gives this message to its model as the tool's result."""
+    tools = body.get("tools")
+    if not tools or not isinstance(tools, list):
+        return None
+    kinds = [str(tool.get("type") or "custom") if isinstance(tool, dict) else "custom" for tool in tools]
+    if "custom" in kinds:
+        return None
+    names = printable(", ".join(kinds), 200)
+    message = f"Snowflake Cortex does not have this tool ({names}). Tell the user so, and do without it."
+    return ErrorAnswer(400, "invalid_request_error", message)
 
 
 def has_key(headers: dict[bytes, bytes], key: str) -> bool:
@@ -144,7 +138,8 @@ class FrontDoor:
 
     def __init__(self, app: App, *, key: str, port: int, config: LiveConfig) -> None:
         self._app, self._key, self._port, self._config = app, checked_key(key), port, config
-        self._minute, self._refusals = 0, 0
+        self._minute, self._refusals, self._running = 0, 0, 0
+        self._say_once = SayOnce(REFUSALS_A_MINUTE)  # (clients choose the names of fields)
         self.start_failure = ""  # why LiteLLM did not start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,30 +189,52 @@ class FrontDoor:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        error, body = refusal(method, path, headers, key=self._key, port=self._port), b""
-        if error is None and method == "POST":
-            # Read the whole body here: its size is limited, and LiteLLM would read all of it anyway.
-            whole_body = await _read_body(receive, headers)
-            error, body = body_refusal(path, whole_body), whole_body or b""
+        error = refusal(method, path, headers, key=self._key, port=self._port)
+        with_key = (method, path) not in WITHOUT_KEY
+        if error is None and with_key and self._running >= MAX_REQUESTS:
+            message = f"The proxy is already answering {MAX_REQUESTS} requests; trying again."
+            error = ErrorAnswer(529, "overloaded_error", message, final=False)
         if error is not None:
-            self._log_refusal(f"refused {printable(method, 20)} {printable(path, 100)}: {error.message}")
-            await _send_error(send, error)
-        elif (method, path) in LITELLM_ROUTES:
-            await self._pass_on(scope, body, receive, send)
-        elif path == proof.PATH:
-            answer = proof.proof(self._key, self._port, scope["query_string"])
-            await _send_bytes(send, 200 if answer else 400, answer or b"")
-        elif path == "/v1/models":
-            await _send_json(send, 200, self._models())
-        elif path == "/v1/messages/count_tokens":
-            # LiteLLM would first send a request to {api_base}/responses/input_tokens, which Cortex does not have.
-            if (count := estimate_tokens(body)) is None:
-                error = ErrorAnswer(400, "invalid_request_error", "The body is not a Messages request.")
-                await _send_error(send, error)
+            await self._refuse(method, path, error, send)
+            return
+        scope.setdefault("state", {})["with_key"] = with_key  # connections.py reads it
+        self._running += with_key
+        try:
+            if method == "POST":
+                await self._answer_post(scope, headers, receive, send)
+            elif (method, path) in LITELLM_ROUTES:
+                await self._pass_on(scope, b"", receive, send)
+            elif path == proof.PATH:
+                answer = proof.proof(self._key, self._port, scope["query_string"])
+                await _send_bytes(send, 200 if answer else 400, answer or b"")
             else:
-                await _send_json(send, 200, {"input_tokens": count})
+                await _send_json(send, 200, self._models() if path == "/v1/models" else None)
+        except BodyError as bad:
+            await self._refuse(method, path, ErrorAnswer(bad.status, bad.kind, str(bad), bad.status != 408), send)
+        finally:
+            self._running -= with_key
+
+    async def _answer_post(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+        # Read the whole body here: its size is limited, and LiteLLM would read all of it anyway.
+        body, raw = parse(await read_body(receive, headers))
+        if scope["path"] == "/v1/messages":
+            if error := tool_refusal(body):
+                await self._refuse("POST", scope["path"], error, send)
+                return
+            body, raw, dropped = only_fields(body, raw)
+            for name in dropped:
+                self._say_once(f"adapted for Cortex: field {printable(name, 50)} dropped")
+            scope["parsed_body"] = (tuple(body), body)  # so LiteLLM does not parse the bytes again
+            await self._pass_on(scope, raw, receive, send)
+        # LiteLLM would first send a request to {api_base}/responses/input_tokens, which Cortex does not have.
+        elif (count := estimate_tokens(raw)) is None:
+            raise BodyError("The body is not a Messages request.")
         else:
-            await _send_json(send, 200, None)
+            await _send_json(send, 200, {"input_tokens": count})
+
+    async def _refuse(self, method: str, path: str, error: ErrorAnswer, send: Send) -> None:
+        self._log_refusal(f"refused {printable(method, 20)} {printable(path, 100)}: {error.message}")
+        await _send_error(send, error)
 
     def _log_refusal(self, line: str) -> None:
         minute = int(time.monotonic()) // 60
@@ -269,9 +286,9 @@ class FrontDoor:
                         say(f"error {error.status} to Claude Code: {error.message}")
                     await _send_error(send, error)
 
-        # On loopback, compression costs time and saves nothing.
-        headers = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]
-        await _while_connected(self._app, {**scope, "headers": headers}, body, receive, send_on)
+        headers = [pair for pair in scope["headers"] if pair[0] in PASSED_HEADERS]
+        passed = {**scope, "headers": headers, "query_string": b""}
+        await _while_connected(self._app, passed, body, receive, send_on)
 
 
 async def _while_connected(app: App, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
@@ -332,21 +349,6 @@ def _explain(exchange: Exchange, status: int, error_body: bytes, request_body: b
 def _error_event(kind: str, message: str) -> bytes:
     error = {"type": "error", "error": {"type": kind, "message": clean(message)}}
     return b"event: error\ndata: " + json.dumps(error).encode() + b"\n\n"
-
-
-async def _read_body(receive: Receive, headers: dict[bytes, bytes]) -> bytes | None:
-    """The body of a request, or None if it is too large."""
-    length = headers.get(b"content-length", b"0")
-    if length.isdigit() and int(length) > MAX_BODY_BYTES:
-        return None
-    body, more = bytearray(), True
-    while more:
-        message = await receive()  # (`http.disconnect` has neither of the two fields, so it ends the loop)
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            return None
-        more = message.get("more_body", False)
-    return bytes(body)
 
 
 async def _send_error(send: Send, error: ErrorAnswer) -> None:

@@ -27,6 +27,7 @@ from bundle.bootstrap import PM2
 from bundle.errors import ConfigError, WriteError, printable, say
 from bundle.files import stamp
 from bundle.proxy import lean_litellm
+from bundle.proxy.connections import BoundedProtocol, raise_descriptor_limit
 from bundle.proxy.front_door import LITELLM_ROUTES, App, FrontDoor
 from bundle.proxy.live_config import live_config
 from bundle.settings import Settings, master_key, renew_key, saved_key
@@ -166,8 +167,11 @@ class ProxyServer(uvicorn.Server):
     `router` is a function, because LiteLLM's router does not exist before the application has started."""
 
     def __init__(self, app: App, port: int, router: Callable[[], Any]) -> None:
+        raise_descriptor_limit()
         config = uvicorn.Config(
             app,
+            http=BoundedProtocol,
+            ws="none",  # a websocket would leave this protocol, and the front door accepts none
             log_level="error",
             access_log=False,
             server_header=False,

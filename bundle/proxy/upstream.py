@@ -15,6 +15,7 @@ import httpx
 from bundle.cortex.answers import IncompleteAnswerError
 from bundle.proxy.live_config import Exchange, current_exchange
 
+MAX_REQUEST_BYTES = 20 * 2**20  # Cortex takes no more (docs/cortex.md#chat-size)
 CONNECT_SECONDS = 10
 # A model that thinks may send nothing for minutes, and no source says whether Cortex then sends pings. Five minutes is
 # also when many networks forget a silent connection. A dead host is noticed earlier, by TCP keep-alive (server.py).
@@ -28,7 +29,7 @@ MAX_STREAM_BYTES = 64 * 2**20  # the longest answer has 131,072 tokens, and an e
 
 
 class Upstream(httpx.AsyncBaseTransport):
-    """LiteLLM's transport, with bounds on the time of each request to Cortex."""
+    """LiteLLM's transport, with bounds on the time and the size of each request to Cortex."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
         self._inner = inner
@@ -37,6 +38,10 @@ class Upstream(httpx.AsyncBaseTransport):
         exchange = current_exchange.get()
         if exchange is None or exchange.facts is None:
             return await self._inner.handle_async_request(request)
+        size = int(request.headers.get("content-length", 0))
+        if size > MAX_REQUEST_BYTES:
+            message = f"the request was not sent: it has {size / 2**20:.1f} MiB"
+            return httpx.Response(413, json={"message": message}, request=request)
         # Set here, because LiteLLM sets it for each request. `pool` also bounds the look-up of the host's name.
         timeout = httpx.Timeout(patience(exchange), connect=CONNECT_SECONDS, pool=2 * CONNECT_SECONDS)
         request.extensions["timeout"] = timeout.as_dict()

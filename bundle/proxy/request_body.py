@@ -1,0 +1,102 @@
+"""The body of a request of Claude Code: how it is read, and what of it LiteLLM may see.
+
+LiteLLM takes its own options from a body, next to the fields of Anthropic's API: `extra_headers` would replace the
+token, `extra_body` the model, `headers` the host, and each release has more of them. So only the fields that Cortex
+needs are passed on.
+
+Security invariants
+- LiteLLM sees no field at the top of a body that is not in FIELDS.
+- A body is bounded in size, depth and time before LiteLLM sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+
+from bundle.cortex.messages import WIRE_FIELDS
+from bundle.cortex.surrogates import without_halves
+
+# Images are taken out before a request goes to Cortex, which takes 20 MiB, so more than that may come in.
+MAX_BODY_BYTES = 64 * 2**20
+MAX_DEPTH = 100  # LiteLLM and the hooks copy a body by recursion, and Python allows about 1000 calls inside each other
+BODY_SECONDS = 60  # from this machine a body comes in milliseconds
+# `metadata` names the user's device and is not needed. Clients mark a whole prompt for the cache with `cache_control`;
+# older ones have `output_format`.
+FIELDS = WIRE_FIELDS | {"cache_control", "output_format"}
+SILENT_FIELDS = frozenset({"metadata", "context_management"})  # Claude Code sends them in every request
+
+
+class BodyError(Exception):
+    """A body that must not pass; `str()` says why."""
+
+    def __init__(self, message: str, *, status: int = 400, kind: str = "invalid_request_error") -> None:
+        super().__init__(message)
+        self.status, self.kind = status, kind
+
+
+async def read_body(receive: Callable[[], Awaitable[MutableMapping[str, Any]]], headers: dict[bytes, bytes]) -> bytes:
+    """The whole body of a request. Raises BodyError if it is too large or too slow."""
+    try:
+        return await asyncio.wait_for(_read(receive, headers), BODY_SECONDS)
+    except asyncio.TimeoutError:
+        message = f"The request was not complete after {BODY_SECONDS} seconds."
+        raise BodyError(message, status=408, kind="timeout_error") from None
+
+
+async def _read(receive: Callable[[], Awaitable[MutableMapping[str, Any]]], headers: dict[bytes, bytes]) -> bytes:
+    announced = headers.get(b"content-length", b"0")
+    size, body, more = int(announced[:20]) if announced.isdigit() else 0, bytearray(), True
+    while more and size <= MAX_BODY_BYTES:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BodyError("The client left before its request was complete.", status=499)
+        body += message.get("body", b"")
+        more, size = message.get("more_body", False), len(body)
+    if size > MAX_BODY_BYTES:
+        body.clear()  # the error's traceback would keep it
+        words = f"The request is over {MAX_BODY_BYTES // 2**20} MiB. Try /compact."
+        raise BodyError(words, status=413, kind="request_too_large")
+    return bytes(body)
+
+
+def parse(raw: bytes) -> tuple[dict[str, Any], bytes]:
+    """The body as an object, and as bytes that every reader of JSON takes. Raises BodyError."""
+    try:
+        try:
+            body = orjson.loads(raw)  # it refuses halves of characters
+        except ValueError:
+            body = orjson.loads(raw := without_halves(raw))
+    except ValueError as error:
+        deep = "depth limit" in str(error)
+        raise BodyError(_TOO_DEEP if deep else f"The body is not JSON: {str(error)[:200]}.") from None
+    if not isinstance(body, dict):
+        raise BodyError("The body is not a JSON object.")
+    if _is_deeper(body, MAX_DEPTH):
+        raise BodyError(_TOO_DEEP)
+    return body, raw
+
+
+_TOO_DEEP = f"The body is nested more than {MAX_DEPTH} levels deep. Start again with /clear."
+
+
+def _is_deeper(body: dict[str, Any], most: int) -> bool:
+    level: list[Any] = [body]
+    for _ in range(most):
+        inner = (node.values() if isinstance(node, dict) else node for node in level)
+        level = [node for nodes in inner for node in nodes if isinstance(node, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def only_fields(body: dict[str, Any], raw: bytes) -> tuple[dict[str, Any], bytes, list[str]]:
+    """The body with the fields of FIELDS only, as an object and as bytes, and the names of the others."""
+    dropped = [name for name in body if name not in FIELDS]
+    if not dropped:
+        return body, raw, []
+    kept = {name: value for name, value in body.items() if name in FIELDS}
+    return kept, orjson.dumps(kept), [name for name in dropped if name not in SILENT_FIELDS]
