@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from bundle.errors import ConfigError
-from bundle.files import write_private
+from bundle.files import make_private_folder, write_private
 from bundle.settings import Settings, master_key
 
 Json = dict[str, Any]
@@ -182,7 +182,7 @@ class UserSettings:
         tree, env, url = with_entries(self.own, entries), self.own.get("env", {}), entries["env"]["ANTHROPIC_BASE_URL"]
         if self.on_disk is not None and tree == self.now:
             return [f"{self.path} already points Claude Code at {url}."]
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(self.path.parent)
         if self.text is not None and not self.pointed:  # else the text has our entries, and the backup exists already
             write_private(self.backup, self.text)
             self.backup.chmod(self.mode)

@@ -190,7 +190,7 @@ def test_the_first_piece_leaves_before_the_rest_is_read() -> None:
     assert order == ["read a", "left a", "read b", "read c", "left b", "left c"]
 
 
-@pytest.mark.keeps("memory")
+@pytest.mark.keeps("unread-answer")
 def test_a_slow_client_slows_the_stream_down_and_misses_nothing() -> None:
     ahead: list[int] = []
 

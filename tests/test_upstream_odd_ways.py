@@ -105,7 +105,7 @@ def memory(pid: int) -> int:
         return int(file.read().split()[1]) * 4096 // 2**20
 
 
-@pytest.mark.keeps("memory")
+@pytest.mark.keeps("unread-answer")
 def test_a_client_that_does_not_read_an_endless_answer_costs_no_memory(before: tuple[SetUp, Upstream]) -> None:
     set_up, upstream = before
     upstream.encoded, upstream.sent = b"", 0
