@@ -279,7 +279,7 @@ def check(port: int, key: str, environ: Mapping[str, str], folder: Path) -> list
     if not given:
         return [NOT_POINTED, *(other for other in others if other.final)]
     problems = []
-    if given.rstrip("/") not in {url, "" if around else f"http://localhost:{port}"}:
+    if given.rstrip("/") != url:  # `localhost` may be ::1, where another user's program can listen
         host = "an invalid URL"
         with suppress(ValueError):  # raised by an invalid IPv6 address
             host = urlsplit(given).hostname or host  # show only the host: the URL may contain a password
