@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from bundle.account import parse_account
 from bundle.errors import ConfigError
-from bundle.files import write_private
+from bundle.files import make_private_folder, write_private
 from bundle.settings import Settings, load_settings, read_connections, set_in_env_file, snowflake_home, state_folder
 from bundle.tokens import load_key, register_statement
 
@@ -144,7 +144,7 @@ def make_key_pair(path: Path) -> Path:
             move = shlex.join(["mv", "-n", str(file), f"{file}.old"])
             raise ConfigError(f"{file} exists, and is not overwritten.\nMove it away: {move}")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(path.parent)
     except OSError as error:
         raise ConfigError(f"cannot make the folder {path.parent}: {error.strerror}.") from None
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)

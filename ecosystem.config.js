@@ -7,7 +7,7 @@ const home = path.resolve(__dirname, process.env.CORTEX_HOME || ".");
 
 // PM2 makes log files that everybody can read, so only the owner may open their folder.
 const logs = path.join(home, "logs");
-fs.mkdirSync(logs, { recursive: true });
+fs.mkdirSync(logs, { recursive: true, mode: 0o700 });
 fs.chmodSync(logs, 0o700);
 
 // The variables that the processes get from the shell. PM2 saves a process's environment in dump.pm2, a text file that

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from bundle.errors import ConfigError
-from bundle.files import write_private
+from bundle.files import make_private_folder, write_private
 from bundle.settings import Settings, master_key
 
 Json = dict[str, Any]
@@ -182,7 +182,7 @@ class UserSettings:
         tree, env, url = with_entries(self.own, entries), self.own.get("env", {}), entries["env"]["ANTHROPIC_BASE_URL"]
         if self.on_disk is not None and tree == self.now:
             return [f"{self.path} already points Claude Code at {url}."]
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(self.path.parent)
         if self.text is not None and not self.pointed:  # else the text has our entries, and the backup exists already
             write_private(self.backup, self.text)
             self.backup.chmod(self.mode)
@@ -279,7 +279,7 @@ def check(port: int, key: str, environ: Mapping[str, str], folder: Path) -> list
     if not given:
         return [NOT_POINTED, *(other for other in others if other.final)]
     problems = []
-    if given.rstrip("/") not in {url, "" if around else f"http://localhost:{port}"}:
+    if given.rstrip("/") != url:  # `localhost` may be ::1, where another user's program can listen
         host = "an invalid URL"
         with suppress(ValueError):  # raised by an invalid IPv6 address
             host = urlsplit(given).hostname or host  # show only the host: the URL may contain a password

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shlex
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -77,15 +78,44 @@ def stamp(paths: Sequence[Path]) -> Stamp:
     return tuple(entries)
 
 
+def refuse_foreign(path: Path, status: os.stat_result) -> None:
+    """Raise ConfigError if the file belongs to a third user, who would choose our key or our server."""
+    if status.st_uid not in {0, os.geteuid(), path.parent.stat().st_uid}:
+        quoted, folder = shlex.quote(str(path)), shlex.quote(str(path.parent))
+        raise ConfigError(
+            f"{path} belongs to another user of this machine (uid {status.st_uid}), and is not used.\n"
+            f"Remove it, and close the folder to others: chmod go-w {folder}; rm {quoted}"
+        )
+
+
+def read_own(path: Path) -> bytes:
+    """The bytes of a file that no third user has put there. Raises OSError or ConfigError."""
+    with path.open("rb") as file:
+        refuse_foreign(path, os.fstat(file.fileno()))
+        return file.read()
+
+
+def make_private_folder(path: Path) -> None:
+    """Make a folder and its missing parents, all for the owner alone. (`mkdir(parents=True)` takes the mode for the
+    last one only.)"""
+    for folder in [*reversed(path.parents), path]:
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, exist_ok=True)
+
+
 @contextmanager
 def instance_lock(path: Path) -> Iterator[int | None]:
     """Hold the lock during the `with` block and yield None; or yield the pid of its holder (0: unknown). Where the
     file system has no locks, yield None all the same."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise write_error(path, error) from None
     try:
+        status = os.fstat(descriptor)
+        refuse_foreign(path, status)
+        if status.st_nlink > 1 or not stat.S_ISREG(status.st_mode):  # it is emptied below
+            raise ConfigError(f"{path} is a link to another file, and is not used.\nFix: rm {shlex.quote(str(path))}")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

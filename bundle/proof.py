@@ -56,7 +56,7 @@ def listener(port: int, key: str, seconds: float = 5) -> Listener:
         if key and hmac.compare_digest(answer.partition(b"\r\n\r\n")[2], expected):
             return Listener("ours", f"the proxy answers on 127.0.0.1:{port}")
         owner = port_owner(port)
-        if "claude_proxy.py" in owner and not answer:
+        if "claude_proxy.py" in owner and (not answer or b" 503 " in answer[:20]):  # 503: too many connections
             return Listener("starting", f"{owner} does not answer yet", "Look again in half a minute: make doctor")
         if "claude_proxy.py" in owner:
             found = f"{owner} does not have the configured key, or is an older release"

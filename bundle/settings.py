@@ -21,7 +21,7 @@ from dotenv import dotenv_values, set_key
 from bundle.account import parse_account, parse_host
 from bundle.bootstrap import BUNDLE, EX_CONFIG
 from bundle.errors import ConfigError, say
-from bundle.files import write_error, write_private
+from bundle.files import read_own, refuse_foreign, write_error, write_private
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -132,7 +132,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 
 def _read_env_file(path: Path) -> dict[str, str]:
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
+        refuse_foreign(path, status)
         values = {name: value for name, value in dotenv_values(path, interpolate=False).items() if value}
     except FileNotFoundError:
         return {}
@@ -142,7 +143,7 @@ def _read_env_file(path: Path) -> dict[str, str]:
         raise ConfigError(
             f"cannot read {path}: {error.strerror}.\nFix it with: chmod u+r {shlex.quote(str(path))}"
         ) from None
-    if mode & 0o077 and values.keys() & {"PRIVATE_KEY_PASSPHRASE", "LITELLM_MASTER_KEY"}:
+    if status.st_mode & 0o077 and values.keys() & {"PRIVATE_KEY_PASSPHRASE", "LITELLM_MASTER_KEY"}:
         fix = f"Fix it with: chmod 600 {shlex.quote(str(path))}"
         raise ConfigError(f"{path} holds a secret and other users can read it.\n{fix}")
     return values
@@ -244,7 +245,7 @@ def saved_key(settings: Settings) -> str:
         return checked_key(settings.given_master_key)
     path = key_file(settings)
     try:
-        text = path.read_bytes().decode("ascii", "replace").strip()
+        text = read_own(path).decode("ascii", "replace").strip()
     except FileNotFoundError:
         return ""
     except OSError as error:

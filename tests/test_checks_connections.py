@@ -10,7 +10,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from bundle.checks import connections
 from bundle.checks.connections import claude, proxy, reachable_from_outside, snowflake
 from bundle.checks.finding import Finding, read_installation
 from bundle.cortex.errors import explain
+from bundle.settings import load_settings, master_key
 from bundle.tokens import fingerprint, register_statement
 from tests.checked import SECRET, FakeProxy, Stranger, findings, serving
 from tests.cortex_stub import FAULTS
@@ -238,7 +238,7 @@ def point(set_up: SetUp, **env: str) -> Finding:
 
 def test_it_says_where_a_plain_claude_goes(set_up: SetUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert findings(set_up, claude)["Goes to"].state == "ok"
-    key = read_installation(set_up.environ, time.time()).master_key
+    key = master_key(load_settings(set_up.environ))
     ours = {"ANTHROPIC_BASE_URL": f"http://127.0.0.1:{set_up.port}/", "ANTHROPIC_AUTH_TOKEN": key}
     assert point(set_up, **ours) == Finding("Goes to", "ok", "the proxy")
     lost = point(set_up, **{**ours, "ANTHROPIC_AUTH_TOKEN": SECRET})

@@ -180,7 +180,7 @@ def test_check_names_the_settings_that_win(
     ("environ", "fixes"),
     [
         ({}, []),
-        ({"ANTHROPIC_BASE_URL": "http://localhost:8001/"}, []),
+        ({"ANTHROPIC_BASE_URL": "http://localhost:8001/"}, [AGAIN]),
         ({"ANTHROPIC_BASE_URL": "http://localhost:8001", "https_proxy": "http://p", "NO_PROXY": "127.0.0.1"}, [AGAIN]),
         ({"ANTHROPIC_BASE_URL": "https://user:hidden@g.example"}, [AGAIN]),
         ({"ANTHROPIC_BASE_URL": "http://[::1"}, [AGAIN]),

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from bundle.proxy import lean_litellm
-from bundle.proxy.lean_litellm import Changes, apply, pinged, warmed
+from bundle.proxy.lean_litellm import CHUNKS_AHEAD, Changes, apply, pinged, warmed
 from bundle.proxy.live_config import LiveConfig
 from tests.set_up import BUNDLE, SetUp, events
 
@@ -188,6 +188,31 @@ def test_the_first_piece_leaves_before_the_rest_is_read() -> None:
 
     asyncio.run(listen())
     assert order == ["read a", "left a", "read b", "read c", "left b", "left c"]
+
+
+@pytest.mark.keeps("unread-answer")
+def test_a_slow_client_slows_the_stream_down_and_misses_nothing() -> None:
+    ahead: list[int] = []
+
+    async def listen() -> None:
+        read = 0
+
+        async def stream() -> AsyncGenerator[int, None]:
+            nonlocal read
+            for read in range(1000):
+                yield read
+
+        taken = 0
+        async for number in pinged(stream=stream(), ping_interval_seconds=60, ping_chunk="ping"):
+            assert number == taken
+            taken += 1
+            for _ in range(3):
+                await asyncio.sleep(0)
+            ahead.append(read - taken)
+        assert taken == 1000
+
+    asyncio.run(listen())
+    assert max(ahead) <= CHUNKS_AHEAD + 1
 
 
 @pytest.mark.parametrize("words", [[(0, "a"), (60, "b")], [(0, "a"), (0, ValueError("no"))], [(0, "a"), (0, "b")]])

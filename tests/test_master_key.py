@@ -158,6 +158,8 @@ def test_an_emptied_key_file_lets_nobody_in_and_the_user_in_again_after_a_restar
     assert set_up.ask("hello").status_code == 200
     assert ".master_key was empty" in set_up.log("claude_proxy.py") + set_up.log("auto_refresh.py")
     path.write_text("sk-1234\n")
+    waited = set_up.run("doctor.py", "--wait")
+    assert (waited.returncode, "Remove that key" in waited.stdout, waited.stderr) == (1, True, "")
     done = subprocess.run(
         [sys.executable, str(BUNDLE / "claude_proxy.py")],
         env=set_up.environ,
@@ -173,7 +175,7 @@ def test_a_proxy_waits_for_the_configuration_with_its_own_key(set_up: SetUp) -> 
     # LiteLLM would refuse each request with the key that the door takes.
     refresh(load_settings({**set_up.environ, "LITELLM_MASTER_KEY": GOOD}), time.time())
     set_up.start("claude_proxy.py")
-    set_up.wait_for("claude_proxy.py", "waiting for")
+    set_up.wait_for("claude_proxy.py", "it has another key than this process")
     set_up.start("auto_refresh.py")
     set_up.wait_for("claude_proxy.py", "ready on")
     assert set_up.ask("hello").status_code == 200

@@ -144,8 +144,10 @@ def test_the_proxy_s_own_answer_is_of_no_use_on_another_port() -> None:
 
 def test_our_own_proxy_that_starts_or_is_old_is_told_from_a_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proof_module, "port_owner", lambda _: "python claude_proxy.py (pid 1)")
-    with answering(port := free_port(), ANSWERS["nothing"]):
-        assert listener(port, SECRET, seconds=0.3).state == "starting"
+    for busy in (b"", head(b"", "503 Service Unavailable")):
+        with answering(port := free_port(), lambda connection, _, busy=busy: connection.sendall(busy)):  # type: ignore[misc]
+            assert listener(port, SECRET, seconds=0.3).state == "starting"
+    port = free_port()
     with answering(port, lambda connection, _: connection.sendall(head(b"", "404 Not Found"))):
         found = listener(port, SECRET)
     assert (found.state, found.fix) == ("another key", "make stop start")

@@ -64,7 +64,7 @@ def claude(installation: Installation) -> Findings:
     yield make_finding("Version", bool(version), version.strip() or "not installed", "make install")
     try:
         port = installation.settings.proxy_port
-        problems = claude_settings.check(port, installation.master_key, environ, Path.cwd())
+        problems = claude_settings.check(port, installation.master_key or "-", environ, Path.cwd())
     except ConfigError as error:
         yield finding_from_message("Settings", error)
         return

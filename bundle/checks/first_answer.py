@@ -25,8 +25,12 @@ SWITCH_SECONDS = 30.0  # a change of .env takes effect within four seconds
 def wait_for_answer(installation: Installation) -> bool:
     """Wait until a model answers through the proxy, or show what is wrong. (PM2 cannot tell: it reports success even if
     a process ends soon after its start.)"""
-    if installation.settings_error:
-        print(installation.settings_error)
+    try:
+        if installation.settings_error:
+            raise ConfigError(installation.settings_error)
+        _ = installation.master_key  # raises for a key that is not used
+    except ConfigError as error:
+        print(error)
         return False
     if not wait_for_proxy(installation):
         return print_what_is_wrong(installation)

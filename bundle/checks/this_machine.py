@@ -57,6 +57,9 @@ def machine(installation: Installation) -> Findings:
     free, writable = shutil.disk_usage(folder).free, os.access(folder, os.W_OK)
     found = f"{folder} {'can' if writable else 'cannot'} be written, {free / 2**30:.1f} GB free"
     yield make_finding("Disk", writable and free > FREE_BYTES, found, f"df -h {quoted}; ls -ld {quoted}")
+    for open_folder in sorted({str(each) for each in (folder, BUNDLE) if each.stat().st_mode & 0o002}):
+        found = f"every user of this machine can write into {open_folder}, and can change what runs here as you"
+        yield Finding("Folder", "warn", found, f"chmod o-w {shlex.quote(open_folder)}")
     if certificates := installation.environ.get("SSL_CERT_FILE"):
         try:
             ssl.create_default_context(cafile=certificates)

@@ -18,7 +18,7 @@ import gc
 import importlib
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Iterator, MutableMapping
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -31,6 +31,7 @@ from bundle.render import is_cortex
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Chunks = AsyncGenerator[Any, None]
 
+CHUNKS_AHEAD = 64  # more would only help a client that is slower than the model
 WARM_UP_SECONDS = 30  # the test requests take one second; they must not block the start
 _CORE = "litellm.litellm_core_utils"
 
@@ -185,18 +186,20 @@ def pings_by_a_timer(changes: Changes) -> None:
 
 
 async def pinged(*, stream: Chunks, ping_interval_seconds: float, ping_chunk: str) -> Chunks:
-    """The chunks of `stream` as they come, a ping for each interval without a chunk, and the error of `stream`. All
-    chunks are read even if the client is slow: an answer is small enough for memory. If the client stops reading, the
+    """The chunks of `stream` as they come, a ping for each interval without a chunk, and the error of `stream`. At most
+    CHUNKS_AHEAD are read before the client takes them, so that no answer fills the memory. If the client goes away, the
     stream is cancelled, and with it the request to Cortex."""
     loop, end = asyncio.get_running_loop(), object()
     queue: asyncio.Queue[Any] = asyncio.Queue()
-    first_chunk_sent = asyncio.Event()
+    first_chunk_sent, room = asyncio.Event(), asyncio.Semaphore(CHUNKS_AHEAD)
 
     async def read() -> Exception | None:
         try:
-            async for chunk in stream:
-                queue.put_nowait(chunk)
-                await first_chunk_sent.wait()  # so that the first chunk leaves before the rest is read
+            async with aclosing(stream):
+                async for chunk in stream:
+                    await room.acquire()
+                    queue.put_nowait(chunk)
+                    await first_chunk_sent.wait()  # so that the first chunk leaves before the rest is read
         except Exception as error:  # noqa: BLE001 - raised below, after the chunks before it
             return error
         return None
@@ -214,6 +217,8 @@ async def pinged(*, stream: Chunks, ping_interval_seconds: float, ping_chunk: st
                 break
             yield chunk
             first_chunk_sent.set()
+            if chunk is not ping_chunk:
+                room.release()
         if error := await reader:
             raise error
     finally:

@@ -73,9 +73,18 @@ class LiveConfig:
         if stamp == self._stamp or not stamp:
             return False
         try:
-            document = yaml.load(self.path.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506 - a safe loader
+            document = yaml.load(files.read_own(self.path), Loader=_LOADER)  # noqa: S506 - a safe loader
             token = next(row["litellm_params"]["api_key"] for row in document["model_list"] if is_cortex(row))
-        except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError, StopIteration):
+        except (
+            OSError,
+            ConfigError,
+            ValueError,
+            yaml.YAMLError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            StopIteration,
+        ):
             return False  # probably somebody has edited the file; the refresher rewrites it within seconds
         self._stamp, self.document, self._file_token = stamp, document, str(token)
         return True

@@ -130,7 +130,10 @@ def wait_for_config(settings: Settings) -> str:
         if has_key and (live_config.is_live() or waited >= CONFIG_PATIENCE_SECONDS):
             return key
         if waited % 30 == 5:  # after 5 seconds, then every 30
-            say(f"waiting for {settings.config_path}: is token-refresher running? If not, see why: make logs")
+            why = "is token-refresher running? If not, see why: make logs"
+            if key and general.get("master_key", key) != key:
+                why = "it has another key than this process. A key of your own belongs into .env, as LITELLM_MASTER_KEY"
+            say(f"waiting for {settings.config_path}: {why}")
         readable, _, _ = select.select([] if channel is None else [channel], [], [], 0.25)
         if readable and supervisor_gone(readable[0]):
             say(PM2_GONE)
