@@ -24,7 +24,7 @@ if not __package__:  # run as a script: the folder above holds the package
 
 from bundle.settings import CLAUDE_ROUTES
 from patches.apply_patch import MADE_FOR
-from tests.compat import before, environment, lock
+from tests.compat import UV, before, environment, lock
 from tests.session import FUTURE, OLD, Session, ask, call, fill_the_context
 from tests.set_up import BUNDLE, SetUp
 
@@ -78,8 +78,8 @@ def install_bundle(litellm: str, folder: Path) -> tuple[str, Path]:
         (copy / "requirements.txt").unlink()  # uv would keep its releases. The new one is a pin, so the proxy takes it
         wanted = (copy / "requirements.in").read_text().replace(f"=={MADE_FOR}", "")
         lock(f"{wanted}\npytest\n", copy / "requirements.txt", "--python", str(python))
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes"]
-    subprocess.run([*pip, *locks], env=environment(folder, download=True), check=True, timeout=1200)
+    install = [str(UV), "pip", "install", "--require-hashes", "--quiet", "--python", str(python), *locks]
+    subprocess.run(install, env=environment(folder, download=True), check=True, timeout=1200)
     ask_it = "from importlib.metadata import version; print(version('litellm'))"
     asked = subprocess.run(
         [python, "-c", ask_it], env=environment(folder), capture_output=True, text=True, check=True, timeout=60
