@@ -149,8 +149,8 @@ lint: .venv/installed-dev ## run ruff and mypy
 	@$(PY) -m mypy
 
 .PHONY: audit
-audit: .venv/bin/uv ## known weaknesses in the dependencies (asks the registries)
-	@.venv/bin/uv tool run pip-audit --disable-pip --require-hashes -r requirements.txt
+audit: .venv/installed-dev ## known weaknesses in the dependencies (asks the registries)
+	@.venv/bin/uv tool run --exclude-newer "2 weeks" pip-audit --disable-pip --require-hashes -r requirements.txt
 	@$(NPM) audit --audit-level=moderate
 
 .PHONY: bench
@@ -167,7 +167,7 @@ soak: install ## send 10,000 requests while the token changes 50 times; compare 
 	@$(PY) bench/soak.py $(ARGS)
 
 .PHONY: lock
-lock: .venv/bin/uv ## update the lock files from their sources (ARGS=--upgrade: to the newest releases)
+lock: .venv/installed-dev ## update the lock files from their sources (ARGS=--upgrade: to the newest releases)
 	@$(COMPILE) requirements.in -o requirements.txt $(ARGS)
 	@$(COMPILE) requirements-dev.in -o requirements-dev.txt $(ARGS)
 	@$(PY) -c '$(PIN_TWICE)'
@@ -185,10 +185,6 @@ COMPILE := .venv/bin/uv pip compile --quiet --no-header --universal --python-ver
 PIN_TWICE := import pathlib, re; lock = pathlib.Path("requirements.txt"); \
 	pin = re.compile(r"^([a-z0-9-]+)\[[a-z0-9,]+\](==.*\n(?: +--hash.*\n)+)", re.MULTILINE); \
 	lock.write_text(pin.sub(r"\g<0>\1\2", lock.read_text()))
-
-.venv/bin/uv:
-	@$(PYTHON) -m venv .venv
-	@$(PY) -m pip install --quiet --disable-pip-version-check uv
 
 .venv/installed-dev: requirements-dev.txt .venv/installed
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $<

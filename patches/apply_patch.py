@@ -14,7 +14,8 @@ What it promises:
 
 Exit status: 0 done, or nothing to do; 1 not patched (--check); 2 usage; 3 LiteLLM is not installed; 4 LiteLLM's code
 is not as expected; 5 somebody else changed the lines that the patch needs; 6 the file cannot be read or written; 7 this
-LiteLLM release is known to be malicious.
+LiteLLM release is known to be malicious; 8 this release is newer than the tested one, and requirements.txt does not
+pin it.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ MADE_FOR = "1.106.2"  # the release that requirements.in pins
 # Releases that attackers published, with the source of that claim. PyPI removed them; a mirror may still have them.
 MALICIOUS = {"1.82.7": "PYSEC-2026-2", "1.82.8": "PYSEC-2026-2", "1.107.0": "compromised release of 2026-10-21"}
 FLOOR = (1, 84, 0)  # the first release without CVE-2026-49468
+LOCK = BUNDLE / "requirements.txt"  # a user who trusts another release pins it here, with its hash
 
 
 class PatchState(Enum):
@@ -99,6 +101,13 @@ class PatchState(Enum):
         7,
         "{release} steals credentials ({reason}). Do not start it.\nReplace it: {install}\n"
         "Then replace every key and password that this machine could read since it was installed.",
+    )
+
+    NEWER = (
+        8,
+        "{release} is newer than {made_for}, which was tested. Attackers have published releases of LiteLLM.\n"
+        "Install the tested one: {install}\n"
+        "If you trust yours, pin it in requirements.in: litellm[proxy]=={version}\nThen run: make lock stop start",
     )
 
     def __init__(self, exit_status: int, message: str) -> None:
@@ -137,14 +146,20 @@ class PatchReport:
     def detail(self) -> str:
         """The message: the state in the first line, the reason and the fix in the others."""
         pip = f"{shlex.quote(sys.executable)} -m pip install"
-        reinstall = f"{pip} --force-reinstall --no-deps litellm=={self.version or MADE_FOR}"
+        lock = shlex.quote(str(LOCK))
+        reinstall = f"{pip} --force-reinstall --no-deps -r {lock}"
         if sys.prefix == sys.base_prefix:  # Debian's and Homebrew's Python refuse to install outside of a .venv
             venv = shlex.quote(str(BUNDLE / ".venv"))
             pip = f"python3 -m venv {venv} && {venv}/bin/python -m pip install"
-        install = f"{pip} -r {shlex.quote(str(BUNDLE / 'requirements.txt'))}"
-        release = f"LiteLLM {self.version or '(unknown version)'}"
+        version = "".join(letter if letter.isprintable() else " " for letter in (self.version or "")[:40])
         text = self.state.message.format(
-            release=release, reason=self.reason, made_for=MADE_FOR, install=install, reinstall=reinstall, this=THIS
+            release=f"LiteLLM {version or '(unknown version)'}",
+            version=version,
+            reason=self.reason,
+            made_for=MADE_FOR,
+            install=f"{pip} -r {lock}",
+            reinstall=reinstall,
+            this=THIS,
         )
         foreign = "\nThis file also has changes that are not ours: its hash differs from LiteLLM's RECORD. They stay."
         return text + foreign if self.foreign else text
@@ -244,6 +259,18 @@ def _find() -> Installed | None:
     return Installed(Path(spec.origin).parent.parent / TARGET, version, listed[1] if listed else None)
 
 
+def is_newer(version: str) -> bool:
+    """Whether a release is newer than the tested one and not pinned in requirements.txt, or of an unusual form."""
+    if version == MADE_FOR:
+        return False
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9}){0,3}", version):
+        tested, given = (tuple(map(int, each.split("."))) for each in (MADE_FOR, version))
+        if given < tested:
+            return False
+    pins = re.findall(r"^litellm(?:\[\w+\])?==([^ \n]+)", LOCK.read_text() if LOCK.exists() else "", re.MULTILINE)
+    return version not in pins
+
+
 def inspect() -> PatchReport:
     """Report the state of this interpreter's LiteLLM, without importing it. PatchError if the file cannot be read."""
     installed = _find()
@@ -251,6 +278,8 @@ def inspect() -> PatchReport:
         return PatchReport(PatchState.MISSING)
     if installed.version and installed.version in MALICIOUS:
         report = PatchReport(PatchState.MALICIOUS, MALICIOUS[installed.version])
+    elif installed.version and is_newer(installed.version):
+        report = PatchReport(PatchState.NEWER)
     else:
         try:
             report = judge(installed.path.read_bytes(), installed.shipped)

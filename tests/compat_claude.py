@@ -1,9 +1,9 @@
 """A scripted session with several Claude Code and LiteLLM releases (`make compat`; downloads about 1 GB).
 
-Rows: Claude Code releases. Columns: the pinned LiteLLM, and the newest that installs. Each cell is two sessions of the
-real parts against the strict stand-in, on both routes: text, parallel tools, edits, --continue, both thinking modes,
-/compact and not one request that Cortex would refuse; then one that fills its context and goes on. Prints a Markdown
-table; the exit status is 0 when every cell is "yes".
+Rows: Claude Code releases. Columns: the pinned LiteLLM, and the newest that is two weeks old. Each cell is two sessions
+of the real parts against the strict stand-in, on both routes: text, parallel tools, edits, --continue, both thinking
+modes, /compact and not one request that Cortex would refuse; then one that fills its context and goes on. Prints a
+Markdown table; the exit status is 0 when every cell is "yes".
 
     python tests/compat_claude.py [CLAUDE_CODE_VERSION ...]
 """
@@ -24,6 +24,7 @@ if not __package__:  # run as a script: the folder above holds the package
 
 from bundle.settings import CLAUDE_ROUTES
 from patches.apply_patch import MADE_FOR
+from tests.compat import UV, before, environment, lock
 from tests.session import FUTURE, OLD, Session, ask, call, fill_the_context
 from tests.set_up import BUNDLE, SetUp
 
@@ -47,9 +48,11 @@ def install_claude(release: str, folder: Path) -> tuple[str, Path]:
             "--no-fund",
             "--prefix",
             str(prefix),
+            *(["--before", before()] if release == "newest" else []),
             f"{package}@{wanted}",
         ]
-        if subprocess.run(command, check=False, capture_output=True, timeout=600).returncode == 0:
+        env = environment(folder, download=True)
+        if subprocess.run(command, env=env, check=False, capture_output=True, timeout=600).returncode == 0:
             installed = prefix / "node_modules" / package
             program = next(path for path in (installed / "claude", installed / "cli.js") if path.exists())
             program.chmod(0o755)
@@ -69,19 +72,19 @@ def install_bundle(litellm: str, folder: Path) -> tuple[str, Path]:
             shutil.copy(BUNDLE / name, copy / name)
     python = copy / ".venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", copy / ".venv"], check=True, timeout=120)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    if litellm == MADE_FOR:
-        subprocess.run([*pip, "--require-hashes", "-r", str(copy / "requirements.txt")], check=True, timeout=1200)
-    else:
-        # Without the pin, and with uv: pip would download every release that it tries.
+    locks = ["-r", str(copy / "requirements.txt"), "-r", str(copy / "requirements-dev.txt")]
+    if litellm != MADE_FOR:
+        locks = locks[:2]
+        (copy / "requirements.txt").unlink()  # uv would keep its releases. The new one is a pin, so the proxy takes it
         wanted = (copy / "requirements.in").read_text().replace(f"=={MADE_FOR}", "")
-        (copy / "newest.in").write_text(wanted)
-        subprocess.run([*pip, "uv"], check=True, timeout=300)
-        uv = [str(python.with_name("uv")), "pip", "install", "--quiet", "--python", str(python)]
-        subprocess.run([*uv, "-r", str(copy / "newest.in")], check=True, timeout=1200)
-    subprocess.run([*pip, "pytest"], check=True, timeout=300)
+        lock(f"{wanted}\npytest\n", copy / "requirements.txt", "--python", str(python))
+    install = [str(UV), "pip", "install", "--require-hashes", "--quiet", "--python", str(python), *locks]
+    subprocess.run(install, env=environment(folder, download=True), check=True, timeout=1200)
     ask_it = "from importlib.metadata import version; print(version('litellm'))"
-    return subprocess.run([python, "-c", ask_it], capture_output=True, text=True, check=True).stdout.strip(), copy
+    asked = subprocess.run(
+        [python, "-c", ask_it], env=environment(folder), capture_output=True, text=True, check=True, timeout=60
+    )
+    return asked.stdout.strip(), copy
 
 
 def try_out(claude: Path, folder: Path) -> None:
@@ -129,7 +132,10 @@ def main(arguments: list[str]) -> int:
             for _, copy in bundles:
                 python, script = copy / ".venv" / "bin" / "python", copy / "tests" / "compat_claude.py"
                 command = [str(python), str(script), "--cell", str(claude)]
-                done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False, timeout=600)
+                env = environment(folder)
+                done = subprocess.run(
+                    command, cwd=copy, env=env, capture_output=True, text=True, check=False, timeout=600
+                )
                 cells.append("yes" if done.returncode == 0 else "**no**")
                 if done.returncode:
                     failed = True

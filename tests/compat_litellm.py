@@ -18,23 +18,31 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+if not __package__:  # run as a script: the folder above holds the package
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.compat import environment, lock
+
 SCRIPT = Path(__file__).absolute().parent.parent / "patches" / "apply_patch.py"
 TARGET = "litellm/llms/openai/openai.py"
-# The floor, the pinned release, one of each stretch between them; the newest is added by name.
-VERSIONS = ["1.84.0", "1.86.7", "1.88.6", "1.90.7", "1.92.2", "1.96.2", "1.100.5", "1.103.11", "1.106.2", "1.108.11"]
+# The floor, the pinned release, one of each stretch between them. The newest that is old enough is added by name.
+VERSIONS = ["1.84.0", "1.86.7", "1.88.6", "1.90.7", "1.92.2", "1.96.2", "1.100.5", "1.103.11", "1.106.2", "1.108.7"]
 NEWEST = "newest"
 STEPS = ["not patched", "applied", "again: no change", "checked", "compiled", "undone"]
 
 
 def download(version: str, folder: Path) -> Path:
-    """Fetch one wheel with pip, without what it depends on. RuntimeError with pip's words when there is none."""
+    """Fetch one wheel with pip by its hash, without what it depends on. RuntimeError when there is none."""
     kept = sorted(folder.glob(f"litellm-{version}-*.whl"))
     if kept:
         return kept[0]
     wanted = "litellm" if version == NEWEST else f"litellm=={version}"
     with tempfile.TemporaryDirectory(dir=folder) as fresh:
+        listed = lock(f"{wanted}\n", Path(fresh) / "lock.txt", "--no-deps")
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "-q", "-d", fresh]
-        result = subprocess.run([*command, wanted], capture_output=True, text=True, check=False, timeout=600)
+        command += ["--require-hashes", "-r", str(listed)]
+        env = environment(Path(fresh), download=True)
+        result = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
         wheels = list(Path(fresh).glob("*.whl"))
         if result.returncode or not wheels:
             raise RuntimeError(f"pip cannot download {wanted}: {result.stderr.strip()}")
@@ -47,6 +55,7 @@ def unpack(wheel: Path, site: Path) -> None:
         (site / folder).mkdir()
         for name in names:
             shutil.copy(SCRIPT.parent.parent / folder / name, site / folder)
+    (site / "requirements.txt").write_text(f"litellm=={wheel.name.split('-')[1]}\n")  # so that a newer one is taken
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             if name in {"litellm/__init__.py", TARGET} or re.match(

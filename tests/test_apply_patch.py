@@ -38,7 +38,8 @@ class Bundle:
         self.ship(shipped)
 
     def ship(self, content: bytes, version: str = "1.106.2") -> None:
-        """Install a LiteLLM with this openai.py."""
+        """Install a LiteLLM with this openai.py, which requirements.txt pins."""
+        (self.script.parent.parent / "requirements.txt").write_text(f"litellm[proxy]=={version} \\\n    --hash=x\n")
         shutil.rmtree(self.site, ignore_errors=True)
         self.file.parent.mkdir(parents=True)
         (self.site / "litellm" / "__init__.py").write_text("raise RuntimeError('LiteLLM was imported')\n")
@@ -47,6 +48,10 @@ class Bundle:
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: litellm\nVersion: {version}\n")
         (info / "RECORD").write_text(f"{apply_patch.TARGET},sha256={apply_patch.digest(content)},{len(content)}\n")
+
+    def ship_unpinned(self, content: bytes, version: str) -> None:
+        self.ship(content, version)
+        (self.script.parent.parent / "requirements.txt").unlink()
 
     def start(self, *command: str | Path, as_user: bool = False) -> subprocess.Popen[str]:
         """Start a process that finds this LiteLLM only. `as_user`: file permissions count, also for root."""
@@ -194,9 +199,13 @@ REFUSED: dict[str, tuple[Callable[[Bundle, bytes], object], int, str]] = {
     "1.82.7": (lambda b, s: b.ship(s, "1.82.7"), 7, "LiteLLM 1.82.7 steals credentials"),
     "1.82.8": (lambda b, s: b.ship(s, "1.82.8"), 7, "LiteLLM 1.82.8 steals credentials"),
     "1.107.0": (lambda b, s: b.ship(s, "1.107.0"), 7, "LiteLLM 1.107.0 steals credentials"),
+    "newer": (lambda b, s: b.ship_unpinned(s, "1.106.3"), 8, "LiteLLM 1.106.3 is newer than 1.106.2"),
+    "a later build": (lambda b, s: b.ship_unpinned(s, "1.106.2.post1"), 8, "LiteLLM 1.106.2.post1 is newer"),
+    "codes": (lambda b, s: b.ship_unpinned(s, "9\x1b[2J" + "9" * 99), 8, "LiteLLM 9 [2J999"),
 }
 
 
+@pytest.mark.keeps("litellm-release")
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_litellm_that_cannot_be_patched_is_left_alone_and_said_with_the_fix(
     bundle: Bundle, shipped: bytes, case: str
@@ -208,13 +217,15 @@ def test_a_litellm_that_cannot_be_patched_is_left_alone_and_said_with_the_fix(
         "moved": [[], ["--check"], ["--diff"]],  # such a file has no patch that --undo could remove
         "1.82.8": [[]],
         "1.107.0": [[]],  # they take the same way as 1.82.7
+        "codes": [[]],
     }
     for arguments in options.get(case, [[], ["--check"], ["--diff"], ["--undo"]]):
         status, out, err = bundle.run(*arguments)
         assert (status, out) == (expected, "")
         assert said in err
+        assert err.replace("\n", "").isprintable()
         fix = (
-            "--force-reinstall --no-deps litellm==1.106.2 && "
+            f"--force-reinstall --no-deps -r '{bundle.folder.parent}/it'"
             if case == "edited"
             else f"-r '{bundle.folder.parent}/it'"
         )

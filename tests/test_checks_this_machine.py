@@ -30,7 +30,9 @@ def test_malicious_and_vulnerable_releases_are_refused() -> None:
         assert "every key" in litellm_release(version).found
     assert litellm_release("1.83.9").state == "fail"
     other, ours = litellm_release("1.199.0"), litellm_release(apply_patch.MADE_FOR)
-    assert (other.state, "requirements.txt" in other.fix) == ("warn", True)
+    assert (other.state, "requirements.txt" in other.fix) == ("fail", True)
+    assert litellm_release("1.106.1").state == "warn"
+    assert litellm_release("1.199.0\x1b[2J").found.isprintable()
     assert ours.state == "ok"
 
 

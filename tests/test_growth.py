@@ -10,7 +10,7 @@ import pytest
 
 from bundle.cortex.contents import cache_marks, limit_images
 from bundle.cortex.errors import MAX_CHARACTERS, explain, explain_failure, words_of
-from bundle.cortex.messages import results_after_calls
+from bundle.cortex.messages import plain_messages, results_after_calls
 from bundle.cortex.models import JSON, Limits, no_note
 from bundle.cortex.refusals import Refusals
 from bundle.cortex.requests import chat_request
@@ -81,6 +81,10 @@ HISTORIES: dict[str, tuple[Callable[[Any], object], Callable[[int], Any]]] = {
     "calls and results": (one_call_per_turn, lambda n: chat_history([f"id{i}" for i in range(n)])),
     "calls of one id": (one_call_per_turn, lambda n: chat_history(["same"] * n)),
     "uses and results": (lambda h: results_after_calls(h, no_note), lambda n: messages_history(["same"] * n)),
+    "messages of one role": (
+        lambda h: plain_messages(h, no_note),
+        lambda n: [{"role": "user", "content": "a"} for _ in range(4 * n)],
+    ),
     "marked blocks": (cache_marks, marked),
     "marked blocks of the system": (cache_marks, lambda n: [{**marked(n)[0], "role": "system"}, *marked(n)]),
     "marked turns": (

@@ -132,6 +132,6 @@ def test_what_is_remembered_of_refusals_has_an_end() -> None:
         refusals.learn_messages("invalid beta flag", {"model": "m"}, [f"beta-{number}"])
         refusals.learn_messages(f"g{number}: Extra inputs are not permitted", {"model": "m", f"g{number}": 1}, ())
     assert {len(refusals.chat), len(refusals.limits)} == {MAX_MODELS}
-    assert ("g399",) in refusals.fields["m"]
+    assert (f"g{2 * MAX_FIELDS - 1}",) in refusals.fields["m"]
     assert len(refusals.fields["m"]) <= MAX_FIELDS + 1
     assert len(refusals.betas) <= MAX_FIELDS + 1

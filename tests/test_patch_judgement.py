@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bundle.errors import ConfigError
+from bundle.proxy.server import restore_patch
 from patches import apply_patch
 from patches.apply_patch import PatchState
 from tests.patched import renamed_before_each_call, shipped_source
@@ -114,3 +116,23 @@ def test_the_real_litellm_sends_only_the_new_name_on_all_four_ways(tmp_path: Pat
     assert [bool(body.get("stream")) for body in seen["bodies"]] == [False, False, True, True, False, False]
     assert [body.get("max_completion_tokens") for body in seen["bodies"]] == [7, 7, 7, 7, 9, 9]
     assert not any("max_tokens" in body for body in seen["bodies"])
+
+
+@pytest.mark.keeps("litellm-release")
+def test_only_the_tested_release_older_ones_and_pinned_ones_are_not_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apply_patch, "LOCK", tmp_path / "requirements.txt")
+    newer = ["1.106.3", "1.106.2.1", "1.106.2rc1", "1.106.2+local", "1!0.1", "2", "1.200.0", "1.10²"]
+    assert [version for version in newer if not apply_patch.is_newer(version)] == []
+    assert [version for version in ("1.106.2", "1.106.1", "1.84.0", "0.9") if apply_patch.is_newer(version)] == []
+    apply_patch.LOCK.write_text("# litellm==1.300.0\nlitellm[proxy]==1.200.0 \\\n    --hash=x\nlitellm-proxy==2\n")
+    assert [version for version in newer if not apply_patch.is_newer(version)] == ["1.200.0"]
+
+
+@pytest.mark.keeps("litellm-release")
+def test_the_proxy_does_not_start_with_a_litellm_that_is_newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apply_patch, "MADE_FOR", "1.84.0")
+    monkeypatch.setattr(apply_patch, "LOCK", Path("/no/such/file"))
+    with pytest.raises(ConfigError, match=r"is newer than 1\.84\.0.*\n.*(?s:.*)make lock stop start"):
+        restore_patch()

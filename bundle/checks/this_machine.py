@@ -48,6 +48,8 @@ def litellm_release(version: str) -> Finding:
         return Finding("LiteLLM", "fail", f"{found}. Replace it, then every key that this machine could read", fix)
     if tuple(map(int, re.findall(r"\d+", version)[:3])) < apply_patch.FLOOR:
         return Finding("LiteLLM", "fail", f"{version} checks no key if a Host header is forged (CVE-2026-49468)", fix)
+    if apply_patch.is_newer(version):
+        return Finding("LiteLLM", "fail", f"{version} is newer than {apply_patch.MADE_FOR}, which was tested", fix)
     found = f"{version}, made for {apply_patch.MADE_FOR}"
     return make_finding("LiteLLM", version == apply_patch.MADE_FOR, found, fix, "warn")
 

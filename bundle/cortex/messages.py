@@ -111,7 +111,7 @@ def plain_messages(messages: Sequence[JSON], note: Note) -> list[JSON]:
             parts = [{**part, "text": _REMINDER.format(part["text"])} for part in parts if part.get("text")]
         blocks = plain_blocks(parts, str(role), note)
         if blocks and out and out[-1]["role"] == role:
-            out[-1] = {"role": role, "content": [*out[-1]["content"], *blocks]}
+            out[-1]["content"] += blocks
         elif blocks:
             out.append({"role": role, "content": blocks})
     if not out or out[0]["role"] != "user":

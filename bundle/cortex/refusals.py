@@ -64,7 +64,7 @@ _REQUIRED = frozenset(
 )
 # Others choose the names of models and fields, so what is remembered of them has an end.
 MAX_MODELS = 100
-MAX_FIELDS = 200
+MAX_FIELDS = 50
 T = TypeVar("T")
 _MARK_PATHS = (("system", "*"), ("tools", "*"), ("messages", "*", "content", "*"))
 
