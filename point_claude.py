@@ -27,7 +27,7 @@ if __name__ == "__main__":
     enter_venv()
 
 from bundle.claude_settings import CONFLICTS, UserSettings, check, config_folder, proxy_entries, read_settings, to_text
-from bundle.errors import ConfigError
+from bundle.errors import ConfigError, say
 from bundle.files import write_private
 from bundle.settings import Settings, load_settings, master_key
 
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.check:
             problems = check(settings.proxy_port, master_key(settings), os.environ, Path.cwd())
             lines = [f"{problem.found}\n  {problem.fix}" for problem in problems]
-            print("\n".join(lines) or f"A claude started here reaches http://127.0.0.1:{settings.proxy_port}.")
+            say("\n".join(lines) or f"A claude started here reaches http://127.0.0.1:{settings.proxy_port}.")
             return 1 if problems else 0
         if options.run is not None:
             claude, path = find_claude(os.environ), write_run_file(settings, os.environ)
