@@ -36,7 +36,7 @@ from bundle.claude_settings import (
     read_settings,
     to_text,
 )
-from bundle.errors import ConfigError
+from bundle.errors import ConfigError, say
 from bundle.files import write_private
 from bundle.proof import listener, require_proxy
 from bundle.settings import Settings, load_settings, master_key
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if (found := listener(settings.proxy_port, key)).state != "ours":
                 problems.append(Problem(found.found, found.fix))
             lines = [f"{problem.found}\n  {problem.fix}" for problem in problems]
-            print("\n".join(lines) or f"A claude started here reaches http://127.0.0.1:{settings.proxy_port}.")
+            say("\n".join(lines) or f"A claude started here reaches http://127.0.0.1:{settings.proxy_port}.")
             return 1 if problems else 0
         if options.run is not None:
             claude = find_claude(os.environ)

@@ -269,7 +269,7 @@ class FrontDoor:
                     return
                 kept = [(name, value) for name, value in message["headers"] if name.lower() in KEPT_HEADERS]
                 if exchange.left_out:
-                    kept.append((LEFT_OUT_HEADER, ", ".join(exchange.left_out).encode()))
+                    kept.append((LEFT_OUT_HEADER, ", ".join(exchange.left_out)[:2_000].encode()))
                 await send({**message, "headers": kept})
             elif error_status is None:
                 event = message.get("body", b"")
