@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from tests.cortex_rules import JSON
 from tests.session import OLD, Session, ask, call, work_all_day
 from tests.set_up import SetUp, events
+from tests.upstream import CHAT_END, CHAT_TEXT, MESSAGES_END, MESSAGES_TEXT
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("route")]
 ON_CHAT = pytest.mark.parametrize("route", ["chat"], indirect=True)
@@ -118,6 +120,20 @@ def test_a_422_is_one_call_and_told_once(running: SetUp, stream: bool) -> None:
     assert "invalid request parameters" in answer.json()["error"]["message"]
     assert answer.headers["x-should-retry"] == "false"
     assert len(asked_since(running, before)) == 1
+
+
+@pytest.mark.keeps("numbers")
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1E9999999", "-1", "true", '"many"', "9" * 5000])
+def test_a_count_of_tokens_that_is_none_costs_no_answer(running: SetUp, route: str, number: str) -> None:
+    sent = {
+        "chat": CHAT_TEXT + CHAT_END.replace(b'_tokens":1', b'_tokens":%b' % number.encode()),
+        "messages": MESSAGES_TEXT + MESSAGES_END.replace(b'_tokens":3', b'_tokens":%b' % number.encode()),
+    }
+    running.stub.replay = [sent[route].decode()]
+    answer = running.ask("hello", MODEL, stream=True)
+    assert not re.search("NaN|Infinity|many", answer.text)
+    assert events(answer)[-2]["usage"]["output_tokens"] == 0
+    assert events(answer)[-1]["type"] == "message_stop"
 
 
 @ON_CHAT

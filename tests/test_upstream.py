@@ -28,6 +28,10 @@ ROWS = """\
 
 litellm_settings:"""
 TEXT = {"chat": CHAT_TEXT, "messages": MESSAGES_TEXT}
+NOT_STREAMED = {
+    "chat": b'{"choices":[{"message":{"role":"assistant","content":"one"}}]}',
+    "messages": b'{"id":"m","type":"message","role":"assistant","content":[{"type":"text","text":"one"}],"usage":{}}',
+}
 WHOLE = {"chat": CHAT_TEXT + CHAT_END, "messages": MESSAGES_TEXT + MESSAGES_END}
 TCP_REPAIR = 19
 ROUTES = pytest.mark.parametrize("route", ["chat", "messages"])
@@ -329,7 +333,8 @@ def test_a_redirect_is_followed_by_nobody_and_is_told(proxy: Proxy, route: str, 
     to = f"http://localhost:{elsewhere.port}/api/v2/cortex/v1/chat/completions"
 
     def answer(connection: socket.socket) -> None:
-        connection.sendall(head(status, "text/html", Location=to, Content_Length=2) + b"{}")
+        kind, body = ("text/event-stream", WHOLE[route]) if stream else ("application/json", NOT_STREAMED[route])
+        connection.sendall(head(status, kind, Location=to, Content_Length=len(body)) + body)  # as if it were an answer
 
     proxy.upstream.answer = answer
     try:
