@@ -224,7 +224,7 @@ class CortexHooks(CustomLogger):
                 self.config.accept(exchange.token)
                 await repair(response, exchange, reader)
                 return
-            await read_body(response, MAX_ERROR_BYTES)
+            text = (await read_body(response, MAX_ERROR_BYTES)).decode("utf-8", "replace")
         status = response.status_code
         if status < 400:  # a redirect
             found = redirected(str(response.request.url), status, response.headers.get("location", ""))
@@ -234,16 +234,15 @@ class CortexHooks(CustomLogger):
         # LiteLLM would repeat a request after a 422, so turn the status into 400. (If Cortex refuses thinking that
         # another account has signed, LiteLLM repeats a Messages request without that thinking. This is useful.)
         status = 400 if status == 422 else status
-        exchange.answer = (status, response.text)
+        exchange.answer = (status, text)
         if status == 401:
             exchange.refused_again = self.config.refuse(exchange.token, response.headers.get("date", ""))
         elif status == 400:
-            self._learn(response, exchange)
+            self._learn(response.request, text, exchange)
         response.status_code = status
 
-    def _learn(self, response: httpx.Response, exchange: Exchange) -> None:
-        request = response.request
-        message, sent = words_of(response.text)[1], json.loads(request.content)
+    def _learn(self, request: httpx.Request, text: str, exchange: Exchange) -> None:
+        message, sent = words_of(text)[1], json.loads(request.content)
         if request.url.path.endswith("/messages"):
             learned = self.refusals.learn_messages(message, sent, request.headers.get("anthropic-beta", "").split(","))
         else:
@@ -262,14 +261,15 @@ async def repair(response: httpx.Response, exchange: Exchange, reader: ChatAnswe
         response.stream = RepairedStream(response, exchange, reader)
         response.headers.pop("content-encoding", None)
         return
+    raw = b""
     try:
-        response._content = json.dumps(reader.answer(parsed(await read_answer(response)))).encode()
+        raw = await read_answer(response)
+        response._content = json.dumps(reader.answer(parsed(raw))).encode()
         return
     except IncompleteAnswerError as error:
         record_incomplete(response.request, exchange, error)
     except ValueError:
-        exchange.answer = (502, response.text[:MAX_ERROR_BYTES])
-    response._content = response.content[:MAX_ERROR_BYTES]
+        exchange.answer = (502, raw[:MAX_ERROR_BYTES].decode("utf-8", "replace"))
     response.status_code = 502
 
 

@@ -22,7 +22,8 @@ CONNECT_SECONDS = 10
 SILENCE_SECONDS = 300
 WHOLE_ANSWER_SECONDS = 600  # an answer that is not streamed comes at once at its end; Claude Code waits no longer
 DRAIN_SECONDS = 1  # for the last bytes after the end of a stream; without them the connection cannot be used again
-MAX_ERROR_BYTES = 64 * 2**10  # LiteLLM takes seconds for a larger error, and meanwhile no session goes on
+MAX_ERROR_BYTES = 64 * 2**10
+LITELLM_ERROR_BYTES = 2 * 2**10  # LiteLLM takes half a second for 64 kB, and meanwhile no session goes on
 MAX_BODY_BYTES = 16 * 2**20  # of an answer that is not streamed; the longest one has about one
 MAX_STREAM_BYTES = 64 * 2**20  # the longest answer has 131,072 tokens, and an event for each takes 300 bytes
 
@@ -94,7 +95,7 @@ def unpacked(response: httpx.Response) -> AsyncIterator[bytes]:
 
 
 async def read_body(response: httpx.Response, limit: int) -> bytes:
-    """The body, or a little more than its first `limit` bytes. LiteLLM will read no other body than this."""
+    """The body, or a byte more than its first `limit` bytes. LiteLLM sees only its beginning."""
     body = bytearray()
     async with aclosing(unpacked(response)) as pieces:  # type: ignore[type-var]
         async for piece in pieces:
@@ -102,15 +103,14 @@ async def read_body(response: httpx.Response, limit: int) -> bytes:
             if len(body) > limit:
                 break
     await response.aclose()
-    response._content = bytes(body[: limit + 1])
-    return response._content
+    response._content = bytes(body[:LITELLM_ERROR_BYTES])
+    return bytes(body[: limit + 1])
 
 
 async def read_answer(response: httpx.Response) -> bytes:
     """The body of an answer that is not streamed. Raises IncompleteAnswerError if it is too large."""
     body = await read_body(response, MAX_BODY_BYTES)
     if len(body) > MAX_BODY_BYTES:
-        response._content = body[:MAX_ERROR_BYTES]
         raise IncompleteAnswerError(f"more than {MAX_BODY_BYTES // 2**20} MiB")
     return body
 
