@@ -28,7 +28,7 @@ from bundle import proof
 from bundle.cortex.errors import Explained, explain, explain_failure
 from bundle.errors import SayOnce, clean, printable, say
 from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange
-from bundle.proxy.request_body import BodyError, only_fields, parse, read_body
+from bundle.proxy.request_body import BodyError, check_shapes, only_fields, parse, read_body
 from bundle.settings import checked_key
 
 Scope = MutableMapping[str, Any]
@@ -91,11 +91,8 @@ def refusal(method: str, path: str, headers: dict[bytes, bytes], *, key: str, po
 def tool_refusal(body: dict[str, Any]) -> ErrorAnswer | None:
     """The error for a request whose tools all run on Anthropic's servers (Claude Code's WebSearch), or None. Cortex
     would invent the result. Claude Code gives this message to its model as the tool's result."""
-    tools = body.get("tools")
-    if not tools or not isinstance(tools, list):
-        return None
-    kinds = [str(tool.get("type") or "custom") if isinstance(tool, dict) else "custom" for tool in tools]
-    if "custom" in kinds:
+    kinds = [str(tool.get("type") or "custom") for tool in body.get("tools") or ()]
+    if not kinds or "custom" in kinds:
         return None
     names = printable(", ".join(kinds), 200)
     message = f"Snowflake Cortex does not have this tool ({names}). Tell the user so, and do without it."
@@ -218,6 +215,7 @@ class FrontDoor:
         # Read the whole body here: its size is limited, and LiteLLM would read all of it anyway.
         body, raw = parse(await read_body(receive, headers))
         if scope["path"] == "/v1/messages":
+            check_shapes(body)
             if error := tool_refusal(body):
                 await self._refuse("POST", scope["path"], error, send)
                 return

@@ -17,16 +17,24 @@ from typing import Any
 
 import orjson
 
-from bundle.cortex.messages import WIRE_FIELDS
 from bundle.cortex.surrogates import without_halves
 
 # Images are taken out before a request goes to Cortex, which takes 20 MiB, so more than that may come in.
 MAX_BODY_BYTES = 64 * 2**20
 MAX_DEPTH = 100  # LiteLLM and the hooks copy a body by recursion, and Python allows about 1000 calls inside each other
 BODY_SECONDS = 60  # from this machine a body comes in milliseconds
-# `metadata` names the user's device and is not needed. Clients mark a whole prompt for the cache with `cache_control`;
-# older ones have `output_format`.
-FIELDS = WIRE_FIELDS | {"cache_control", "output_format"}
+# The fields that pass, with their types (None is as good as no field): those that Cortex takes, `cache_control` (a client
+# marks the whole prompt for the cache) and `output_format` (of older clients). `metadata` names the user's device and is
+# not needed. LiteLLM would answer 500 to another type, and Claude Code repeats a request after a 500.
+FIELDS: dict[str, tuple[type, ...]] = {
+    "model": (str,),
+    "system": (str, list),
+    "stream": (bool,),
+    **dict.fromkeys(("messages", "tools", "stop_sequences"), (list,)),
+    **dict.fromkeys(("tool_choice", "thinking", "output_config", "output_format", "cache_control"), (dict,)),
+    **dict.fromkeys(("max_tokens", "top_k"), (int,)),
+    **dict.fromkeys(("top_p", "temperature"), (int, float)),
+}
 SILENT_FIELDS = frozenset({"metadata", "context_management"})  # Claude Code sends them in every request
 
 
@@ -91,6 +99,24 @@ def _is_deeper(body: dict[str, Any], most: int) -> bool:
         if not level:
             return False
     return True
+
+
+def check_shapes(body: dict[str, Any]) -> None:
+    """Raises BodyError for a field that has another type than Anthropic's API takes."""
+    for name, types in FIELDS.items():
+        if body.get(name) is not None and not isinstance(body[name], types):
+            raise BodyError(f"{name}: must be {' or '.join(kind.__name__ for kind in types)}.")
+    messages = body.get("messages")
+    if not (messages and _are_objects(messages) and all(isinstance(each.get("role"), str) for each in messages)):
+        raise BodyError("messages: must be a list of objects with a role, and not empty.")
+    contents = [each.get("content") for each in messages]
+    for blocks in (body.get("system"), body.get("tools"), *contents):
+        if isinstance(blocks, list) and not _are_objects(blocks):
+            raise BodyError("messages, system and tools: each block must be an object.")
+
+
+def _are_objects(items: list[Any]) -> bool:
+    return all(isinstance(item, dict) for item in items)
 
 
 def only_fields(body: dict[str, Any], raw: bytes) -> tuple[dict[str, Any], bytes, list[str]]:
