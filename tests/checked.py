@@ -6,6 +6,7 @@ import contextlib
 import functools
 import http.server
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -102,6 +103,40 @@ def serving(server: http.server.HTTPServer) -> Iterator[int]:
         server.shutdown()
         server.server_close()
         thread.join(10)
+
+
+@contextlib.contextmanager
+def answering(port: int, answer: Callable[[socket.socket, bytes], None]) -> Iterator[list[bytes]]:
+    """A program on the port that is not ours. Yields all that it was sent."""
+    got: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            try:
+                connection.settimeout(10)
+                got.append(connection.recv(65536))
+                answer(connection, got[-1])
+            except OSError:
+                pass
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=[connection], daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", port)) as server:
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield got
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+
+
+def head(body: bytes, status: str = "200 OK", more: str = "") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode() + body
 
 
 def pm2_row(name: str, script: str, **facts: Any) -> dict[str, Any]:

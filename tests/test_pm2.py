@@ -23,6 +23,7 @@ import pytest
 
 from bundle.supervisor import LOG_BYTES, port_owner
 from patches import apply_patch
+from tests.checked import answering, head
 from tests.set_up import BUNDLE, TOKEN, SetUp, copy_bundle, wait_until
 
 pytestmark = pytest.mark.real
@@ -336,6 +337,22 @@ def test_a_mistake_in_the_settings_stops_both_with_its_message_and_no_restart(ma
     assert f"port {machine.port} is taken by" in machine.said("claude-proxy")
     assert f"(pid {os.getpid()})" in machine.said("claude-proxy")
     assert "PROXY_PORT=" in machine.said("claude-proxy")
+
+
+@pytest.mark.keeps("key-after-a-stranger")
+def test_a_start_on_a_port_that_another_program_holds_fails_and_sends_it_nothing(machine: Machine) -> None:
+    with answering(machine.port, lambda connection, _: connection.sendall(head(b'"I\'m alive!"'))) as got:
+        machine.run(PM2, "start", machine.ecosystem)
+        key = machine.master_key
+        done = machine.run("doctor.py", "--wait")
+    assert (done.returncode, f"{machine.port} is taken by" in done.stdout, done.stderr) == (1, True, "")
+    assert machine.status() == {"token-refresher": "online", "claude-proxy": "stopped"}
+    assert "has a new one" in machine.said("claude-proxy")
+    wait_until(lambda: f"master_key: {machine.master_key}" in machine.config.read_text(), 20)
+    assert machine.master_key == key  # made by the proxy, and no other after it
+    assert {request[:17] for request in got} == {b"GET /proof?nonce="}
+    machine.pm2("restart", machine.ecosystem)
+    assert machine.answers()
 
 
 def test_the_order_of_starting_does_not_matter_and_pm2_s_death_ends_a_proxy_that_waits(machine: Machine) -> None:

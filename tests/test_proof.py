@@ -6,11 +6,9 @@ import http.server
 import json
 import shlex
 import socket
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,7 +21,7 @@ from bundle.errors import ConfigError
 from bundle.proof import listener, proof
 from bundle.proxy.server import take_port
 from bundle.settings import load_settings, master_key, renew_key
-from tests.checked import SECRET, FakeProxy, pm2_row, serving
+from tests.checked import SECRET, FakeProxy, answering, head, pm2_row, serving
 from tests.ports import free_port
 from tests.set_up import SetUp
 
@@ -49,40 +47,6 @@ def test_a_proof_is_for_one_key_one_port_and_one_nonce() -> None:
 )
 def test_nothing_but_a_nonce_of_ours_is_signed(query: bytes) -> None:
     assert proof(SECRET, 8001, query) is None
-
-
-@contextmanager
-def answering(port: int, answer: Callable[[socket.socket, bytes], None]) -> Iterator[list[bytes]]:
-    """A program on the port that is not ours. Yields all that it was sent."""
-    got: list[bytes] = []
-
-    def serve(connection: socket.socket) -> None:
-        with connection:
-            try:
-                connection.settimeout(10)
-                got.append(connection.recv(65536))
-                answer(connection, got[-1])
-            except OSError:
-                pass
-
-    def accept() -> None:
-        while True:
-            try:
-                connection, _ = server.accept()
-            except OSError:
-                return
-            threading.Thread(target=serve, args=[connection], daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", port)) as server:
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
-        yield got
-        server.shutdown(socket.SHUT_RDWR)
-    thread.join(10)
-
-
-def head(body: bytes, status: str = "200 OK", more: str = "") -> bytes:
-    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode() + body
 
 
 def relay(to: int) -> Callable[[socket.socket, bytes], None]:

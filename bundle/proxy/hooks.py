@@ -251,7 +251,7 @@ class CortexHooks(CustomLogger):
 async def repair(response: httpx.Response, exchange: Exchange, reader: ChatAnswer | MessagesAnswer) -> None:
     """Repair one answer of Cortex in place. An answer that is incomplete becomes a 502."""
     if response.headers.get("content-type", "").startswith("text/event-stream"):
-        response.stream = RepairedStream(response, exchange, reader)
+        response.stream = exchange.stream = RepairedStream(response, exchange, reader)
         response.headers.pop("content-encoding", None)
         return
     raw = b""

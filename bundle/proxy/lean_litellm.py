@@ -25,7 +25,7 @@ import httpx
 
 from bundle.errors import printable, say
 from bundle.proxy.front_door import has_key
-from bundle.proxy.live_config import LiveConfig
+from bundle.proxy.live_config import LiveConfig, current_exchange
 from bundle.render import is_cortex
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -202,6 +202,11 @@ async def pinged(*, stream: Chunks, ping_interval_seconds: float, ping_chunk: st
                     await first_chunk_sent.wait()  # so that the first chunk leaves before the rest is read
         except Exception as error:  # noqa: BLE001 - raised below, after the chunks before it
             return error
+        finally:
+            exchange = current_exchange.get()
+            if exchange is not None and exchange.stream is not None:
+                # If the client has left, `stream` was closed at a yield. LiteLLM then leaves the call to Cortex open.
+                await exchange.stream.aclose()
         return None
 
     reader = asyncio.create_task(read())

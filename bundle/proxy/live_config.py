@@ -19,6 +19,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 
 from bundle import files
@@ -40,6 +41,7 @@ class Exchange:
     """What is known about one request and its answer."""
 
     facts: RequestFacts | None = None  # the parts of the request that are needed to read the answer
+    stream: httpx.AsyncByteStream | None = None  # the answer of Cortex, if it is streamed
     betas: str = ""  # the value of the `anthropic-beta` header that is sent to Cortex
     refused: frozenset[str] = frozenset()  # the fields that were known to be refused when the request was sent
     final: bool = False  # the same request would fail again
