@@ -24,8 +24,8 @@ MAX_BODY_BYTES = 64 * 2**20
 MAX_DEPTH = 100  # LiteLLM and the hooks copy a body by recursion, and Python allows about 1000 calls inside each other
 BODY_SECONDS = 60  # from this machine a body comes in milliseconds
 # The fields that pass, with their types (None is as good as no field): those that Cortex takes, `cache_control` (a
-# client marks the whole prompt for the cache) and `output_format` (of older clients). `metadata` names the device of
-# the user and is not needed. LiteLLM would answer 500 to another type, and Claude Code repeats a request after a 500.
+# client marks the whole prompt for the cache) and `output_format` (of older clients). `metadata` names the user's
+# device and is not needed. LiteLLM answers 500 to another type, and Claude Code repeats a request after a 500.
 FIELDS: dict[str, tuple[type, ...]] = {
     "model": (str,),
     "system": (str, list),
