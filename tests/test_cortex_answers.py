@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from bundle.cortex.answers import ChatAnswer, EventLines, IncompleteAnswerError, RequestFacts, fix_answer, openai_usage
+from bundle.cortex.answers import ChatAnswer, EventLines, IncompleteAnswerError, RequestFacts, fix_answer
+from bundle.cortex.usage import openai_usage
 
 JSON = dict[str, Any]
 CALL = {"id": "toolu_bdrk_01a", "type": "function", "function": {"name": "Bash", "arguments": '{"command":"ls"}'}}

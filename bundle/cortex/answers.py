@@ -20,11 +20,9 @@ from typing import Any
 from bundle.cortex.errors import words_of
 from bundle.cortex.models import JSON
 from bundle.cortex.surrogates import without_halves
+from bundle.cortex.usage import anthropic_usage, openai_usage
 
 HEAD_FIELDS = ("id", "object", "created")
-USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "total_tokens")
-USAGE_DETAILS = (("prompt_tokens_details", "cached_tokens"), ("completion_tokens_details", "reasoning_tokens"))
-MAX_COUNT = 10**9  # tokens; a larger number is a mistake of the service
 MAX_LINE_BYTES = 8 * 2**20  # of a stream; a call's arguments come in one line, and no model writes a megabyte
 # The names of events that hold no part of an answer.
 SILENT_EVENTS = frozenset({b"ping", b"keepalive", b"keep-alive", b"heartbeat"})
@@ -88,25 +86,6 @@ def parsed(data: bytes | str) -> Any:
         return json.loads(raw, parse_constant=lambda _: None, parse_float=_finite, parse_int=_whole)
     except RecursionError:
         raise ValueError("nested too deep") from None
-
-
-def count(value: object) -> int:
-    """A number of tokens; 0 for what cannot be one."""
-    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
-    return int(number) if 0 <= number <= MAX_COUNT else 0
-
-
-def anthropic_usage(usage: object) -> JSON:
-    """The counts of a usage of the Messages API, and its short texts, such as the service tier."""
-    plain: JSON = {}
-    for key, value in usage.items() if isinstance(usage, dict) else ():
-        if isinstance(value, dict) and not key.endswith("_tokens"):
-            plain[key] = {name: count(number) for name, number in value.items()}
-        elif key.endswith("_tokens") or not (value is None or isinstance(value, str)):
-            plain[key] = count(value)
-        elif value is None or len(value) < 100:
-            plain[key] = value
-    return plain
 
 
 def fix_answer(body: JSON, facts: RequestFacts) -> JSON:
@@ -178,27 +157,6 @@ def must_have_content(reason: str, facts: RequestFacts) -> bool:
     (docs/cortex.md#answer-empty). It is no error if the model reached its limit while it was thinking, or if a stop
     sequence came first."""
     return reason in {"stop", "tool_calls"} and not facts.stops
-
-
-def openai_usage(usage: object) -> JSON:
-    """docs/cortex.md#answer-usage: for Claude, `prompt_tokens` excludes the cached tokens, and `cached_tokens` counts
-    cache reads plus cache writes, which cannot be separated.
-
-    OpenAI's `prompt_tokens` includes the cached tokens. If `total_tokens` is the sum of prompt, cached and
-    completion tokens, the cached tokens are added to the prompt; otherwise the usage already has OpenAI's form and
-    stays unchanged.
-    """
-    if not (usage and isinstance(usage, dict)):
-        return {}
-    plain: JSON = {key: count(usage.get(key)) for key in USAGE_FIELDS}
-    for group, name in USAGE_DETAILS:
-        details = usage.get(group)
-        if number := count(details.get(name) if isinstance(details, dict) else 0):
-            plain[group] = {name: number}
-    cached = plain.get("prompt_tokens_details", {}).get("cached_tokens", 0)
-    if cached and plain["total_tokens"] == plain["prompt_tokens"] + cached + plain["completion_tokens"]:
-        plain["prompt_tokens"] += cached
-    return plain
 
 
 class EventLines:
