@@ -111,6 +111,17 @@ def test_a_server_that_goes_away_in_a_stream_is_named(running: SetUp, body: byte
     assert "trying another" in error["message"]
 
 
+def test_an_answer_that_repeats_itself_arrives_whole(running: SetUp, route: str) -> None:
+    line = json.dumps({"choices": [{"index": 0, "delta": {"content": "a | "}}]})
+    if route == "chat":  # (the other route translates nothing)
+        running.stub.replay = [
+            f"data: {line}\n\n" * 150 + 'data: {"choices": [], "usage": {"completion_tokens": 9}}\n\ndata: [DONE]\n\n'
+        ]
+        answer = running.ask("hi", MODEL, stream=True)
+        assert answer.text.count('"text":"a | "') + answer.text.count('"text": "a | "') == 150
+        assert events(answer)[-1]["type"] == "message_stop"
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_422_is_one_call_and_told_once(running: SetUp, stream: bool) -> None:
     before = len(running.stub.requests)

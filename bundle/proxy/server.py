@@ -55,6 +55,8 @@ LITELLM_ENVIRONMENT = {
     "AIOHTTP_TCP_KEEPIDLE": "30",
     "AIOHTTP_TCP_KEEPINTVL": "10",
     "AIOHTTP_TCP_KEEPCNT": "3",
+    # LiteLLM would end an answer that repeats itself (a table, a separator), with an error that shows its words.
+    "REPEATED_STREAMING_CHUNK_LIMIT": str(10**9),
     **dict.fromkeys(("NO_DOCS", "NO_REDOC", "NO_OPENAPI", "DISABLE_ADMIN_UI"), "True"),
     # With this option LiteLLM would not run the statements that the patch changes.
     "EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER": "false",
