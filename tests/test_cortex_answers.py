@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from bundle.cortex.answers import ChatAnswer, EventLines, IncompleteAnswerError, RequestFacts, fix_answer
+from bundle.cortex.answers import (
+    ChatAnswer,
+    EventLines,
+    IncompleteAnswerError,
+    MessagesAnswer,
+    RequestFacts,
+    fix_answer,
+)
 from bundle.cortex.usage import openai_usage
 
 JSON = dict[str, Any]
@@ -287,3 +294,13 @@ def test_the_limit_is_read_under_both_names() -> None:
     assert RequestFacts.of({"max_tokens": 5}) == RequestFacts.of({"max_completion_tokens": 5}) == RequestFacts(5)
     assert RequestFacts.of({}) == RequestFacts(None)
     assert RequestFacts.of({"model": "openai/a-b", "stop": ["x"]}) == RequestFacts(None, True, "a-b")
+
+
+def test_an_answer_of_more_parts_than_any_model_gives_is_an_error() -> None:
+    many = [{**CALL, "id": str(number)} for number in range(1_001)]
+    with pytest.raises(IncompleteAnswerError, match="more than 1000 parts"):
+        fix_answer(whole({"tool_calls": many}), RequestFacts())
+    with pytest.raises(IncompleteAnswerError, match="more than 1000 parts"):
+        fixed([delta(tool_calls=many)])
+    with pytest.raises(IncompleteAnswerError, match="more than 1000 parts"):
+        MessagesAnswer().answer({"content": [{"type": "text", "text": "a"}] * 1_001})

@@ -47,7 +47,7 @@ class Upstream(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, port: int) -> None:
-        self.sent, self.encoded, self.ended = 0, b"", threading.Event()
+        self.sent, self.encoded, self.status, self.ended = 0, b"", 200, threading.Event()
         super().__init__(("127.0.0.1", port), Answers)
 
 
@@ -59,7 +59,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(200)
+        self.send_response(self.server.status)
         self.send_header("Content-Type", "text/event-stream")
         if self.server.encoded:
             self.send_header("Content-Encoding", "br")
@@ -145,3 +145,38 @@ def test_an_answer_in_an_encoding_that_nobody_asked_for_is_an_error_in_words(
     assert '"error"' in error, answer.text
     assert "Traceback" not in answer.text
     assert set_up.processes["claude_proxy.py"].poll() is None
+
+
+@pytest.mark.keeps("answer-limit")
+def test_a_stream_has_a_limit_of_events_because_litellm_keeps_each(before: tuple[SetUp, Upstream]) -> None:
+    set_up, upstream = before
+    upstream.encoded = b""
+    upstream.ended.clear()
+    answer = set_up.ask("hello", stream=True, max_tokens=100)
+    assert "more than 10200 events" in answer.text.partition("event: error")[2]
+    assert upstream.ended.wait(30)
+
+
+@pytest.mark.keeps("answer-limit")
+def test_a_stream_that_nobody_asked_for_is_an_error_and_none_of_its_words_is_logged(
+    before: tuple[SetUp, Upstream],
+) -> None:
+    set_up, upstream = before
+    upstream.encoded = b""
+    upstream.ended.clear()
+    answer = set_up.ask("hello", stream=False)
+    assert answer.status_code == 502
+    assert "more than 16 MiB" in answer.text
+    assert "word word" not in set_up.log("claude_proxy.py")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_status_that_does_not_exist_is_an_error_in_words(before: tuple[SetUp, Upstream], *, stream: bool) -> None:
+    set_up, upstream = before
+    upstream.encoded, upstream.status = b"{}", 999
+    try:
+        answer = set_up.ask("hello", stream=stream)
+    finally:
+        upstream.status = 200
+    assert answer.status_code == 502
+    assert answer.json()["error"]["message"].startswith("Snowflake Cortex: ")

@@ -24,6 +24,7 @@ from bundle.cortex.usage import anthropic_usage, openai_usage
 
 HEAD_FIELDS = ("id", "object", "created")
 MAX_LINE_BYTES = 8 * 2**20  # of a stream; a call's arguments come in one line, and no model writes a megabyte
+MAX_PARTS = 1000  # choices, calls or blocks of an answer or an event: LiteLLM takes 0.1 ms for each
 # The names of events that hold no part of an answer.
 SILENT_EVENTS = frozenset({b"ping", b"keepalive", b"keep-alive", b"heartbeat"})
 
@@ -92,12 +93,18 @@ def fix_answer(body: JSON, facts: RequestFacts) -> JSON:
     """Repair an answer that is not streamed; raises IncompleteAnswerError if the body is not a complete answer."""
     try:
         usage = openai_usage(body.get("usage"))
-        choices = [_fix_choice(choice, usage, facts) for choice in body["choices"]]
+        choices = [_fix_choice(choice, usage, facts) for choice in _bounded(body["choices"])]
     except (KeyError, TypeError, AttributeError) as error:
         raise IncompleteAnswerError(f"an answer without {error}", json.dumps(body)) from None
     if not choices:
         raise IncompleteAnswerError("an answer without choices")
     return {**_head(body, facts), "choices": choices, **({"usage": usage} if usage else {})}
+
+
+def _bounded(parts: Sequence[Any]) -> Sequence[Any]:
+    if len(parts) > MAX_PARTS:
+        raise IncompleteAnswerError(f"more than {MAX_PARTS} parts")
+    return parts
 
 
 def _head(body: JSON, facts: RequestFacts) -> JSON:
@@ -116,7 +123,7 @@ def _fix_choice(choice: JSON, usage: JSON, facts: RequestFacts) -> JSON:
         # Also without a signature: no API takes such a block, but Claude Code can show it.
         message["reasoning_content"] = text
         message["thinking_blocks"] = [{"type": "thinking", "thinking": text, "signature": signature}]
-    calls = [_fix_call(call) for call in given.get("tool_calls") or ()]
+    calls = [_fix_call(call) for call in _bounded(given.get("tool_calls") or ())]
     if calls:
         message["tool_calls"] = calls
     reason = choice.get("finish_reason") or finish_reason(usage, facts, called=bool(calls))
@@ -240,14 +247,14 @@ class ChatAnswer:
             # Kept until the end: LiteLLM needs the finish_reason before the usage, and the finish_reason is computed
             # from the usage.
             self._usage = openai_usage(event["usage"])
-        for choice in event["choices"]:
+        for choice in _bounded(event["choices"]):
             yield from self._fix_choice(choice)
 
     def _fix_choice(self, choice: JSON) -> Iterator[bytes]:
         delta = choice.get("delta") or {}
         text, refusal = _text(delta.get("content")), delta.get("refusal") or ""
         thinking, signature = _thinking(delta.get("reasoning_details"))
-        calls = [_fix_fragment(call) for call in delta.get("tool_calls") or ()]
+        calls = [_fix_fragment(call) for call in _bounded(delta.get("tool_calls") or ())]
         self._has_calls = self._has_calls or bool(calls)
         self._has_text = self._has_text or bool(text or refusal)
         self._is_refusal = self._is_refusal or bool(refusal)
@@ -323,7 +330,9 @@ class MessagesAnswer:
         if not isinstance(body, dict) or not isinstance(body.get("content"), list):
             raise IncompleteAnswerError("an answer without content", json.dumps(body))
         _clean_usage(body)
-        self._has_content = any(block.get("type") == "tool_use" or block.get("text") for block in body["content"])
+        self._has_content = any(
+            block.get("type") == "tool_use" or block.get("text") for block in _bounded(body["content"])
+        )
         self._reason = body.get("stop_reason")
         self._refuse_empty()
         return body

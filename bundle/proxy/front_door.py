@@ -316,6 +316,8 @@ async def _while_connected(app: App, scope: Scope, body: bytes, receive: Receive
     watcher = asyncio.ensure_future(watch())
     try:
         await app(scope, receive_body, send_on)
+        if not is_whole:
+            raise RuntimeError("LiteLLM ended without an answer")
     except (Exception, asyncio.CancelledError):
         if not client_left.is_set():  # otherwise nobody reads the error
             raise

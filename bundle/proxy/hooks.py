@@ -37,7 +37,7 @@ from bundle.cortex.answers import (
     RequestFacts,
     parsed,
 )
-from bundle.cortex.errors import words_of
+from bundle.cortex.errors import MAX_OUTPUT_TOKENS, words_of
 from bundle.cortex.messages import messages_request
 from bundle.cortex.models import Limits, family_of
 from bundle.cortex.refusals import Refusals, without
@@ -226,7 +226,7 @@ class CortexHooks(CustomLogger):
             return
         # LiteLLM would repeat a request after a 422, so turn the status into 400. (If Cortex refuses thinking that
         # another account has signed, LiteLLM repeats a Messages request without that thinking. This is useful.)
-        status = 400 if status == 422 else status
+        status = 400 if status == 422 else 502 if status > 599 else status  # (LiteLLM answers nothing to a 999)
         exchange.answer = (status, text)
         if status == 401:
             exchange.refused_again = self.config.refuse(exchange.token, response.headers.get("date", ""))
@@ -249,9 +249,11 @@ class CortexHooks(CustomLogger):
 
 
 async def repair(response: httpx.Response, exchange: Exchange, reader: ChatAnswer | MessagesAnswer) -> None:
-    """Repair one answer of Cortex in place. An answer that is incomplete becomes a 502."""
-    if response.headers.get("content-type", "").startswith("text/event-stream"):
-        response.stream = exchange.stream = RepairedStream(response, exchange, reader)
+    """Repair one answer of Cortex in place. An answer that is incomplete becomes a 502, and so does a stream that
+    nobody asked for, because LiteLLM would take it for text."""
+    facts = exchange.facts or RequestFacts()
+    if facts.stream and response.headers.get("content-type", "").startswith("text/event-stream"):
+        response.stream = exchange.stream = RepairedStream(response, exchange, reader, most_events(facts))
         response.headers.pop("content-encoding", None)
         return
     raw = b""
@@ -264,6 +266,11 @@ async def repair(response: httpx.Response, exchange: Exchange, reader: ChatAnswe
     except ValueError:
         exchange.answer = (502, raw[:MAX_ERROR_BYTES].decode("utf-8", "replace"))
     response.status_code = 502
+
+
+def most_events(facts: RequestFacts) -> int:
+    """How many events a stream may have: LiteLLM keeps 5 kB of each. A token seldom takes more than one."""
+    return 2 * min(facts.limit or MAX_OUTPUT_TOKENS, MAX_OUTPUT_TOKENS) + 10_000
 
 
 # (digest of a conversation, monotonic time of its empty answer). Claude Code may retry after one empty answer. After
@@ -289,13 +296,15 @@ def record_incomplete(request: httpx.Request, exchange: Exchange, error: Incompl
 class RepairedStream(httpx.AsyncByteStream):
     """The events of Cortex's stream, repaired. A stream that ends too early is an error, never a short answer."""
 
-    def __init__(self, response: httpx.Response, exchange: Exchange, reader: ChatAnswer | MessagesAnswer) -> None:
+    def __init__(
+        self, response: httpx.Response, exchange: Exchange, reader: ChatAnswer | MessagesAnswer, most: int
+    ) -> None:
         # Wrap the stream in a Response that decompresses it, because a company's proxy may compress answers.
         self._source = httpx.Response(200, headers=response.headers, stream=response.stream)
-        self._request, self._exchange, self._reader = response.request, exchange, reader
+        self._request, self._exchange, self._reader, self._most = response.request, exchange, reader, most
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        lines, pieces, size = EventLines(), unpacked(self._source), 0
+        lines, pieces, size, count = EventLines(), unpacked(self._source), 0, 0
         try:
             with noting_failures(self._exchange):
                 async for piece in pieces:
@@ -309,6 +318,9 @@ class RepairedStream(httpx.AsyncByteStream):
                     finally:  # send the good events that came before a broken event in the same piece
                         if events:
                             yield b"".join(events)
+                    count += len(events)
+                    if count > self._most:
+                        raise IncompleteAnswerError(f"more than {self._most} events")
                     if self._reader.is_over:
                         await drain(pieces)
                         return
