@@ -59,7 +59,8 @@ def parse_host(text: str) -> str:
     """Return https://HOST for a host name or URL. http:// is allowed only for a loopback address (the test server)."""
     parts = urlsplit(text if "://" in text else f"https://{text}")
     host = parts.hostname or ""
-    only_host = not parts.path.strip("/") and not parts.query and re.fullmatch(r"[a-z0-9.:-]+", host)
+    more = parts.path.strip("/") or parts.query or parts.fragment or parts.username or parts.password
+    only_host = not more and re.fullmatch(r"[a-z0-9.:-]+", host)
     if not only_host or parts.scheme not in {"http", "https"}:
         raise ConfigError(f"SNOWFLAKE_HOST is {text!r}; it must be a host name like ACCOUNT.snowflakecomputing.com.")
     if parts.scheme == "http" and not re.fullmatch(r"localhost|127(\.\d+){3}|::1", host):

@@ -90,8 +90,12 @@ def refuse_foreign(path: Path, status: os.stat_result) -> None:
 
 def read_own(path: Path) -> bytes:
     """The bytes of a file that no third user has put there. Raises OSError or ConfigError."""
-    with path.open("rb") as file:
-        refuse_foreign(path, os.fstat(file.fileno()))
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # (opening a pipe would wait for ever)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        refuse_foreign(path, status)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a file")
         return file.read()
 
 

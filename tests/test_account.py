@@ -62,7 +62,13 @@ def test_a_host_may_be_given(text: str, url: str) -> None:
 
 
 @pytest.mark.keeps("token-to-snowflake-only")
-@pytest.mark.parametrize("text", ["http://abc.example.com", "http://10.0.0.1", "ftp://abc", "abc/def", "a b"])
-def test_a_host_without_https_or_with_a_path_is_refused(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("http://abc.example.com", "http://10.0.0.1", "ftp://abc", "abc/def", "a b"),
+        *("https://me:word@abc.example.com", "https://abc.example.com#.snowflakecomputing.com"),
+    ],
+)
+def test_a_host_without_https_or_with_more_than_a_name_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="SNOWFLAKE_HOST"):
         parse_host(text)

@@ -127,6 +127,30 @@ def test_the_oldest_idle_connection_makes_room_for_a_new_one(monkeypatch: pytest
         assert answer.startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize("framing", ["Transfer-Encoding: chunked", "Content-Length: 1000000000"])
+@pytest.mark.keeps("connections")
+def test_an_endless_body_without_the_key_is_answered_and_not_parsed(framing: str) -> None:
+    chunks = b"1\r\nx\r\n" * 10_000
+
+    async def attack(port: int) -> tuple[bytes, bytes, float]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        writer.write(f"{head}Content-Type: application/json\r\n{framing}\r\n\r\n".encode())
+        refused, began = await reader.read(1000), time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - began < 10:
+                writer.write(chunks)
+                await writer.drain()
+        writer.close()
+        seconds = time.monotonic() - began
+        return refused, await talk(port, f"HEAD / HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n"), seconds
+
+    refused, alive, seconds = served(attack)
+    assert refused.startswith(b"HTTP/1.1 401")
+    assert alive.startswith(b"HTTP/1.1 200")
+    assert seconds < 8  # the connection has ended
+
+
 def test_more_requests_than_there_is_room_for_get_an_answer_that_is_repeated() -> None:
     async def ask() -> tuple[list[Any], list[Any]]:
         door: Any = FrontDoor(lambda *_: None, key=KEY, port=1, config=None)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from bundle.errors import ConfigError
 from bundle.files import instance_lock, refuse_foreign
 from bundle.proxy.live_config import LiveConfig
 from bundle.refresher import Refresher, refresh
-from bundle.settings import Settings, load_settings, master_key, renew_key
+from bundle.settings import Settings, load_settings, master_key, renew_key, saved_key
 from point_claude import write_run_file
 from tests.claude_home import BLOCK
 from tests.set_up import BUNDLE
@@ -181,3 +181,9 @@ def test_the_env_file_stays_private_under_umask_0_and_keeps_its_link(settings: S
         assert stat.S_IMODE((settings.folder / name).stat().st_mode) == 0o600
     assert (settings.folder / ".env").is_symlink()
     assert "SNOWFLAKE_USER" in real.read_text()
+
+
+def test_a_pipe_in_the_place_of_the_key_is_named_and_not_waited_for(settings: Settings) -> None:
+    os.mkfifo(settings.folder / ".master_key", 0o600)
+    with pytest.raises(ConfigError, match="it is not a file"):
+        saved_key(settings)

@@ -168,6 +168,8 @@ def test_the_deepest_body_that_passes_has_100_levels() -> None:
         return b'{"a":' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"
 
     parse(nested(MAX_DEPTH))
+    with pytest.raises(BodyError, match="more than 300000 objects"):
+        parse(b'{"messages": [' + b"{}," * 300_000 + b"{}]}")
     with pytest.raises(BodyError):
         parse(nested(MAX_DEPTH + 1))
 

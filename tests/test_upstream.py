@@ -257,7 +257,7 @@ def test_an_endless_body_is_an_error_at_its_bound(proxy: Proxy, route: str) -> N
             connection.sendall(chunk(b" " * 2**19))
 
     proxy.upstream.answer = answer
-    assert "more than 16 MiB" in error_of(proxy.asked(route, stream=False))
+    assert "more than 4 MiB" in error_of(proxy.asked(route, stream=False))
 
 
 @pytest.mark.keeps("answer-limit")
@@ -274,7 +274,7 @@ def test_a_packed_body_is_unpacked_once_and_to_its_bound(proxy: Proxy, route: st
 
     proxy.upstream.answer = answer
     message = error_of(proxy.asked(route, stream=False))
-    assert ("more than 16 MiB" in message) == (times == 1)
+    assert ("more than 4 MiB" in message) == (times == 1)
 
 
 @ROUTES

@@ -166,7 +166,7 @@ def test_a_stream_that_nobody_asked_for_is_an_error_and_none_of_its_words_is_log
     upstream.ended.clear()
     answer = set_up.ask("hello", stream=False)
     assert answer.status_code == 502
-    assert "more than 16 MiB" in answer.text
+    assert "more than 4 MiB" in answer.text
     assert "word word" not in set_up.log("claude_proxy.py")
 
 

@@ -31,6 +31,7 @@ from bundle.render import is_cortex
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Chunks = AsyncGenerator[Any, None]
 
+MANY_CHUNKS = 2_000
 CHUNKS_AHEAD = 64  # more would only help a client that is slower than the model
 WARM_UP_SECONDS = 30  # the test requests take one second; they must not block the start
 _CORE = "litellm.litellm_core_utils"
@@ -164,7 +165,9 @@ def usage_from_the_end(changes: Changes) -> None:
         def build(chunks: list[Any], *args: Any, **kwargs: Any) -> Any:
             ends = [chunk for chunk in chunks[-5:] if any(choice.finish_reason for choice in chunk.choices)]
             usages = [chunk for chunk in chunks[-5:] if getattr(chunk, "usage", None)]
-            return old([*ends, *usages] if usages else chunks, *args, **kwargs)
+            # Without a usage, LiteLLM counts the words of all chunks. For a long answer that would stop all sessions.
+            few = [*ends, *usages] if usages else chunks[-5:] if len(chunks) > MANY_CHUNKS else chunks
+            return old(few, *args, **kwargs)
 
         return build
 

@@ -22,6 +22,7 @@ from bundle.cortex.surrogates import without_halves
 # Images are taken out before a request goes to Cortex, which takes 20 MiB, so more than that may come in.
 MAX_BODY_BYTES = 64 * 2**20
 MAX_DEPTH = 100  # LiteLLM and the hooks copy a body by recursion, and Python allows about 1000 calls inside each other
+MAX_NODES = 300_000  # objects and lists; a million tokens of a session have some ten thousand
 BODY_SECONDS = 60  # from this machine a body comes in milliseconds
 # The fields that pass, with their types (None is as good as no field): those that Cortex takes, `cache_control` (a
 # client marks the whole prompt for the cache) and `output_format` (of older clients). `metadata` names the user's
@@ -93,11 +94,15 @@ _TOO_DEEP = f"The body is nested more than {MAX_DEPTH} levels deep. Start again 
 
 def _is_deeper(body: dict[str, Any], most: int) -> bool:
     level: list[Any] = [body]
+    count = 0
     for _ in range(most):
         inner = (node.values() if isinstance(node, dict) else node for node in level)
         level = [node for nodes in inner for node in nodes if isinstance(node, (dict, list))]
         if not level:
             return False
+        count += len(level)
+        if count > MAX_NODES:
+            raise BodyError(f"The body has more than {MAX_NODES} objects and lists. Try /compact.")
     return True
 
 

@@ -24,7 +24,7 @@ WHOLE_ANSWER_SECONDS = 600  # an answer that is not streamed comes at once at it
 DRAIN_SECONDS = 1  # for the last bytes after the end of a stream; without them the connection cannot be used again
 MAX_ERROR_BYTES = 64 * 2**10
 LITELLM_ERROR_BYTES = 2 * 2**10  # LiteLLM takes half a second for 64 kB, and meanwhile no session goes on
-MAX_BODY_BYTES = 16 * 2**20  # of an answer that is not streamed; the longest one has about one
+MAX_BODY_BYTES = 4 * 2**20  # of an answer that is not streamed; the longest one has about one
 MAX_STREAM_BYTES = 64 * 2**20  # the longest answer has 131,072 tokens, and an event for each takes 300 bytes
 
 
