@@ -151,6 +151,15 @@ def test_an_endless_body_without_the_key_is_answered_and_not_parsed(framing: str
     assert seconds < 8  # the connection has ended
 
 
+@pytest.mark.keeps("connections")
+def test_a_connection_goes_on_after_a_refused_request_whose_body_comes_late() -> None:
+    async def ask(port: int) -> bytes:
+        head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 2\r\n\r\n"
+        return await talk(port, head, "{}", head.replace("\r\n", "\r\nConnection: close\r\n", 1), "{}")
+
+    assert served(ask).count(b"HTTP/1.1 401") == 2
+
+
 def test_more_requests_than_there_is_room_for_get_an_answer_that_is_repeated() -> None:
     async def ask() -> tuple[list[Any], list[Any]]:
         door: Any = FrontDoor(lambda *_: None, key=KEY, port=1, config=None)  # type: ignore[arg-type]

@@ -7,7 +7,8 @@ Security invariants
 - A connection on which no request with the key is being answered costs nobody else an answer: when there are too many
   connections, the oldest of these is closed.
 - The head of a request must come within HEAD_SECONDS. (For its body see request_body.py.)
-- After an answer, no more of its request is parsed. Uvicorn would parse an endless body, and nothing else would go on.
+- After an answer, little more of its request is parsed. Uvicorn would parse an endless body, and nothing else would
+  go on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 20  # from this machine a head comes in milliseconds
-LINGER_SECONDS = 1  # between an early answer and the end of its connection, so that the client can read the answer
+LEFTOVER_BYTES = 64 * 2**10  # of a request after its answer: many clients send head and body apart
+LINGER_SECONDS = 1  # before the connection is closed, so that the client can read the answer
 DESCRIPTORS = 8192  # what the proxy asks the system for
 MAX_CONNECTIONS = 1024  # twice as many as front_door.MAX_REQUESTS, because Claude Code keeps unused ones open
 
@@ -43,7 +45,8 @@ class BoundedProtocol(H11Protocol):
     """Uvicorn's connection, with a deadline and with a limit of connections."""
 
     _deadline: asyncio.TimerHandle | None = None
-    _is_refused = False  # the answer was sent before the whole request had come
+    _leftover = 0  # how many bytes of a request may still come after its answer
+    _is_dropped = False  # more came than that
     _since = 0.0  # when this connection was opened or began its last request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -55,13 +58,16 @@ class BoundedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
-            self._is_refused = True
-            self.loop.call_later(LINGER_SECONDS, self.drop)
+        self._leftover = LEFTOVER_BYTES
 
     def data_received(self, data: bytes) -> None:
-        if self._is_refused:
-            return
+        if self.cycle is not None and self.cycle.response_complete and self.conn.their_state is h11.SEND_BODY:
+            self._leftover -= len(data)
+            if self._leftover < 0:
+                if not self._is_dropped:
+                    self._is_dropped = True
+                    self.loop.call_later(LINGER_SECONDS, self.drop)
+                return
         if self._deadline is None or self.timeout_keep_alive_task is not None:  # the first bytes of another request
             self._start_deadline()
         super().data_received(data)
