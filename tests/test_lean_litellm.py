@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -329,3 +330,19 @@ def test_chunks_of_another_shape_than_openai_documents_pass(running: SetUp) -> N
 
 
 TOOL = {"name": "Bash", "description": "Run a command", "input_schema": {"type": "object", "properties": {}}}
+
+
+def test_the_end_of_a_long_stream_without_a_usage_is_built_from_few_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    import litellm  # noqa: PLC0415 - takes seconds, and most tests here do not need it
+
+    built: list[int] = []
+    monkeypatch.setattr(litellm, "stream_chunk_builder", lambda chunks, *_, **__: built.append(len(chunks)))
+    chunk = SimpleNamespace(choices=[SimpleNamespace(finish_reason=None)])
+    changes = Changes()
+    lean_litellm.usage_from_the_end(changes)
+    try:
+        for number in (lean_litellm.MANY_CHUNKS, lean_litellm.MANY_CHUNKS + 1):
+            litellm.stream_chunk_builder([chunk] * number)
+    finally:
+        changes.take_back()
+    assert built == [lean_litellm.MANY_CHUNKS, 5]
