@@ -57,7 +57,7 @@ start: install ## ask for missing settings, start, wait for the first answer
 	@$(PY) doctor.py --wait
 	@echo "Run Claude Code on it, in any folder:"
 	@$(PY) point_claude.py --file
-	@echo "To make every plain 'claude' use the proxy: $(PY) point_claude.py (to undo that, add --undo)"
+	@echo "To make every plain 'claude' use the proxy (to undo it, add --undo): $(PY) point_claude.py"
 
 .PHONY: demo
 demo: install ## try all this without a Snowflake account: a stand-in answers

@@ -117,6 +117,8 @@ def port_owner(port: int) -> str:
     if not pid:
         return ""
     command = output_of("ps", "-o", "args=", "-p", pid, environ=os.environ)
+    with suppress(OSError):  # small containers have no `ps`
+        command = command or Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
     if "/claude_proxy.py" in command:  # its path may contain spaces, which would break the split below
         return f"python claude_proxy.py (pid {pid})"
     # Another program's arguments may contain secrets, so only the program and its first argument are shown.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -138,3 +140,20 @@ def test_the_status_of_a_set_up_that_does_not_run_points_to_the_doctor(set_up: S
     assert done.returncode == 1
     assert "make doctor" in done.stdout
     assert "none yet" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="reads Linux's /proc")
+def test_our_proxy_is_known_on_its_port_without_ps_and_lsof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "claude_proxy.py"
+    script.write_text(
+        "import socket\nlistener = socket.create_server(('127.0.0.1', 0))\n"
+        "print(listener.getsockname()[1], flush=True)\nlistener.accept()\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            port = int(process.stdout.readline())
+            monkeypatch.setenv("PATH", str(tmp_path))
+            assert supervisor.port_owner(port) == f"python claude_proxy.py (pid {process.pid})"
+        finally:
+            process.kill()

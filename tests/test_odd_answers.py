@@ -112,14 +112,14 @@ def test_a_server_that_goes_away_in_a_stream_is_named(running: SetUp, body: byte
 
 
 def test_an_answer_that_repeats_itself_arrives_whole(running: SetUp, route: str) -> None:
+    if route != "chat":
+        pytest.skip("LiteLLM translates nothing on this route")
     line = json.dumps({"choices": [{"index": 0, "delta": {"content": "a | "}}]})
-    if route == "chat":  # (the other route translates nothing)
-        running.stub.replay = [
-            f"data: {line}\n\n" * 150 + 'data: {"choices": [], "usage": {"completion_tokens": 9}}\n\ndata: [DONE]\n\n'
-        ]
-        answer = running.ask("hi", MODEL, stream=True)
-        assert answer.text.count('"text":"a | "') + answer.text.count('"text": "a | "') == 150
-        assert events(answer)[-1]["type"] == "message_stop"
+    end = 'data: {"choices": [], "usage": {"completion_tokens": 9}}\n\ndata: [DONE]\n\n'
+    running.stub.replay = [f"data: {line}\n\n" * 150 + end]
+    answer = events(running.ask("hi", MODEL, stream=True))
+    assert "".join(event.get("delta", {}).get("text", "") for event in answer) == "a | " * 150
+    assert answer[-1]["type"] == "message_stop"
 
 
 @pytest.mark.parametrize("stream", [True, False])

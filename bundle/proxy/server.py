@@ -109,11 +109,12 @@ def take_port(settings: Settings) -> socket.socket:
             owner = port_owner(port)
             is_ours = "claude_proxy.py" in owner
             if not is_ours or time.monotonic() > deadline:
-                raise ConfigError(
-                    f"port {port} is taken by {owner or 'another program'}.\n"
-                    "End that program, or put another port into .env: PROXY_PORT=8002"
-                    f"{'' if is_ours else chr(10) + renew_key(settings)}"
-                ) from None
+                lines = [
+                    f"port {port} is taken by {owner or 'another program'}.",
+                    "End that program, or put another port into .env: PROXY_PORT=8002",
+                    *([] if is_ours else [renew_key(settings)]),
+                ]
+                raise ConfigError("\n".join(lines)) from None
             if not is_logged:
                 is_logged = True
                 say(f"port {port} is still used by {owner}; waiting until it has finished")
