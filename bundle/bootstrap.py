@@ -19,6 +19,17 @@ BUNDLE = Path(__file__).absolute().parent.parent  # the folder that holds the sc
 OWN_PM2 = BUNDLE / "node_modules" / ".bin" / "pm2"  # `make install` puts PM2 here, and not on PATH
 PM2 = shlex.quote(str(OWN_PM2)) if OWN_PM2.exists() else "pm2"  # for shell commands in messages
 
+
+def make(*words: str) -> str:
+    """`make` with these targets, as a shell command that works in every folder: messages are read anywhere."""
+    return shlex.join(["make", "-C", str(BUNDLE), *words])
+
+
+def script(name: str, *arguments: str) -> str:
+    """A script of this bundle as a shell command that works in every folder."""
+    return shlex.join(["python3", str(BUNDLE / name), *arguments])
+
+
 EX_CONFIG = 78  # sysexits.h; ecosystem.config.js tells PM2 not to restart after it: a restart cannot fix a setting
 
 # The modules that the scripts import and that do not come with Python.
@@ -40,7 +51,9 @@ def enter_venv(needs: Sequence[str] = PACKAGES) -> None:
         sys.stdout.flush()
         os.execv(python, [str(python), *sys.argv])  # noqa: S606 - a list, and never a shell
     if missing := _missing(needs):
-        print(f"{sys.executable} lacks {', '.join(missing)}. Install what is needed: make install", file=sys.stderr)
+        print(
+            f"{sys.executable} lacks {', '.join(missing)}. Install what is needed: {make('install')}", file=sys.stderr
+        )
         deadline = time.monotonic() + (PACKAGE_SECONDS if os.environ.get("NODE_CHANNEL_FD") else 0)
         while _missing(needs):
             if time.monotonic() > deadline:

@@ -33,7 +33,7 @@ def start(folder: Path, code: str, **environ: str) -> subprocess.Popen[str]:
 
 def test_a_script_whose_packages_are_missing_says_so_and_how_to_install_them(folder: Path) -> None:
     process = start(folder, "bootstrap.enter_venv(['json', 'no_such_package'])")
-    expected = f"{sys.executable} lacks no_such_package. Install what is needed: make install\n"
+    expected = f"{sys.executable} lacks no_such_package. Install what is needed: make -C {folder} install\n"
     assert (process.communicate(timeout=60)[1], process.returncode) == (expected, 78)
 
 
