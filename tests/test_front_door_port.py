@@ -257,3 +257,17 @@ def test_no_token_is_in_the_body_of_an_error(running: SetUp, fault: str, stream:
         running.stub.clear_faults()
     assert "error" in answer.text
     assert not TOKEN.search(answer.text)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        ("us.anthropic.claude-opus-4-6-v1", "claude-opus-4-6"),
+        ("anthropic/claude-sonnet-4.5", "claude-sonnet-4-5"),
+        ("haiku", "claude-haiku-4-5"),
+        ("opus[1m]", "claude-opus-4-7"),
+    ],
+)
+def test_a_name_of_another_provider_is_answered(running: SetUp, asked: str, answered: str) -> None:
+    assert running.ask("hello", asked).status_code == 200
+    assert running.stub.requests[-1]["body"]["model"] == answered

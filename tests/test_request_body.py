@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bundle.cortex.messages import WIRE_FIELDS
 from bundle.proxy.front_door import FrontDoor
+from bundle.proxy.live_config import LiveConfig
 from bundle.proxy.request_body import FIELDS, MAX_DEPTH, BodyError, parse
 
 KEY = "sk-the-key-of-this-proxy-0123456789"
@@ -54,7 +56,7 @@ def through_the_door(
 ) -> tuple[Passed, int, dict[str, Any]]:
     """What LiteLLM gets of the last request, and the status and the answer for it."""
     passed, sent = Passed(), list[Any]()
-    door: Any = FrontDoor(passed, key=KEY, port=8001, config=None)  # type: ignore[arg-type]
+    door: Any = FrontDoor(passed, key=KEY, port=8001, config=LiveConfig(Path("/no/such/file")))
     good = [(b"host", b"127.0.0.1:8001"), (b"authorization", b"Bearer " + KEY.encode())]
     scope = {"type": "http", "method": "POST", "path": path, "query_string": query}
     scope["headers"] = [*good, (b"content-type", b"application/json"), *headers]

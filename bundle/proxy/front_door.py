@@ -24,8 +24,11 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from bundle import proof
 from bundle.cortex.errors import Explained, explain, explain_failure
+from bundle.cortex.names import answering
 from bundle.errors import SayOnce, clean, printable, say
 from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange
 from bundle.proxy.request_body import BodyError, check_shapes, only_fields, parse, read_body
@@ -219,6 +222,7 @@ class FrontDoor:
             if error := tool_refusal(body):
                 await self._refuse("POST", scope["path"], error, send)
                 return
+            body, raw = self._with_a_name_that_a_row_has(body, raw)
             body, raw, dropped = only_fields(body, raw)
             for name in dropped:
                 self._say_once(f"adapted for Cortex: field {printable(name, 50)} dropped")
@@ -229,6 +233,17 @@ class FrontDoor:
             raise BodyError("The body is not a Messages request.")
         else:
             await _send_json(send, 200, {"input_tokens": count})
+
+    def _with_a_name_that_a_row_has(self, body: dict[str, Any], raw: bytes) -> tuple[dict[str, Any], bytes]:
+        """A body whose model has another provider's name, or a bare alias such as `opus`, gets the name of a row."""
+        self._config.reload()
+        asked = str(body.get("model") or "")
+        name = answering(asked, [row["model_name"] for row in self._config.document.get("model_list", ())])
+        if name == asked:
+            return body, raw
+        self._say_once(f"adapted for Cortex: model {printable(asked, 100)} answered as {printable(name, 100)}")
+        body = {**body, "model": name}
+        return body, orjson.dumps(body)
 
     async def _refuse(self, method: str, path: str, error: ErrorAnswer, send: Send) -> None:
         self._log_refusal(f"refused {printable(method, 20)} {printable(path, 100)}: {error.message}")
