@@ -18,7 +18,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from bundle.bootstrap import BUNDLE, EX_CONFIG, enter_venv
@@ -26,15 +25,14 @@ from bundle.bootstrap import BUNDLE, EX_CONFIG, enter_venv
 if __name__ == "__main__":
     enter_venv()
 
+from bundle.claude_check import Problem, check, check_models
 from bundle.claude_settings import (
-    CONFLICTS,
-    Problem,
     UserSettings,
-    check,
-    config_folder,
+    is_conflict,
     proxy_entries,
-    read_settings,
+    run_file,
     to_text,
+    variables_in_force,
 )
 from bundle.errors import ConfigError, say
 from bundle.files import write_private
@@ -44,11 +42,8 @@ from bundle.settings import Settings, load_settings, master_key
 
 def write_run_file(settings: Settings, environ: Mapping[str, str]) -> Path:
     """Write the settings file for `claude --settings`, and return its path."""
-    variables = dict(environ)
-    with suppress(ConfigError):  # the user's settings may name a company proxy; an invalid file must not stop the run
-        variables |= read_settings(config_folder(environ) / "settings.json")[1].get("env", {})
-    path = settings.folder / "claude.json"
-    write_private(path, to_text(proxy_entries(settings, variables)))
+    path = run_file(settings)
+    write_private(path, to_text(proxy_entries(settings, variables_in_force(environ, Path.cwd()))))
     return path
 
 
@@ -59,6 +54,13 @@ def find_claude(environ: Mapping[str, str]) -> str:
         install = "Install it with: npm install -g @anthropic-ai/claude-code"
         raise ConfigError(f"Claude Code is not installed: there is no `claude` on PATH.\n{install}")
     return found
+
+
+def show(problems: Sequence[Problem], all_well: str = "") -> int:
+    """Print each problem with its fix, or that all is well; returns the exit status."""
+    if text := "\n".join(f"{problem.found}\n  {problem.fix}" for problem in problems) or all_well:
+        say(text)
+    return 1 if problems else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,17 +82,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = load_settings()
         if options.check:
             key = master_key(settings)
-            problems = check(settings.proxy_port, key, os.environ, Path.cwd())
+            problems = [
+                *check(settings.proxy_port, key, os.environ, Path.cwd()),
+                *check_models(settings, os.environ, Path.cwd()),
+            ]
             if (found := listener(settings.proxy_port, key)).state != "ours":
                 problems.append(Problem(found.found, found.fix))
-            lines = [f"{problem.found}\n  {problem.fix}" for problem in problems]
-            say("\n".join(lines) or f"A claude started here reaches http://127.0.0.1:{settings.proxy_port}.")
-            return 1 if problems else 0
+            return show(problems, f"A claude started here reaches http://127.0.0.1:{settings.proxy_port}.")
         if options.run is not None:
             claude = find_claude(os.environ)
             require_proxy(settings)
             path = write_run_file(settings, os.environ)
-            environ = {name: value for name, value in os.environ.items() if name not in CONFLICTS}
+            environ = {name: value for name, value in os.environ.items() if not is_conflict(name)}
             sys.stdout.flush()  # execve replaces this process and drops what is still in the buffer
             os.execve(claude, [claude, "--settings", str(path), *options.run], environ)  # noqa: S606
         elif options.file:
@@ -104,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             user = UserSettings(os.environ)
             print("\n".join(user.point(proxy_entries(settings, {**os.environ, **user.own.get("env", {})}))))
+            return show(check(settings.proxy_port, master_key(settings), os.environ, Path.cwd()))
     except ConfigError as error:
         print(f"point_claude.py: {error}", file=sys.stderr, flush=True)
         return EX_CONFIG

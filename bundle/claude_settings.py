@@ -1,4 +1,4 @@
-"""Claude Code's settings: the entries that make it use the proxy, the user's settings.json, and a check of all files.
+"""Claude Code's settings: the entries that make it use the proxy, and the user's settings.json.
 
 Claude Code rewrites settings.json itself, so this module edits the file as JSON, and keeps its order, indentation and
 last newline. While settings.json has the entries, two more files are beside it: `settings.json.before-cortex` is a copy
@@ -17,11 +17,12 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any
 
 import yaml
 
+from bundle.bootstrap import script
+from bundle.cortex.names import FAMILIES
 from bundle.errors import ConfigError
 from bundle.files import make_private_folder, write_private
 from bundle.settings import Settings, master_key
@@ -34,14 +35,29 @@ SWITCHES = {
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",  # telemetry, error reports and update checks go to Anthropic
     "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",  # a line that differs in each session, so that sessions share no cache
 }
-FAMILIES = ("opus", "sonnet", "haiku", "fable")  # the aliases of /model
 DENIED = "WebSearch"  # runs on Anthropic's servers; Cortex has no such tool
 PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
-# These add a second key to the requests, or send the requests elsewhere. An empty value switches them off.
-CONFLICTS = ("ANTHROPIC_API_KEY", "CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY")
+# `CLAUDE_CODE_USE_` and a provider sends the requests to that provider. An empty value switches it off.
+PROVIDERS = ("BEDROCK", "VERTEX", "FOUNDRY", "MANTLE", "ANTHROPIC_AWS", "ANTHROPIC_GOOGLE_CLOUD", "GATEWAY")
+TO_PROVIDER = "CLAUDE_CODE_USE_"
+NO_PROVIDER = frozenset(f"{TO_PROVIDER}{name}" for name in ("POWERSHELL_TOOL", "NATIVE_FILE_SEARCH", "COWORK_PLUGINS"))
+# These add a second key to the requests, or send the requests elsewhere.
+CONFLICTS = ("ANTHROPIC_API_KEY", *(f"{TO_PROVIDER}{name}" for name in PROVIDERS))
+OTHERS: Json = {  # entries beside `env` and `permissions`
+    "skipWebFetchPreflight": True,  # else WebFetch asks claude.ai about each domain, and fails where that is blocked
+    "apiKeyHelper": "",  # a program of the user that prints another key
+}
+ALIAS = "ANTHROPIC_DEFAULT_"  # the variables that set the model of an alias start with it
 EXPORTED = "the exported variable"
+NAME = "point_claude.py"
 # Only an administrator can change the settings in this folder, and they override all others.
 MANAGED = Path("/Library/Application Support/ClaudeCode" if sys.platform == "darwin" else "/etc/claude-code")
+
+
+def is_conflict(name: str) -> bool:
+    """Whether a variable adds a second key, or sends the requests elsewhere. New releases of Claude Code know more
+    providers than PROVIDERS."""
+    return name in CONFLICTS or (name.startswith(TO_PROVIDER) and name not in NO_PROVIDER)
 
 
 def aliases(template: str) -> dict[str, str]:
@@ -54,7 +70,7 @@ def aliases(template: str) -> dict[str, str]:
     for family in FAMILIES:
         model = rows.get(f"claude-{family}-*", "").partition("/")[2]
         if model:
-            name = f"ANTHROPIC_DEFAULT_{family.upper()}_MODEL"
+            name = f"{ALIAS}{family.upper()}_MODEL"
             known = model in rows or model.startswith(f"claude-{family}-")
             variables[name] = model if known else f"claude-{family}-latest"
             variables[f"{name}_NAME"] = re.sub(r"(\d)-(?=\d)", r"\1.", model).replace("-", " ").title()
@@ -74,22 +90,28 @@ def around_proxy(environ: Mapping[str, str]) -> dict[str, str]:
     return listed
 
 
-def proxy_entries(settings: Settings, environ: Mapping[str, str]) -> Json:
-    """The entries that Claude Code's settings need, with the proxy's key. Raises ConfigError."""
+def models_of(settings: Settings) -> dict[str, str]:
+    """The variables of `aliases`, from the template of this set-up. Raises ConfigError."""
     try:
-        models = aliases(settings.template_path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError) as error:
+        return aliases(settings.template_path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
         why = " ".join(str(error).split())
         raise ConfigError(f"cannot read the models in {settings.template_path}: {why}") from None
+
+
+def proxy_entries(settings: Settings, environ: Mapping[str, str]) -> Json:
+    """The entries that Claude Code's settings need, with the proxy's key. `environ` has all variables that Claude Code
+    would get without them. Raises ConfigError."""
     env = {
         "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{settings.proxy_port}",
         "ANTHROPIC_AUTH_TOKEN": master_key(settings),
-        **models,
+        **models_of(settings),
         **SWITCHES,
         **dict.fromkeys(CONFLICTS, ""),
+        **dict.fromkeys(filter(is_conflict, environ), ""),
         **around_proxy(environ),
     }
-    return {"env": env, "permissions": {"deny": [DENIED]}}
+    return {"env": env, "permissions": {"deny": [DENIED]}, **OTHERS}
 
 
 def config_folder(environ: Mapping[str, str]) -> Path:
@@ -131,18 +153,23 @@ def with_entries(tree: Json, entries: Json) -> Json:
     permissions = tree.get("permissions", {})
     deny = permissions.get("deny", [])
     deny = deny if DENIED in deny else [*deny, DENIED]
+    others = {name: entries[name] for name in OTHERS if name in entries}
     env = {**tree.get("env", {}), **entries["env"]}
-    return {**tree, "env": env, "permissions": {**permissions, "deny": deny}}
+    return {**tree, "env": env, "permissions": {**permissions, "deny": deny}, **others}
 
 
 def without_entries(now: Json, before: Json, written: Json) -> Json:
     """The settings `now`, where each `written` entry that is still unchanged gets its old value back, or is removed."""
     tree = copy.deepcopy(now)
     env, permissions, old = tree.get("env", {}), tree.get("permissions", {}), before.get("permissions", {})
+    # (An older release did not write these, but its record may hold the user's.)
+    others = {name: written[name] for name in OTHERS if name in written and "replaced_others" in written}
     replaced = written["replaced"] if "replaced" in written else before.get("env", {})
-    for name, value in written.get("env", {}).items():
-        if name in env and env[name] == value:
-            env.update({name: replaced[name]}) if name in replaced else env.pop(name)
+    replaced_others: Json = written.get("replaced_others", {})
+    for place, entries, values in ((env, written.get("env", {}), replaced), (tree, others, replaced_others)):
+        for name, value in entries.items():
+            if name in place and place[name] == value:
+                place.update({name: values[name]}) if name in values else place.pop(name)
     added = DENIED in written.get("permissions", {}).get("deny", []) and DENIED not in old.get("deny", [])
     if added and DENIED in permissions.get("deny", []):
         permissions["deny"].remove(DENIED)
@@ -161,12 +188,12 @@ class UserSettings:
         # An older release wrote all settings to the second file, and not only the entries. Both forms are read alike.
         self.backup, self.record = (self.path.with_name(f"settings.json.{word}-cortex") for word in ("before", "with"))
         self.backup_text, self.before = read_settings(self.backup)
-        self.record_text, written = read_settings(self.record)
+        self.record_text, self.written = read_settings(self.record)
         self.on_disk, self.now = read_settings(self.path)
         self.text = self.on_disk
         if self.on_disk is None:  # the user removed settings.json, or never had one
             self.text, self.now = self.backup_text, self.before
-        self.own = without_entries(self.now, self.before, written)  # the user's own settings
+        self.own = without_entries(self.now, self.before, self.written)  # the user's own settings
         self.pointed = self.own != self.now
         original = self.backup if self.pointed else self.target
         self.mode = stat.S_IMODE(original.stat().st_mode) if original.exists() else 0o600
@@ -179,7 +206,10 @@ class UserSettings:
 
     def point(self, entries: Json) -> list[str]:
         """Write the entries; returns the message for the user. Raises ConfigError, and then nothing has changed."""
-        tree, env, url = with_entries(self.own, entries), self.own.get("env", {}), entries["env"]["ANTHROPIC_BASE_URL"]
+        own, env, url = self.own, self.own.get("env", {}), entries["env"]["ANTHROPIC_BASE_URL"]
+        if not own.get("apiKeyHelper"):
+            entries = {name: value for name, value in entries.items() if name != "apiKeyHelper"}
+        tree = with_entries(own, entries)
         if self.on_disk is not None and tree == self.now:
             return [f"{self.path} already points Claude Code at {url}."]
         make_private_folder(self.path.parent)
@@ -187,7 +217,9 @@ class UserSettings:
             write_private(self.backup, self.text)
             self.backup.chmod(self.mode)
         replaced = {name: env[name] for name in entries["env"] if name in env}
-        write_private(self.record, to_text({**entries, "replaced": replaced}))
+        replaced_others = {name: own[name] for name in OTHERS if name in entries and name in own}
+        record = {**entries, "replaced": replaced, "replaced_others": replaced_others}
+        write_private(self.record, to_text(record))
         try:
             self._write(to_text(tree, self.text))
         except ConfigError:
@@ -197,12 +229,21 @@ class UserSettings:
                 self.record.unlink()
                 self.backup.unlink(missing_ok=True)
             raise
-        lines = [f"{self.path} now points Claude Code at {url}.", "Undo this with: python3 point_claude.py --undo"]
+        lines = [f"{self.path} now points Claude Code at {url}.", f"Undo this with: {script(NAME, '--undo')}"]
+        if "apiKeyHelper" in replaced_others:
+            lines.append("Its apiKeyHelper is off until then: it adds a key that is not the proxy's.")
         if self.mode & 0o077 and not self.pointed:
             lines.append(f"Other users could read {self.target}; now only you can, because it holds the proxy's key.")
         if self.path.is_symlink():
             lines.append(f"{self.path} is a link. Keep {self.target} out of version control: it holds the proxy's key.")
         return lines
+
+    def has_old_models(self, models: Mapping[str, str]) -> bool:
+        """Whether the entries give another model to an alias of /model than `models`, which the template gives now."""
+        env, written = self.now.get("env", {}), self.written.get("env", {})
+        names = {name for name in {*written, *models} if name.startswith(ALIAS) and name.endswith("_MODEL")}
+        ours = {name for name in names if env.get(name) == written.get(name)}  # the user has not changed them
+        return self.pointed and any(env.get(name) != models.get(name) for name in ours)
 
     def undo(self) -> list[str]:
         """Remove the entries; returns the message for the user. Raises ConfigError, and then nothing has changed."""
@@ -223,67 +264,56 @@ class UserSettings:
         return [f"{self.path} no longer points at the proxy.{removed}"]
 
 
-class Problem(NamedTuple):
-    """A reason why `claude` does not use the proxy, and the fix; `final`: the reason stops `make claude` too."""
-
-    found: str
-    fix: str
-    final: bool = False
-
-
-ALL_RUNS = "python3 point_claude.py"
-NOT_POINTED = Problem("nothing points Claude Code at the proxy", f"For all runs: {ALL_RUNS}; for one run: make claude")
-
-
 def settings_in_force(environ: Mapping[str, str], folder: Path) -> list[tuple[str, Json]]:
     """(where, settings) of everything that a `claude` started in `folder` reads. Later ones override earlier ones."""
-    paths = [
+    return [
+        (EXPORTED, {"env": dict(environ)}),
+        *((str(path), read_settings(path)[1]) for path in files(environ, folder)),
+    ]
+
+
+def files(environ: Mapping[str, str], folder: Path) -> list[Path]:
+    """The settings files that a `claude` started in `folder` reads."""
+    return [
         config_folder(environ) / "settings.json",
         folder / ".claude" / "settings.json",
         folder / ".claude" / "settings.local.json",
         MANAGED / "managed-settings.json",
         *sorted((MANAGED / "managed-settings.d").glob("*.json")),
     ]
-    return [(EXPORTED, {"env": dict(environ)}), *((str(path), read_settings(path)[1]) for path in paths)]
 
 
-def check(port: int, key: str, environ: Mapping[str, str], folder: Path) -> list[Problem]:
-    """The reasons why a `claude` started in `folder` does not use the proxy on `port` with `key`; empty if it does."""
-    found = settings_in_force(environ, folder)
-    values = {name: str(value) for _, tree in found for name, value in tree.get("env", {}).items()}
-    places = {name: where for where, tree in found for name in tree.get("env", {})}
+def variables_in_force(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The variables that a `claude` started in `folder` gets. A file that cannot be read counts as empty: it must not
+    stop a run."""
+    variables = dict(environ)
+    for path in files(environ, folder):
+        with suppress(ConfigError):
+            variables |= read_settings(path)[1].get("env", {})
+    return variables
 
-    def problem(name: str, wrong: str, where: str, fix: str = "") -> Problem:
-        final = where.startswith(str(MANAGED))
-        fix = "Only whoever manages this machine can change it" if final else fix or f"Take {name} out of {where}"
-        return Problem(f"{name} {wrong}: {where}", fix, final)
 
-    def wrong_entry(name: str, wrong: str, fix: str = "") -> Problem:
-        where = places.get(name, "no setting")
-        overwritten = where in {"no setting", EXPORTED, str(config_folder(environ) / "settings.json")}
-        return problem(name, wrong, where, ALL_RUNS if overwritten else fix)
+# ------------------------------------------------------------------------------------- after a change of the template
 
-    others = []
-    for name in CONFLICTS:
-        value, where = values.get(name, ""), places.get(name, "")
-        if value if name.endswith("KEY") else value.lower() in {"1", "true", "yes", "on"}:
-            others.append(problem(name, "is set, but must not be", where, f"unset {name}" if where == EXPORTED else ""))
-    wrong = "adds a key that is not the proxy's"
-    others += [problem("apiKeyHelper", wrong, where) for where, tree in found if "apiKeyHelper" in tree]
-    around = around_proxy(values)
-    wrong = "does not list 127.0.0.1, so the company proxy gets the requests"
-    for name in (name for name, value in around.items() if value != values.get(name, "")):
-        others.append(wrong_entry(name, wrong, f"Add 127.0.0.1 to {name} in {places.get(name)}"))
 
-    url, given = f"http://127.0.0.1:{port}", values.get("ANTHROPIC_BASE_URL", "")
-    if not given:
-        return [NOT_POINTED, *(other for other in others if other.final)]
-    problems = []
-    if given.rstrip("/") != url:  # `localhost` may be ::1, where another user's program can listen
-        host = "an invalid URL"
-        with suppress(ValueError):  # raised by an invalid IPv6 address
-            host = urlsplit(given).hostname or host  # show only the host: the URL may contain a password
-        problems.append(wrong_entry("ANTHROPIC_BASE_URL", f"leads to {host}, not to {url}"))
-    if values.get("ANTHROPIC_AUTH_TOKEN", "") != key:
-        problems.append(wrong_entry("ANTHROPIC_AUTH_TOKEN", "is not the proxy's key"))
-    return [*problems, *others]
+def run_file(settings: Settings) -> Path:
+    """The settings file for `claude --settings`."""
+    return settings.folder / "claude.json"
+
+
+def follow_template(settings: Settings) -> None:
+    """Give the settings file of `claude --settings`, if it exists, the models of the template. Raises ConfigError."""
+    models, path = models_of(settings), run_file(settings)
+    tree = read_settings(path)[1]
+    old = tree.get("env", {})
+    env = {name: value for name, value in old.items() if not name.startswith(ALIAS)} | models
+    if tree and env != old:
+        write_private(path, to_text({**tree, "env": env}))
+
+
+def old_models(settings: Settings, environ: Mapping[str, str]) -> str:
+    """What the user must know if the own settings have the models of an older template, else "". Raises ConfigError."""
+    user = UserSettings(environ)
+    if user.has_old_models(models_of(settings)):
+        return f"{user.path} has the models of an older template.\nGive it the new ones: {script(NAME)}"
+    return ""

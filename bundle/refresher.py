@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.bootstrap import PM2
+from bundle.claude_settings import follow_template, old_models
 from bundle.errors import ConfigError, say
 from bundle.files import Stamp, stamp, write_private
 from bundle.render import render_config
@@ -104,8 +105,9 @@ class Refresher:
         load: Callable[[], Settings],
         clock: Callable[[], float] = time.time,
         log: Callable[[str], None] = say,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
-        self._load, self._clock, self._log = load, clock, log
+        self._load, self._clock, self._log, self._environ = load, clock, log, environ
         self.settings = load()
         self.last: Written | None = None
         self.state = RefresherState(pid=os.getpid())
@@ -114,6 +116,7 @@ class Refresher:
         self._retry_at = 0.0
         self._failed_sources: Stamp = ()
         self._logged_error: str | None = None
+        self._told = ""  # what was logged last about Claude Code's own settings
 
     def step(self, *, force: bool = False) -> bool:
         """Refresh if a refresh is due; return whether a new configuration was written. Never raises ConfigError."""
@@ -154,6 +157,15 @@ class Refresher:
         )
         self._log(f"new token, valid until {clock_time(token.expires_at)}, because {reason}")
         self._save_state()
+        self._follow_template()
+
+    def _follow_template(self) -> None:
+        """Claude Code's aliases follow the template. Nothing that fails here may count as a failed refresh."""
+        with suppress(ConfigError, OSError):
+            follow_template(self.settings)
+            told, self._told = self._told, old_models(self.settings, self._environ)
+            if self._told and self._told != told:
+                self._log(self._told)
 
     def _record_failure(self, now: float, sources: Stamp, error: Exception) -> None:
         self._failures += 1

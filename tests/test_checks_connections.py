@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bundle import claude_settings, proof
+from bundle.bootstrap import script
 from bundle.checks import connections
 from bundle.checks.connections import claude, proxy, reachable_from_outside, snowflake
 from bundle.checks.finding import Finding, read_installation
@@ -242,7 +243,7 @@ def test_it_says_where_a_plain_claude_goes(set_up: SetUp, tmp_path: Path, monkey
     ours = {"ANTHROPIC_BASE_URL": f"http://127.0.0.1:{set_up.port}/", "ANTHROPIC_AUTH_TOKEN": key}
     assert point(set_up, **ours) == Finding("Goes to", "ok", "the proxy")
     lost = point(set_up, **{**ours, "ANTHROPIC_AUTH_TOKEN": SECRET})
-    assert (lost.state, lost.fix) == ("warn", "python3 point_claude.py")
+    assert (lost.state, lost.fix) == ("warn", script("point_claude.py"))
     assert SECRET not in lost.found
     monkeypatch.setattr(claude_settings, "MANAGED", tmp_path)
     (tmp_path / "managed-settings.json").write_text(json.dumps({"env": {"ANTHROPIC_BASE_URL": "https://g.example"}}))

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bundle import claude_settings
-from bundle.claude_settings import NOT_POINTED, aliases, around_proxy
+from bundle.bootstrap import script
+from bundle.checks import processes
+from bundle.checks.finding import read_installation
+from bundle.claude_settings import (
+    OTHERS,
+    aliases,
+    around_proxy,
+    follow_template,
+    old_models,
+    proxy_entries,
+    run_file,
+    to_text,
+)
 from bundle.errors import ConfigError
 from bundle.files import write_private
+from bundle.settings import load_settings
 from tests.claude_home import BLOCK, TEMPLATE, USERS, Home, text_of
 from tests.set_up import BareSetUp
 
@@ -20,6 +33,7 @@ OTHER_ENV = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8123", "ANTHROPIC_AUTH_TOKE
 EDITS: dict[str, Any] = {
     "nothing": {},
     "an entry": {"theirs": {"new": [1]}},
+    "an entry beside env": {"skipWebFetchPreflight": False, "apiKeyHelper": "new"},
     "some of ours": {"env": {"ANTHROPIC_BASE_URL": "http://127.0.0.1:3456", "SWITCH": "2"}},
     "the deny list": {"permissions": {"deny": ["WebFetch"]}},
 }
@@ -118,6 +132,55 @@ def test_a_write_that_fails_changes_nothing(home: Home, monkeypatch: pytest.Monk
     assert {path: path.read_bytes() for path in home.folder.iterdir()} == before
 
 
+@pytest.mark.parametrize("theirs", [{}, {"skipWebFetchPreflight": False}, {"apiKeyHelper": "print-a-key"}])
+def test_what_stands_beside_env_is_replaced_and_comes_back(home: Home, theirs: dict[str, Any]) -> None:
+    before = home.write(json.dumps(theirs))
+    said = home.settings.point({**BLOCK, **OTHERS})
+    assert home.tree["skipWebFetchPreflight"] is True
+    assert home.tree.get("apiKeyHelper") == ("" if "apiKeyHelper" in theirs else None)
+    assert ("apiKeyHelper is off" in "".join(said)) == ("apiKeyHelper" in theirs)
+    home.settings.point({**BLOCK, **OTHERS, "env": OTHER_ENV})
+    home.settings.undo()
+    assert text_of(home.path) == before
+
+
+def test_what_an_older_release_has_recorded_of_the_user_s_settings_is_not_taken_for_ours(home: Home) -> None:
+    before = home.write('{"skipWebFetchPreflight": true}')
+    home.settings.point(BLOCK)
+    shutil.copy(home.path, home.folder / "settings.json.with-cortex")
+    home.path.write_text(json.dumps({**home.tree, "new": 1}))
+    home.settings.undo()
+    assert home.tree == {**json.loads(before), "new": 1}
+
+
+def test_the_models_of_both_settings_files_follow_the_template(
+    home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    template = tmp_path / "litellm_config.template.yaml"
+    template.write_text(TEMPLATE)
+    monkeypatch.setattr("bundle.settings.BUNDLE", tmp_path)
+    settings = load_settings(home.set_up.environ)
+    assert settings.template_path == template  # so that this can never write into the bundle
+    follow_template(settings)
+    assert not run_file(settings).exists()  # nobody uses it yet
+    entries = proxy_entries(settings, {})
+    write_private(run_file(settings), to_text(entries))
+    home.settings.point(entries)
+    assert not old_models(settings, home.set_up.environ)
+    template.write_text(TEMPLATE.replace("claude-opus-4-7", "claude-opus-9"))
+    follow_template(settings)
+    written = json.loads(run_file(settings).read_text())
+    assert written["env"]["ANTHROPIC_DEFAULT_OPUS_MODEL"] == "claude-opus-9"
+    assert written == proxy_entries(settings, {})
+    assert stat.S_IMODE(run_file(settings).stat().st_mode) == 0o600
+    said = old_models(settings, home.set_up.environ)
+    assert str(home.path) in said
+    assert said.endswith(script("point_claude.py"))
+    assert said in processes.status(read_installation(home.set_up.environ, 0))[0]
+    home.path.write_text(json.dumps(added(home.tree, {"env": {"ANTHROPIC_DEFAULT_OPUS_MODEL": "mine"}})))
+    assert not old_models(settings, home.set_up.environ)  # what the user has chosen is not old
+
+
 def test_an_alias_is_named_after_the_model_that_answers_and_asks_for_a_name_that_the_template_routes_to_it() -> None:
     variables = aliases(TEMPLATE)
     assert variables["ANTHROPIC_DEFAULT_OPUS_MODEL"] == "claude-opus-4-7"
@@ -141,61 +204,3 @@ def test_a_company_proxy_is_told_to_leave_loopback_alone() -> None:
     for too_little in ("a,*", "a 127.0.0.1", "localhost"):
         around = around_proxy({"HTTP_PROXY": "http://p:1", "NO_PROXY": too_little})
         assert around == {"NO_PROXY": f"{too_little},127.0.0.1"}
-
-
-POINTED = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8001", "ANTHROPIC_AUTH_TOKEN": "sk-1"}
-AGAIN = "python3 point_claude.py"
-
-
-@pytest.mark.parametrize(
-    ("tree", "fix"),
-    [
-        ({"env": {"ANTHROPIC_BASE_URL": "https://user:hidden@x.example"}}, "Take ANTHROPIC_BASE_URL out of"),
-        ({"env": {"ANTHROPIC_AUTH_TOKEN": "hidden"}}, "Take ANTHROPIC_AUTH_TOKEN out of"),
-        ({"env": {"ANTHROPIC_API_KEY": "hidden"}}, "Take ANTHROPIC_API_KEY out of"),
-        ({"env": {"CLAUDE_CODE_USE_BEDROCK": "1"}}, "Take CLAUDE_CODE_USE_BEDROCK out of"),
-        ({"apiKeyHelper": "hidden"}, "Take apiKeyHelper out of"),
-        ({"env": {"HTTPS_PROXY": "http://p.example", "NO_PROXY": "corp"}}, "Add 127.0.0.1 to NO_PROXY in"),
-    ],
-)
-def test_check_names_the_settings_that_win(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: Any, fix: str
-) -> None:
-    monkeypatch.setattr(claude_settings, "MANAGED", tmp_path / "managed")
-    for name in (".claude/settings.local.json", "managed/managed-settings.json", "managed/managed-settings.d/1.json"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(tree))
-        (problem,) = claude_settings.check(8001, "sk-1", {"HOME": str(tmp_path), **POINTED}, tmp_path)
-        assert str(path) in problem.found
-        assert "hidden" not in problem.found
-        assert problem.final == name.startswith("managed")
-        assert problem.fix == ("Only whoever manages this machine can change it" if problem.final else f"{fix} {path}")
-        if problem.final and "apiKeyHelper" in fix:  # `make claude` fails too, so this is said in any case
-            assert claude_settings.check(8001, "sk-1", {"HOME": str(tmp_path)}, tmp_path) == [NOT_POINTED, problem]
-        path.unlink()
-
-
-@pytest.mark.parametrize(
-    ("environ", "fixes"),
-    [
-        ({}, []),
-        ({"ANTHROPIC_BASE_URL": "http://localhost:8001/"}, [AGAIN]),
-        ({"ANTHROPIC_BASE_URL": "http://localhost:8001", "https_proxy": "http://p", "NO_PROXY": "127.0.0.1"}, [AGAIN]),
-        ({"ANTHROPIC_BASE_URL": "https://user:hidden@g.example"}, [AGAIN]),
-        ({"ANTHROPIC_BASE_URL": "http://[::1"}, [AGAIN]),
-        ({"ANTHROPIC_BASE_URL": "127.0.0.1:8001"}, [AGAIN]),
-        ({"ANTHROPIC_AUTH_TOKEN": "hidden"}, [AGAIN]),
-        ({"ANTHROPIC_API_KEY": "hidden"}, ["unset ANTHROPIC_API_KEY"]),
-        ({"CLAUDE_CODE_USE_VERTEX": "True"}, ["unset CLAUDE_CODE_USE_VERTEX"]),
-        ({"CLAUDE_CODE_USE_VERTEX": "False"}, []),
-        ({"HTTPS_PROXY": "http://p"}, [AGAIN]),
-        ({"HTTPS_PROXY": "http://p", "NO_PROXY": "127.0.0.1", "no_proxy": "corp"}, [AGAIN]),
-        ({"HTTPS_PROXY": "http://p", "NO_PROXY": "*"}, []),
-    ],
-)
-def test_each_problem_comes_with_what_fixes_it(tmp_path: Path, environ: dict[str, str], fixes: list[str]) -> None:
-    problems = claude_settings.check(8001, "sk-1", {"HOME": str(tmp_path), **POINTED, **environ}, tmp_path)
-    assert [problem.fix for problem in problems] == fixes
-    assert "hidden" not in str(problems)
-    assert not any(problem.final for problem in problems)

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 import point_claude
-from bundle.claude_settings import aliases
+from bundle.bootstrap import script
+from bundle.claude_settings import aliases, proxy_entries, variables_in_force
 from bundle.errors import ConfigError
 from bundle.settings import load_settings, master_key
 from tests.checked import FakeAnswers, FakeProxy, serving
@@ -37,7 +38,8 @@ def test_nothing_is_lost_and_undo_gives_the_same_bytes_and_mode(home: Home, text
     deny = tree.get("permissions", {}).get("deny", [])
     assert home.tree["env"] == {**tree.get("env", {}), **ours}
     assert home.tree["permissions"]["deny"] == [*deny, *([] if "WebSearch" in deny else ["WebSearch"])]
-    assert {**home.tree, "env": 0, "permissions": 0} == {**tree, "env": 0, "permissions": 0}
+    expected = {**tree, "env": 0, "permissions": 0, "skipWebFetchPreflight": True}
+    assert {**home.tree, "env": 0, "permissions": 0} == expected
     assert list(home.tree)[: len(tree)] == list(tree)
     assert text_of(home.folder / "settings.json.before-cortex") == before
     modes = [stat.S_IMODE((home.folder / name).stat().st_mode) for name in home.names]
@@ -105,19 +107,43 @@ def test_print_shows_the_block_and_where_the_key_is(home: Home) -> None:
     assert tree["env"]["ANTHROPIC_BASE_URL"] == home.set_up.url
     assert str(home.set_up.folder / ".master_key") in tree["env"]["ANTHROPIC_AUTH_TOKEN"]
     assert tree["permissions"] == {"deny": ["WebSearch"]}
+    assert tree["skipWebFetchPreflight"] is True
     assert home.names == []
 
 
 def test_check_is_content_after_pointing_and_not_before(home: Home) -> None:
     before = home.run("--check")
     assert before.returncode == 1
-    assert "make claude" in before.stdout
+    assert script("point_claude.py", "--run") in before.stdout
     home.good()
     assert "nothing listens" in home.run("--check").stdout
     with serving(FakeProxy(home.set_up.port, home.set_up.master_key)):
         home.good("--check", ANTHROPIC_BASE_URL="https://exported.example", ANTHROPIC_API_KEY="mine")
     (home.folder / "settings.local.json").write_text("{")
     assert str(home.folder / "settings.local.json") in home.run("--check").stderr
+
+
+def test_a_provider_that_only_newer_releases_know_is_switched_off_for_a_run_and_named(home: Home) -> None:
+    new, theirs = "CLAUDE_CODE_USE_SOME_NEW_PROVIDER", "CLAUDE_CODE_USE_POWERSHELL_TOOL"
+    project = home.set_up.folder / "project" / ".claude" / "settings.json"
+    project.parent.mkdir(parents=True)
+    project.write_text(json.dumps({"env": {new: "1", theirs: "1"}}))
+    variables = variables_in_force(home.set_up.environ, project.parent.parent)
+    env = proxy_entries(load_settings(home.set_up.environ), variables)["env"]
+    assert (env[new], env["CLAUDE_CODE_USE_MANTLE"]) == ("", "")
+    assert theirs not in env
+    home.good(**{new: "1"})
+    assert home.tree["env"][new] == ""
+    home.good("--undo")
+
+
+def test_what_pointing_cannot_change_is_said_with_its_fix(home: Home) -> None:
+    local = home.folder / "settings.local.json"
+    local.write_text(json.dumps({"apiKeyHelper": "print-a-key"}))
+    done = home.run()
+    assert done.returncode == 1
+    assert "now points Claude Code at" in done.stdout
+    assert f"Take apiKeyHelper out of {local}" in done.stdout
 
 
 MESSAGE = {"id": "m", "type": "message", "role": "assistant", "content": [], "usage": {"input_tokens": 1}}
@@ -159,10 +185,14 @@ def recorded(home: Home) -> Iterator[list[dict[str, Any]]]:
         yield Recorder.seen
 
 
+ELSEWHERE = {"ANTHROPIC_API_KEY": "mine", "CLAUDE_CODE_USE_MANTLE": "1", "CLAUDE_CODE_USE_ANTHROPIC_AWS": "1"}
 OBSTACLES: dict[str, tuple[dict[str, Any] | None, dict[str, str]]] = {
     "nothing": (None, {}),
-    "exported": (None, {"ANTHROPIC_API_KEY": "mine", "ANTHROPIC_BASE_URL": "http://127.0.0.1:1"}),
-    "in the settings": ({"env": {"ANTHROPIC_API_KEY": "mine", "ANTHROPIC_BASE_URL": "http://127.0.0.1:1"}}, {}),
+    "exported": (None, {**ELSEWHERE, "ANTHROPIC_BASE_URL": "http://127.0.0.1:1"}),
+    "in the settings": (
+        {"env": {**ELSEWHERE, "ANTHROPIC_BASE_URL": "http://127.0.0.1:1"}, "apiKeyHelper": "echo theirs"},
+        {},
+    ),
     "another cloud": ({"env": {"CLAUDE_CODE_USE_BEDROCK": "1"}}, {"CLAUDE_CODE_USE_VERTEX": "1"}),
     "a company proxy": (None, {"HTTPS_PROXY": "http://127.0.0.1:1", "no_proxy": "corp.example"}),
     "a proxy in the settings": ({"env": {"HTTP_PROXY": "http://127.0.0.1:1", "NO_PROXY": "corp.example"}}, {}),

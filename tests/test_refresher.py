@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from bundle import refresher as refresher_module
-from bundle.files import Stamp
+from bundle.claude_settings import UserSettings, proxy_entries, run_file, to_text
+from bundle.files import Stamp, write_private
 from bundle.refresher import Refresher, Written, due, read_state, retry_delay
 from bundle.settings import load_settings
 from bundle.tokens import fingerprint
+from tests.claude_home import TEMPLATE
 from tests.set_up import pem
 from tests.user import NOW, put
 
@@ -59,7 +62,7 @@ class World:
 
     def __init__(self, environ: dict[str, str]) -> None:
         self.environ, self.now, self.lines = environ, NOW, list[str]()
-        self.refresher = Refresher(lambda: load_settings(self.environ), lambda: self.now, self.lines.append)
+        self.refresher = Refresher(lambda: load_settings(self.environ), lambda: self.now, self.lines.append, environ)
         self.refresher.refresh(self.now, "the refresher has started")
         self.config = Path(environ["CORTEX_HOME"]) / "litellm_config.yaml"
 
@@ -98,6 +101,26 @@ def test_a_config_altered_by_hand_is_written_anew_and_said(world: World) -> None
     assert world.after(2)
     assert "edits belong in litellm_config.template.yaml" in world.lines[-1]
     assert world.token()
+
+
+def test_the_models_of_claude_code_follow_an_edited_template(
+    environ: dict[str, str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = home / "litellm_config.template.yaml"
+    template.write_text(TEMPLATE)
+    monkeypatch.setattr("bundle.settings.BUNDLE", home)
+    world, settings = World(environ), load_settings(environ)
+    entries = proxy_entries(settings, environ)
+    write_private(run_file(settings), to_text(entries))
+    UserSettings(environ).point(entries)
+    template.write_text(TEMPLATE.replace("model: openai/claude-opus-4-7", "model: openai/claude-opus-9"))
+    assert world.after(2)
+    assert json.loads(run_file(settings).read_text())["env"]["ANTHROPIC_DEFAULT_OPUS_MODEL"] == "claude-opus-9"
+    said = f"{home}/.claude/settings.json has the models of an older template"
+    assert said in world.lines[-1]
+    world.after(3001)
+    assert len([line for line in world.lines if said in line]) == 1
+    assert read_state(home)["last_error"] is None
 
 
 @pytest.mark.parametrize("what", ["deleted", "truncated"])

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from bundle import claude_settings
 from bundle.bootstrap import BUNDLE
 from bundle.checks.finding import Finding, Findings, Installation, duration, finding_from_message, make_finding
 from bundle.checks.model_check import CHAT, post
+from bundle.claude_check import NOT_POINTED, check, check_models
 from bundle.cortex.errors import explain
 from bundle.errors import ConfigError
 from bundle.network import company_proxy, redirected, why_unreachable
@@ -64,17 +64,19 @@ def claude(installation: Installation) -> Findings:
     yield make_finding("Version", bool(version), version.strip() or "not installed", "make install")
     try:
         port = installation.settings.proxy_port
-        problems = claude_settings.check(port, installation.master_key or "-", environ, Path.cwd())
+        problems = check(port, installation.master_key or "-", environ, Path.cwd())
+        models = check_models(installation.settings, environ, Path.cwd())
     except ConfigError as error:
         yield finding_from_message("Settings", error)
         return
-    if problems == [claude_settings.NOT_POINTED]:
+    if problems == [NOT_POINTED]:
         yield Finding("Goes to", "ok", "`make claude` uses the proxy, plain `claude` uses Anthropic")
     elif not problems:
         yield Finding("Goes to", "ok", "the proxy")
     else:
         for found, fix, final in problems:
             yield Finding("Goes to", "fail" if final else "warn", found, fix)
+    yield from (Finding("Asks for", "warn", found, fix) for found, fix, _ in models)
 
 
 def snowflake(installation: Installation) -> Findings:

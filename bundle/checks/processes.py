@@ -6,10 +6,21 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from bundle.bootstrap import BUNDLE
-from bundle.checks.finding import Finding, Findings, Installation, duration, finding_from_message, make_finding
+from bundle.checks.finding import (
+    Finding,
+    Findings,
+    Installation,
+    NotConfiguredError,
+    duration,
+    finding_from_message,
+    make_finding,
+)
+from bundle.claude_settings import old_models
+from bundle.errors import ConfigError
 from bundle.refresher import read_state, status_lines
 from bundle.render import is_cortex
 from bundle.supervisor import daemon_version, find_process, interpreter, pm2_processes, pm2_program, pm2_version
@@ -91,5 +102,7 @@ def status(installation: Installation) -> tuple[str, bool]:
     last = last_line(installation, log, r"\berror \d{3} |ERROR|\.py: ")
     error = state.get("last_error") or installation.settings_error.partition("\n")[0] or last or "none"
     lines.append(f"last error: {error}")
+    with suppress(ConfigError, NotConfiguredError):  # the settings or the template cannot be read: another line says so
+        lines += old_models(installation.settings, installation.environ).splitlines()
     works = (state.get("expires") or 0) > installation.now and all(finding.state == "ok" for finding in findings)
     return "\n".join([*lines, "use it:     make claude" if works else "what is wrong: make doctor"]), works
