@@ -24,7 +24,7 @@ HERE := if [ -d $(DEMO) ] && [ ! -e litellm_config.yaml ]; then $(DEMO_ENV); fi
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 # ------------------------------------------------------------------------------------------------------------- install
 
@@ -73,6 +73,14 @@ demo: install ## try all this without a Snowflake account: a stand-in answers
 .PHONY: claude
 claude: ## run Claude Code on Cortex in this folder; your settings do not change (ARGS='-p hello')
 	@$(HERE); $(PY) point_claude.py --run $(ARGS)
+
+.PHONY: install-command
+install-command: ## put the command claude-cortex into ~/.local/bin: Claude Code on Cortex, in any folder
+	@$(PYTHON) point_claude.py --install-command
+
+.PHONY: uninstall
+uninstall: ## stop, and take back what this bundle has put anywhere; says what remains
+	@$(PYTHON) uninstall.py
 
 .PHONY: stop
 stop: ## stop everything; also remove the demo

@@ -34,6 +34,7 @@ from bundle.claude_settings import (
     to_text,
     variables_in_force,
 )
+from bundle.command import install
 from bundle.errors import ConfigError, say
 from bundle.files import write_private
 from bundle.proof import listener, require_proxy
@@ -74,10 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     choice.add_argument(
         "--check", action="store_true", help="show why a claude that is started here does not use the proxy"
     )
+    choice.add_argument("--install-command", action="store_true", help="put claude-cortex into ~/.local/bin")
     options = parser.parse_args(arguments)
     try:
-        if options.undo:  # before load_settings: works even if the configuration was deleted
-            print("\n".join(UserSettings(os.environ).undo()))
+        if options.undo or options.install_command:  # before load_settings: works even without a configuration
+            print("\n".join(UserSettings(os.environ).undo() if options.undo else install(os.environ)))
             return 0
         settings = load_settings()
         if options.check:
