@@ -17,6 +17,7 @@ import yaml
 import point_claude
 from bundle.bootstrap import script
 from bundle.claude_settings import aliases, proxy_entries, variables_in_force
+from bundle.command import place
 from bundle.errors import ConfigError
 from bundle.settings import load_settings, master_key
 from tests.checked import FakeAnswers, FakeProxy, serving
@@ -216,7 +217,8 @@ def test_claude_reaches_the_proxy_with_its_key_only(
         done = home.set_up.run(str(CLAUDE), "-p", "hello", seconds=60, **exported)
     else:
         path = f"{CLAUDE.parent}{os.pathsep}{home.set_up.environ['PATH']}"
-        done = home.run("--run", "-p", "hello", PATH=path, **exported)
+        home.good("--install-command")
+        done = home.set_up.run(str(place(home.set_up.environ)), "-p", "hello", seconds=60, **{**exported, "PATH": path})
         assert text_of(home.path) == before
         assert stat.S_IMODE((home.set_up.folder / "claude.json").stat().st_mode) == 0o600
     assert (done.stdout.strip(), done.returncode) == ("hi", 0), done.stderr
