@@ -57,6 +57,13 @@ def find_claude(environ: Mapping[str, str]) -> str:
     return found
 
 
+def all_problems(settings: Settings) -> list[Problem]:
+    """What keeps a `claude` that is started here from the proxy, or from a model."""
+    here = Path.cwd()
+    found = check(settings.proxy_port, master_key(settings), os.environ, here)
+    return [*found, *check_models(settings, os.environ, here)]
+
+
 def show(problems: Sequence[Problem], all_well: str = "") -> int:
     """Print each problem with its fix, or that all is well; returns the exit status."""
     if text := "\n".join(f"{problem.found}\n  {problem.fix}" for problem in problems) or all_well:
@@ -83,12 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         settings = load_settings()
         if options.check:
-            key = master_key(settings)
-            problems = [
-                *check(settings.proxy_port, key, os.environ, Path.cwd()),
-                *check_models(settings, os.environ, Path.cwd()),
-            ]
-            if (found := listener(settings.proxy_port, key)).state != "ours":
+            problems = all_problems(settings)
+            if (found := listener(settings.proxy_port, master_key(settings))).state != "ours":
                 problems.append(Problem(found.found, found.fix))
             return show(problems, f"A claude started here reaches http://127.0.0.1:{settings.proxy_port}.")
         if options.run is not None:
@@ -109,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             user = UserSettings(os.environ)
             print("\n".join(user.point(proxy_entries(settings, {**os.environ, **user.own.get("env", {})}))))
-            return show(check(settings.proxy_port, master_key(settings), os.environ, Path.cwd()))
+            return show(all_problems(settings))
     except ConfigError as error:
         print(f"point_claude.py: {error}", file=sys.stderr, flush=True)
         return EX_CONFIG

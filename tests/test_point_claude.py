@@ -145,6 +145,8 @@ def test_what_pointing_cannot_change_is_said_with_its_fix(home: Home) -> None:
     assert done.returncode == 1
     assert "now points Claude Code at" in done.stdout
     assert f"Take apiKeyHelper out of {local}" in done.stdout
+    local.write_text(json.dumps({"model": "my/llm"}))
+    assert f"model is my/llm, and no row of litellm_config.template.yaml answers for that: {local}" in home.run().stdout
 
 
 MESSAGE = {"id": "m", "type": "message", "role": "assistant", "content": [], "usage": {"input_tokens": 1}}
