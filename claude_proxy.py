@@ -9,6 +9,7 @@ answers have 30 seconds to finish. Exit status: 0 stopped, 78 a mistake in the s
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -18,6 +19,7 @@ if __name__ == "__main__":
     enter_venv()
 
 from bundle.errors import ConfigError, say
+from bundle.network import make_readable
 from bundle.proxy.live_config import live_config
 from bundle.proxy.server import make_key, restore_patch, serve, take_port
 from bundle.render import render_config
@@ -28,6 +30,7 @@ from bundle.tokens import sign
 def main() -> int:
     try:
         live_config.settings = settings = load_settings()
+        make_readable(os.environ, settings.base_url)  # LiteLLM reads the variables of a proxy when it is imported
         make_key(settings)
         if not settings.config_path.exists():
             # Fail here with the refresher's error, instead of waiting for a file that the refresher cannot write.

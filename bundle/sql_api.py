@@ -10,7 +10,7 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from bundle.cortex.errors import explain_query, words_of
-from bundle.network import company_proxy, redirected, why_unreachable
+from bundle.network import company_proxy, redirected, transport_to, why_unreachable
 from bundle.settings import Settings
 from bundle.tokens import auth_headers, sign
 
@@ -36,8 +36,7 @@ def query(settings: Settings, sql: str, sleep: Callable[[float], None] = time.sl
     if settings.warehouse:
         body["warehouse"] = settings.warehouse
     try:
-        https = settings.base_url.startswith("https:")  # else the test server on this machine: not behind a proxy
-        with httpx.Client(headers=headers, timeout=60, trust_env=https) as client:
+        with httpx.Client(headers=headers, timeout=60, transport=transport_to(settings.base_url)) as client:
             answer = client.post(settings.base_url + STATEMENTS, json=body)
             waited, pause = 0.0, 0.5
             while answer.status_code == 202:

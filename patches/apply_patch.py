@@ -83,6 +83,7 @@ class PatchState(Enum):
     PATCHED = 0, "{release} is patched: its four chat calls send max_completion_tokens."
     UNNEEDED = 0, "{release} needs no patch: its own code renames max_tokens."
     NOT_PATCHED = 1, "{release} is not patched: Cortex refuses its requests (max_tokens).\nPatch it: {this}"
+    LOST = 4, "{release} is damaged: a file of it is missing.\nInstall it again, then patch it: {reinstall} && {this}"
     PARTIAL = 1, "{release} is patched only in part: Cortex refuses its requests (max_tokens).\nPatch it: {this}"
     MISSING = 3, "LiteLLM is not installed for this interpreter.\nInstall it: {install}"
     MOVED = (
@@ -147,7 +148,7 @@ class PatchReport:
         """The message: the state in the first line, the reason and the fix in the others."""
         pip = f"{shlex.quote(sys.executable)} -m pip install"
         lock = shlex.quote(str(LOCK))
-        reinstall = f"{pip} --force-reinstall --no-deps -r {lock}"
+        reinstall = f"{pip} --force-reinstall --no-deps --require-hashes -r {lock}"
         if sys.prefix == sys.base_prefix:  # Debian's and Homebrew's Python refuse to install outside of a .venv
             venv = shlex.quote(str(BUNDLE / ".venv"))
             pip = f"python3 -m venv {venv} && {venv}/bin/python -m pip install"
@@ -284,7 +285,8 @@ def inspect() -> PatchReport:
         try:
             report = judge(installed.path.read_bytes(), installed.shipped)
         except FileNotFoundError:
-            report = PatchReport(PatchState.MOVED, "no such file")
+            # RECORD tells a damaged installation from a release that has moved the code to another file.
+            report = PatchReport(PatchState.LOST if installed.shipped else PatchState.MOVED, "no such file")
         except OSError as error:
             raise _no_access(installed.path, error) from error
     return replace(report, version=installed.version, path=installed.path)

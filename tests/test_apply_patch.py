@@ -189,7 +189,7 @@ def edit_our_lines(bundle: Bundle, shipped: bytes) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Bundle, bytes], object], int, str]] = {
     "missing": (lambda b, _: (b.site / "litellm/__init__.py").unlink(), 3, "LiteLLM is not installed"),
-    "no file": (lambda b, _: shutil.rmtree(b.file.parent), 4, "no such file"),
+    "no file": (lambda b, _: shutil.rmtree(b.file.parent), 4, "is damaged: a file of it is missing"),
     "moved": (
         lambda b, s: b.ship(s.replace(b"def acompletion(", b"def other("), "1.200.0"),
         4,
@@ -225,8 +225,8 @@ def test_a_litellm_that_cannot_be_patched_is_left_alone_and_said_with_the_fix(
         assert said in err
         assert err.replace("\n", "").isprintable()
         fix = (
-            f"--force-reinstall --no-deps -r '{bundle.folder.parent}/it'"
-            if case == "edited"
+            f"--force-reinstall --no-deps --require-hashes -r '{bundle.folder.parent}/it'"
+            if case in {"edited", "no file"}
             else f"-r '{bundle.folder.parent}/it'"
         )
         assert f"pip install {fix}" in err

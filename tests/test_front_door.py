@@ -33,6 +33,16 @@ def refused(method: str = "POST", path: str = "/v1/messages", **headers: str | N
     return refusal(method, path, {**kept, **given}, key=KEY, port=PORT)
 
 
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/messages"), ("POST", "/messages/count_tokens"), ("GET", "/models")]
+)
+def test_a_base_url_that_ends_in_v1_is_named_with_the_right_one(method: str, path: str) -> None:
+    found = refused(method, f"/v1/v1{path}")
+    assert found is not None
+    assert (found.status, found.final) == (404, True)
+    assert found.message == "ANTHROPIC_BASE_URL must not end in /v1. Set it to http://127.0.0.1:8001"
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1:8001", "localhost:8001", "LOCALHOST:8001", "[::1]:8001"])
 def test_claude_code_gets_in_under_each_name_of_this_machine(host: str) -> None:
     assert refused(host=host) is None

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from bundle.claude_settings import aliases
 from bundle.errors import ConfigError
-from bundle.render import render, render_config, template_rows
+from bundle.render import check_template, render, render_config, template_rows
 from bundle.settings import CLAUDE_ROUTES, Settings
 from bundle.tokens import sign
-from tests.user import NOW
+from tests.user import NOW, put
 
 VALUES = {"SNOWFLAKE_JWT": "the.token.here", "LITELLM_MASTER_KEY": "sk-key", "CORTEX_URL": "https://h"}
 ROW = "- {model_name: %s, litellm_params: {model: '%s', api_key: '${SNOWFLAKE_JWT}', api_base: '${CORTEX_API_BASE}'}}"
@@ -93,26 +95,55 @@ def test_a_row_with_its_own_key_and_address_does_not_get_the_token() -> None:
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("model_list: [", "not valid YAML"),
-        ("- a", "must be a mapping"),
-        (GENERAL, "no rows"),
-        ("model_list: [{model_name: a}]\n" + GENERAL, "row 1 of model_list"),
-        ("model_list:\n" + ROW % ("a", "openai/x"), "master_key"),
+        ("model_list: [", ", line 1: this is not valid YAML: expected the node content"),
+        ("a: 1\nmodel_list:\n  - a: 1\n   - b: 2\n", ", line 4: this is not valid YAML"),
+        ("a: \x07", ": this is not valid YAML: "),
+        ("day: 2026-99-99", ": this is not valid YAML: month must be"),
+        ("- a", ", line 1: the file must be a mapping"),
+        (GENERAL, ": model_list has no rows"),
+        (GENERAL + "model_list: []", ", line 2: model_list has no rows"),
+        ("model_list:\n" + ROW % ("a", "openai/x") + "\n- {model_name: a}\n" + GENERAL, ", line 3: a row of model_"),
+        ("model_list:\n" + ROW % ("a", "openai/x"), ": general_settings.master_key must be"),
         (
-            "model_list:\n" + ROW % ("a", "opnai/x") + "\n" + GENERAL,
-            r"row 1 \(a\): a model on Cortex starts with openai/",
+            "model_list:\n" + ROW % ("a", "openai/x") + "\ngeneral_settings:\n  master_key: mine\n",
+            ", line 4: general_settings.master_key must be",
+        ),
+        (
+            "# - opnai/x\nmodel_list:\n\n" + ROW % ("a", "opnai/x") + "\n" + GENERAL,
+            ", line 4: the row a: a model on Cortex starts with openai/",
         ),
         (
             "model_list:\n" + ROW[:-1] % ("a", "x") + ", model_info: {max_output_tokens: lots}}\n" + GENERAL,
-            "whole number",
+            ", line 2: the row a: max_output_tokens must be a whole number",
         ),
-        ("model_list:\n" + ROW % ("a", "openai/${NOPE}") + "\n" + GENERAL, r"unknown placeholder \$\{NOPE\}"),
-        ("model_list:\n" + ROW % ("a", "openai/${}") + "\n" + GENERAL, r"unknown placeholder \$\{\}"),
+        (
+            "# ${NOPE}\nmodel_list:\n" + ROW % ("a", "openai/${NOPE}") + "\n" + GENERAL,
+            ", line 3: unknown placeholder ${NOPE}. The known ones are: ${CORTEX_API_BASE}, ",
+        ),
+        ("model_list:\n" + ROW % ("a", "openai/${}") + "\n" + GENERAL, ", line 2: unknown placeholder ${}"),
     ],
 )
-def test_a_broken_template_is_refused_with_what_is_wrong(template: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_mistake_in_the_template_is_one_message_with_its_line(template: str, said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
         render(template, VALUES)
+    first, fix = str(refused.value).splitlines()
+    assert first.startswith(f"litellm_config.template.yaml{said}")
+    assert fix.startswith("To see what was changed in that file: git -C ")
+
+
+def test_before_a_start_a_mistake_in_the_template_is_said_to_be_not_in_force(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_template(settings)
+    broken = tmp_path / "litellm_config.template.yaml"
+    broken.write_text(settings.template_path.read_text().replace("openai/claude-opus-4-6 }", "opnai/claude-opus-4-6 }"))
+    monkeypatch.setattr(Settings, "template_path", broken)
+    line = next(n for n, text in enumerate(broken.read_text().splitlines(), 1) if "model_name: claude-opus-4-6" in text)
+    for exists, says in ((False, "Nothing was started"), (True, "The last good one stays in use")):
+        if exists:
+            put(settings.config_path, "")
+        with pytest.raises(ConfigError, match=rf"yaml, line {line}: (.*\n)*This template is NOT in force\. {says}\."):
+            check_template(settings)
 
 
 def test_the_shipped_template_gives_every_family_a_catch_all_and_the_settings_that_are_needed(
@@ -130,9 +161,31 @@ def test_the_shipped_template_gives_every_family_a_catch_all_and_the_settings_th
     assert not [key for key in document if key.startswith("x-")]
 
 
-def test_every_commented_example_of_the_template_renders(settings: Settings) -> None:
+@pytest.mark.parametrize("removed", ["#", "# ?"])
+def test_a_row_that_is_a_comment_works_when_its_marks_are_removed_by_hand_or_by_an_editor(
+    settings: Settings, removed: str
+) -> None:
     text = settings.template_path.read_text()
-    text = re.sub(r"^  # (?=- model_name|  litellm_params|  model_info)", "  ", text, flags=re.MULTILINE)
+    rows_of_three_lines = r"^  #- \{.*\n  #.*\n  #.*$"
+    text = re.sub(rows_of_three_lines, lambda row: re.sub(rf"(?m)^  {removed}", "  ", row[0]), text, flags=re.MULTILINE)
     document = yaml.safe_load(render(text, VALUES))
-    models = {row["litellm_params"]["model"] for row in document["model_list"]}
-    assert {"openai/openai-gpt-4.1", "openai/gemini-3-pro", "openai/llama4-maverick"} <= models
+    rows = {row["litellm_params"]["model"]: row for row in document["model_list"]}
+    assert {"openai/openai-gpt-4.1", "openai/openai-gpt-5", "openai/gemini-3-pro"} <= rows.keys()
+    row = rows["openai/llama4-maverick"]
+    assert (row["model_name"], row["model_info"]["max_output_tokens"]) == ("llama4-maverick", 8192)
+    assert row["model_info"]["cortex"] is True
+
+
+def test_the_recipe_of_the_template_makes_another_model_answer_for_a_family(settings: Settings) -> None:
+    text = settings.template_path.read_text()
+    recipe = re.search(r"((?:  #   .*\n)+)  # \(Rows", text)
+    shipped = re.search(r"  - model_name: claude-haiku-\*\n(?:    .*\n)+", text)
+    assert recipe
+    assert shipped
+    edited = text.replace(shipped[0], re.sub(r"(?m)^  #   ", "  ", recipe[1]))
+    asked = aliases(edited)["ANTHROPIC_DEFAULT_HAIKU_MODEL"]
+    rows = {row["model_name"]: row["litellm_params"]["model"] for row in yaml.safe_load(edited)["model_list"]}
+    assert asked not in rows  # so the row with the * answers
+    assert asked.startswith("claude-haiku-")
+    assert rows["claude-haiku-*"] == "openai/openai-gpt-4.1"
+    render(edited, VALUES)

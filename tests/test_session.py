@@ -237,9 +237,9 @@ def test_other_models_answer_through_the_same_proxy(running: SetUp, model: str) 
 def with_model(text: str, model: str) -> str:
     """The template with the commented row of that model switched on."""
     lines = text.splitlines()
-    start = lines.index(f"  # - model_name: {model}")
+    start = lines.index(f"  #- {{ model_name: {model},")
     for index in range(start, start + 3):
-        lines[index] = lines[index].replace("  # ", "  ", 1)
+        lines[index] = lines[index].replace("#", "", 1)
     return "\n".join(lines) + "\n"
 
 

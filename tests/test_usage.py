@@ -191,7 +191,7 @@ def test_an_unreachable_account_is_said_with_the_proxy_in_use(set_up: SetUp) -> 
     assert "cannot be reached" in done.stderr
     through = set_up.run("usage.py", SNOWFLAKE_HOST="myorg.example", HTTPS_PROXY="http://127.0.0.1:1")
     assert through.returncode == 1
-    assert "the HTTP proxy 127.0.0.1:1" in through.stderr
+    assert "the proxy 127.0.0.1:1" in through.stderr
 
 
 def test_a_configuration_error_has_its_own_status(set_up: SetUp) -> None:

@@ -22,6 +22,7 @@ from bundle.cortex.messages import messages_request
 from bundle.cortex.models import JSON, MARK, MIN_BUDGET, Limits
 from bundle.cortex.requests import chat_request
 from bundle.errors import ConfigError
+from bundle.network import transport_to
 from bundle.proof import listener
 from bundle.render import template_rows
 from bundle.settings import CLAUDE_ROUTES, Settings
@@ -254,9 +255,8 @@ def ask_cortex(settings: Settings, model: str, route: Route) -> Verdict | None:
 
 
 def post(url: str, body: JSON, headers: Mapping[str, str], seconds: float = ANSWER_SECONDS) -> httpx.Response:
-    # Addresses on this machine (plain http) are never behind a company's proxy, so ignore HTTPS_PROXY for them.
-    timeout, trust_env = httpx.Timeout(seconds, connect=5), url.startswith("https:")
-    return httpx.post(url, headers=headers, json=body, timeout=timeout, trust_env=trust_env)
+    with httpx.Client(transport=transport_to(url), timeout=httpx.Timeout(seconds, connect=5)) as client:
+        return client.post(url, headers=headers, json=body)
 
 
 def patiently(send: Callable[[], Verdict]) -> Verdict:

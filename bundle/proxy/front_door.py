@@ -78,6 +78,9 @@ def refusal(method: str, path: str, headers: dict[bytes, bytes], *, key: str, po
     if b"origin" in headers or headers.get(b"sec-fetch-site", b"none") != b"none":
         return ErrorAnswer(403, "permission_error", "This proxy does not answer web pages.")
     route = (method, path)
+    if (method, path.removeprefix("/v1")) in LITELLM_ROUTES | OWN_ROUTES and path.startswith("/v1/v1/"):
+        message = f"ANTHROPIC_BASE_URL must not end in /v1. Set it to http://127.0.0.1:{port}"
+        return ErrorAnswer(404, "not_found_error", message)
     if route not in LITELLM_ROUTES | OWN_ROUTES:
         return ErrorAnswer(404, "not_found_error", f"There is no {printable(method, 20)} {printable(path, 100)} here.")
     if route not in WITHOUT_KEY and not has_key(headers, key):

@@ -60,6 +60,8 @@ def bounded(client: httpx.AsyncClient) -> httpx.AsyncClient:
     """The client, with bounds on its requests to Cortex, and without redirects."""
     client.follow_redirects = False
     client._transport = Upstream(client._transport)
+    # Through a SOCKS proxy LiteLLM uses httpx itself, which has a transport for each variable of a proxy.
+    client._mounts = {pattern: inner and Upstream(inner) for pattern, inner in client._mounts.items()}
     return client
 
 
