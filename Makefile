@@ -82,6 +82,10 @@ install-command: ## put the command claude-cortex into ~/.local/bin: Claude Code
 uninstall: ## stop, and take back what this bundle has put anywhere; says what remains
 	@$(PYTHON) uninstall.py
 
+.PHONY: update
+update: ## bring the newest version and start it; the version before comes back if no model answers
+	@$(PYTHON) update.py
+
 .PHONY: stop
 stop: ## stop everything; also remove the demo
 	@$(call down,$(APPS))
