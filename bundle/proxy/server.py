@@ -30,8 +30,9 @@ from bundle.proxy import lean_litellm
 from bundle.proxy.connections import BoundedProtocol, raise_descriptor_limit
 from bundle.proxy.front_door import LITELLM_ROUTES, App, FrontDoor
 from bundle.proxy.live_config import live_config
+from bundle.running import port_owner
 from bundle.settings import Settings, master_key, renew_key, saved_key
-from bundle.supervisor import bound_log, port_owner, report_ready, supervisor_channel, supervisor_gone
+from bundle.supervisor import bound_log, report_ready, supervisor_channel, supervisor_gone
 from patches import apply_patch
 
 DRAIN_SECONDS = 30  # PM2 kills this process 5 seconds later (ecosystem.config.js)
