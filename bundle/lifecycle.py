@@ -18,7 +18,7 @@ from typing import Any
 
 from bundle.bootstrap import BUNDLE, make
 from bundle.errors import ConfigError, printable
-from bundle.running import Running, alive, running
+from bundle.running import Running, alive, running, stop_command
 from bundle.supervisor import (
     QUIET,
     SCRIPTS,
@@ -82,11 +82,6 @@ def other_copies(rows: Iterable[Mapping[str, Any]]) -> dict[Path, list[str]]:
         if row.get("name") in NAMES and not is_this_folder(folder_of(row)) and not is_gone(row):
             found.setdefault(folder_of(row), []).append(str(row["name"]))
     return found
-
-
-def stop_command(folder: Path) -> str:
-    """The command that stops what runs from that folder."""
-    return shlex.join(["make", "-C", str(folder), "stop"])
 
 
 # --------------------------------------------------------------------------------------------------------- before start

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -59,11 +60,17 @@ def alive(pid: int) -> bool:
     return not output_of("ps", "-o", "stat=", "-p", str(pid), environ=os.environ).startswith("Z")
 
 
-def folder_on_port(port: int) -> Path | None:
-    """The folder of the proxy that listens on the port; None if it is another program, or unknown."""
+def other_copy_on(port: int) -> Path | None:
+    """The folder of another copy of this bundle whose proxy listens on the port; None if there is none."""
     pid = _listener(port)
     script = _script(pid) if pid else None
-    return script.parent if script and script.name == "claude_proxy.py" else None
+    is_proxy = script is not None and script.name == "claude_proxy.py" and script.exists()
+    return script.parent if script and is_proxy and not is_this_folder(script.parent) else None
+
+
+def stop_command(folder: Path) -> str:
+    """The command that stops what runs from that folder."""
+    return shlex.join(["make", "-C", str(folder), "stop"])
 
 
 def _scripts() -> Iterator[tuple[int, Path]]:

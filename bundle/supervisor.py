@@ -8,10 +8,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
 import subprocess
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from bundle.bootstrap import BUNDLE, OWN_PM2
 SCRIPTS: Mapping[str, str] = {"token-refresher": "auto_refresh.py", "claude-proxy": "claude_proxy.py"}
 # Switches off PM2's banner and its request for the newest version.
 QUIET: Mapping[str, str] = {"PM2_DISCRETE_MODE": "1", "PM2_DISABLE_VERSION_CHECK": "1"}
+GONE_SECONDS = 4.0  # between the two looks after which a folder is gone
 LOG_BYTES = 10 * 2**20  # the old log, NAME.log.1, has the same size
 
 
@@ -56,6 +59,51 @@ def supervisor_gone(channel: int) -> bool:
         return os.read(channel, 65536) == b""
     except OSError:
         return True
+
+
+class Folders:
+    """Notices that a folder of this process was renamed or deleted. The process must then end: nothing that it writes
+    arrives, and no command of the folder would find it."""
+
+    def __init__(self, *folders: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folders, self._clock = folders, clock
+        self._missing_since: float | None = None
+
+    def gone(self) -> str:
+        """The message about a folder that is gone; "" if none is. A disk may be away for a moment, so a second look,
+        some seconds after the first, must find the same."""
+        missing = next((folder for folder in self._folders if _is_gone(folder)), None)
+        if missing is None:
+            self._missing_since = None
+            return ""
+        now = self._clock()
+        if self._missing_since is None:
+            self._missing_since = now
+        if now - self._missing_since < GONE_SECONDS:
+            return ""
+        return f"the folder {missing} was renamed or deleted, so this process ends.\nIn its new place, run: make start"
+
+
+def _is_gone(folder: Path) -> bool:
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # a disk that does not answer
+        return False
+    return False
+
+
+def end_lost_daemon(environ: Mapping[str, str]) -> None:
+    """End PM2's daemon if its own folder is gone with ours, as after deleting the demo: no command reaches it again."""
+    home = environ.get("PM2_HOME")
+    if home and is_below(Path(home), BUNDLE) and _is_gone(Path(home)) and supervisor_channel(environ) is not None:
+        os.kill(os.getppid(), signal.SIGTERM)
+
+
+def is_below(path: Path, folder: Path) -> bool:
+    """Whether `path` is inside `folder`. (A Path knows this only since Python 3.9.)"""
+    return folder in path.parents
 
 
 def output_of(*command: str, environ: Mapping[str, str]) -> str:
