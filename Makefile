@@ -2,25 +2,22 @@
 
 PYTHON ?= python3
 PY := .venv/bin/python
-# The variables switch off PM2's banner and its request for the newest version.
-PM2 := PM2_DISCRETE_MODE=1 PM2_DISABLE_VERSION_CHECK=1 node_modules/.bin/pm2
 NPM := npm --loglevel=error --no-audit --no-fund
-APPS := token-refresher claude-proxy
-# Prints nothing if LiteLLM is already patched.
-PATCH := $(PY) patches/apply_patch.py --check >/dev/null 2>&1 || $(PY) patches/apply_patch.py
 
 # The demo has its own folder, ports, key and PM2 daemon. The empty values hide the settings of a real set-up.
 DEMO := .demo
 DEMO_PORT ?= 8002
 DEMO_CORTEX_PORT ?= 8003
-DEMO_ENV := export CORTEX_HOME='$(CURDIR)/$(DEMO)' PM2_HOME='$(CURDIR)/$(DEMO)/pm2' PROXY_PORT=$(DEMO_PORT) \
+DEMO_ENV := export CORTEX_HOME="$$PWD/$(DEMO)" PM2_HOME="$$PWD/$(DEMO)/pm2" PROXY_PORT=$(DEMO_PORT) \
 	SNOWFLAKE_ACCOUNT=DEMO-ACCOUNT SNOWFLAKE_USER=DEMO SNOWFLAKE_HOST=http://127.0.0.1:$(DEMO_CORTEX_PORT) \
-	SNOWFLAKE_PRIVATE_KEY_PATH='$(CURDIR)/$(DEMO)/snowflake_key.p8' PRIVATE_KEY_PASSPHRASE= LITELLM_MASTER_KEY= REFRESH_MINUTES= \
+	SNOWFLAKE_PRIVATE_KEY_PATH="$$PWD/$(DEMO)/snowflake_key.p8" PRIVATE_KEY_PASSPHRASE= LITELLM_MASTER_KEY= REFRESH_MINUTES= \
 	CLAUDE_ROUTE= \
 	NO_PROXY="127.0.0.1,localhost$${NO_PROXY:+,$$NO_PROXY}" no_proxy="127.0.0.1,localhost$${no_proxy:+,$$no_proxy}"
 
 # If only the demo is set up, the commands below are about the demo.
 HERE := if [ -d $(DEMO) ] && [ ! -e litellm_config.yaml ]; then $(DEMO_ENV); fi
+# Before the first `make start` there is no Python with the packages.
+INSTALLED := if [ ! -x $(PY) ]; then echo "Nothing is installed here yet. Run: make -C '$$PWD' start" >&2; exit 1; fi
 
 .PHONY: help
 help: ## show this list
@@ -50,29 +47,20 @@ node_modules/installed: package-lock.json
 # -------------------------------------------------------------------------------------------------------------- set-up
 
 .PHONY: start
-start: install ## ask for missing settings, start, wait for the first answer
+start: ## ask for missing settings, start, wait for the first answer
+	@$(MAKE) --no-print-directory install
 	@$(PY) configure.py
-	@$(PATCH)
-	@$(call up,ecosystem.config.js)
-	@$(PY) doctor.py --wait
-	@echo "Run Claude Code on it, in any folder:"
-	@$(PY) point_claude.py --file
-	@echo "To make every plain 'claude' use the proxy (to undo it, add --undo): $(PY) point_claude.py"
+	@$(PY) start.py
 
 .PHONY: demo
 demo: install ## try all this without a Snowflake account: a stand-in answers
 	@mkdir -p -m 700 $(DEMO)
 	@test -e $(DEMO)/snowflake_key.p8 || $(PY) -c 'import configure, pathlib; configure.make_key_pair(pathlib.Path("$(DEMO)/snowflake_key.p8"))'
-	@$(PATCH)
-	@$(DEMO_ENV); $(call up,tests/demo.config.js)
-	@$(DEMO_ENV); $(PY) doctor.py --wait
-	@echo "This is the demo: a stand-in on this machine answers, not a model, and nothing is sent anywhere."
-	@echo "Run Claude Code on it, in any folder; 'make stop' ends and removes the demo:"
-	@$(DEMO_ENV); $(PY) point_claude.py --file
+	@$(DEMO_ENV); $(PY) start.py --demo
 
 .PHONY: claude
 claude: ## run Claude Code on Cortex in this folder; your settings do not change (ARGS='-p hello')
-	@$(HERE); $(PY) point_claude.py --run $(ARGS)
+	@$(INSTALLED); $(HERE); $(PY) point_claude.py --run $(ARGS)
 
 .PHONY: install-command
 install-command: ## put the command claude-cortex into ~/.local/bin: Claude Code on Cortex, in any folder
@@ -88,21 +76,19 @@ update: ## bring the newest version and start it; the version before comes back 
 
 .PHONY: stop
 stop: ## stop everything; also remove the demo
-	@$(call down,$(APPS))
-	@if [ -d $(DEMO) ]; then $(DEMO_ENV); $(call down,demo-cortex $(APPS:%=demo-%)); rm -rf $(DEMO); fi
-	@echo "Stopped."
+	@$(PYTHON) stop.py
 
 .PHONY: status
 status: ## show one screen: token, processes, last error
-	@$(HERE); $(PY) doctor.py --status
+	@$(INSTALLED); $(HERE); $(PY) doctor.py --status
 
 .PHONY: doctor
 doctor: ## show what is wrong and how to fix it (ARGS=--live asks every model)
-	@$(HERE); $(PY) doctor.py $(ARGS)
+	@$(INSTALLED); $(HERE); $(PY) doctor.py $(ARGS)
 
 .PHONY: usage
 usage: ## show the tokens spent, by day and model (ARGS='--days 30')
-	@$(HERE); $(PY) usage.py $(ARGS)
+	@$(INSTALLED); $(HERE); $(PY) usage.py $(ARGS)
 
 .PHONY: version
 version: ## the releases of the bundle and of what it runs on
@@ -116,21 +102,8 @@ version: ## the releases of the bundle and of what it runs on
 
 .PHONY: logs
 logs: ## show the last log lines of both processes, and new ones as they come
-	@$(HERE); tail -n 20 -F "$${CORTEX_HOME:-.}"/logs/*.log
-
-# PM2 prints a page about itself the first time, and tables later. Its output is shown only if it fails.
-define up
-{ $(PM2) start $(1) >/dev/null 2>&1 || $(PM2) start $(1); }
-endef
-
-# Also ends PM2's daemon, unless it runs other programs of the user. Without a daemon this runs no pm2 command, because
-# that would start one.
-define down
-if [ -S "$${PM2_HOME:-$$HOME/.pm2}/rpc.sock" ]; then \
-	for app in $(1); do $(PM2) delete $$app >/dev/null 2>&1; done; \
-	if [ "$$($(PM2) jlist 2>/dev/null | tail -n 1)" = "[]" ]; then $(PM2) kill >/dev/null 2>&1; fi; \
-fi
-endef
+	@$(HERE); set -- "$${CORTEX_HOME:-.}"/logs/*.log; \
+	if [ ! -e "$$1" ]; then echo "There are no logs yet. Run: make -C '$$PWD' start" >&2; exit 1; fi; tail -n 20 -F "$$@"
 
 # ------------------------------------------------------------------------------------------------------------- develop
 

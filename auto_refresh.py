@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 
-from bundle.bootstrap import EX_CONFIG, PM2, enter_venv
+from bundle.bootstrap import BUNDLE, EX_CONFIG, PM2, enter_venv
 
 if __name__ == "__main__":
     enter_venv()
@@ -44,7 +44,14 @@ from bundle.files import instance_lock
 from bundle.refresher import Refresher, clock_time, read_state, refresh, remove_leftovers, status_lines
 from bundle.render import render_config
 from bundle.settings import Settings, load_settings, state_folder
-from bundle.supervisor import bound_log, report_ready, supervisor_channel, supervisor_gone
+from bundle.supervisor import (
+    Folders,
+    bound_log,
+    end_lost_daemon,
+    report_ready,
+    supervisor_channel,
+    supervisor_gone,
+)
 from bundle.tokens import fingerprint, load_key, public_der, register_statement, sign
 
 LOCK = ".refresher.lock"
@@ -103,7 +110,11 @@ def refresh_until_stopped(settings: Settings, wait: Wait) -> int | None:
         refresher = Refresher(load_settings)
         refresher.refresh(time.time(), "the refresher has started")
         report_ready(wait.channel)
+        folders = Folders(BUNDLE, settings.folder)
         while (request := wait(POLL_SECONDS)) != "end":
+            if gone := folders.gone():
+                end_lost_daemon(os.environ)
+                raise ConfigError(gone)
             refresher.step(force=request == "refresh")
             bound_log(os.environ)
         return None

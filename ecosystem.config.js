@@ -24,7 +24,7 @@ const env = Object.fromEntries(passed.filter((name) => process.env[name]).map((n
 
 const app = (name, script, more) => ({
   name,
-  script: path.join(__dirname, script),
+  script, // relative to cwd: PM2 would give a path with a space to `bash -c`
   cwd: __dirname,
   interpreter: fs.existsSync(venv) ? venv : "python3",
   // PM2 removes each shell variable whose name contains "", and that is every variable. (`true` has no effect here.)

@@ -16,8 +16,8 @@ import time
 from typing import Literal, NamedTuple
 
 from bundle.errors import ConfigError
+from bundle.running import port_owner
 from bundle.settings import Settings, renew_key, saved_key
-from bundle.supervisor import port_owner
 
 PATH = "/proof"
 ANSWER_BYTES = 4096  # the proxy sends 200

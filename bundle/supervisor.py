@@ -1,4 +1,6 @@
-"""PM2: what its processes need from PM2, and what the tools find out about PM2 and its processes."""
+"""PM2: which one, with which interpreter and which folder; what it runs; what its processes need from it.
+
+Standard library only: stop.py works without `.venv`."""
 
 from __future__ import annotations
 
@@ -6,16 +8,22 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
 import subprocess
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from bundle.bootstrap import BUNDLE, OWN_PM2
 
+SCRIPTS: Mapping[str, str] = {"token-refresher": "auto_refresh.py", "claude-proxy": "claude_proxy.py"}
+# Switches off PM2's banner and its request for the newest version.
+QUIET: Mapping[str, str] = {"PM2_DISCRETE_MODE": "1", "PM2_DISABLE_VERSION_CHECK": "1"}
+GONE_SECONDS = 4.0  # between the two looks after which a folder is gone
 LOG_BYTES = 10 * 2**20  # the old log, NAME.log.1, has the same size
 
 
@@ -53,10 +61,55 @@ def supervisor_gone(channel: int) -> bool:
         return True
 
 
+class Folders:
+    """Notices that a folder of this process was renamed or deleted. The process must then end: nothing that it writes
+    arrives, and no command of the folder would find it."""
+
+    def __init__(self, *folders: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folders, self._clock = folders, clock
+        self._missing_since: float | None = None
+
+    def gone(self) -> str:
+        """The message about a folder that is gone; "" if none is. A disk may be away for a moment, so a second look,
+        some seconds after the first, must find the same."""
+        missing = next((folder for folder in self._folders if _is_gone(folder)), None)
+        if missing is None:
+            self._missing_since = None
+            return ""
+        now = self._clock()
+        if self._missing_since is None:
+            self._missing_since = now
+        if now - self._missing_since < GONE_SECONDS:
+            return ""
+        return f"the folder {missing} was renamed or deleted, so this process ends.\nIn its new place, run: make start"
+
+
+def _is_gone(folder: Path) -> bool:
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # a disk that does not answer
+        return False
+    return False
+
+
+def end_lost_daemon(environ: Mapping[str, str]) -> None:
+    """End PM2's daemon if its own folder is gone with ours, as after deleting the demo: no command reaches it again."""
+    home = environ.get("PM2_HOME")
+    if home and is_below(Path(home), BUNDLE) and _is_gone(Path(home)) and supervisor_channel(environ) is not None:
+        os.kill(os.getppid(), signal.SIGTERM)
+
+
+def is_below(path: Path, folder: Path) -> bool:
+    """Whether `path` is inside `folder`. (A Path knows this only since Python 3.9.)"""
+    return folder in path.parents
+
+
 def output_of(*command: str, environ: Mapping[str, str]) -> str:
     """The command's output; empty if the command does not exist or hangs."""
     program = shutil.which(command[0], path=environ.get("PATH")) or command[0]
-    environ = {**environ, "PM2_DISCRETE_MODE": "1", "PM2_DISABLE_VERSION_CHECK": "1"}
+    environ = {**environ, **QUIET}
     try:
         return subprocess.run(
             [program, *command[1:]], env=environ, stdin=subprocess.DEVNULL, capture_output=True, timeout=20, check=False
@@ -72,11 +125,13 @@ def interpreter() -> str:
 
 
 def pm2_program(environ: Mapping[str, str]) -> str:
-    return str(OWN_PM2) if OWN_PM2.exists() else shutil.which("pm2", path=environ.get("PATH")) or "pm2"
+    """The bundle's own PM2, else the one on PATH; "" if there is none. Either can command the daemon of the other."""
+    return str(OWN_PM2) if OWN_PM2.exists() else shutil.which("pm2", path=environ.get("PATH")) or ""
 
 
 def pm2_version(environ: Mapping[str, str]) -> str:
-    package = Path(pm2_program(environ)).resolve().parent.parent / "package.json"  # asking PM2 itself would start it
+    program = pm2_program(environ)
+    package = Path(program or "/none/pm2").resolve().parent.parent / "package.json"  # asking PM2 would start it
     return str(json.loads(package.read_text(encoding="utf-8"))["version"]) if package.exists() else ""
 
 
@@ -93,15 +148,25 @@ def daemon_version(environ: Mapping[str, str]) -> str:
     return str((re.findall(r"PM2 version +: (\S+)", log) or [""])[-1])
 
 
-def pm2_processes(environ: Mapping[str, str]) -> list[dict[str, Any]] | None:
-    """PM2's list of processes, or None if PM2's daemon does not run."""
+def daemon_runs(environ: Mapping[str, str]) -> bool:
+    """Whether PM2's daemon runs. (Every command of `pm2` would start it.)"""
     try:
-        with socket.socket(socket.AF_UNIX) as daemon:  # checked first, because `jlist` would start a daemon
+        with socket.socket(socket.AF_UNIX) as daemon:
             daemon.settimeout(5)
             daemon.connect(str(pm2_home(environ) / "rpc.sock"))
-        lines = output_of(pm2_program(environ), "jlist", environ=environ).splitlines()
+    except OSError:
+        return False
+    return True
+
+
+def pm2_processes(environ: Mapping[str, str]) -> list[dict[str, Any]] | None:
+    """PM2's list of processes, or None if PM2's daemon does not run or cannot be asked."""
+    if not daemon_runs(environ) or not (program := pm2_program(environ)):
+        return None
+    lines = output_of(program, "jlist", environ=environ).splitlines()
+    try:
         return list(json.loads(next(line for line in reversed(lines) if line.startswith("["))))
-    except (OSError, StopIteration, ValueError):
+    except (StopIteration, ValueError):
         return None
 
 
@@ -110,33 +175,12 @@ def find_process(listed: Iterable[dict[str, Any]], name: str) -> dict[str, Any]:
     return next((row for row in listed if row.get("name") in {name, f"demo-{name}"}), {})
 
 
-def port_owner(port: int) -> str:
-    """`command (pid N)` of the process that listens on `port`; "" if unknown."""
-    lsof = output_of("lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-t", environ=os.environ)
-    pid = lsof.split()[0] if lsof.strip() else _listener_by_proc(port)
-    if not pid:
-        return ""
-    command = output_of("ps", "-o", "args=", "-p", pid, environ=os.environ)
-    with suppress(OSError):  # small containers have no `ps`
-        command = command or Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-    if "/claude_proxy.py" in command:  # its path may contain spaces, which would break the split below
-        return f"python claude_proxy.py (pid {pid})"
-    # Another program's arguments may contain secrets, so only the program and its first argument are shown.
-    words = [Path(word).name for word in command.split()[:2]]
-    return f"{' '.join(words)} (pid {pid})" if words else f"pid {pid}"
+def folder_of(row: Mapping[str, Any]) -> Path:
+    """The bundle's folder whose script a row of PM2 runs. (The demo's stand-in is in `tests`.)"""
+    folder = Path(row["pm2_env"].get("pm_exec_path") or "/").parent
+    return folder.parent if row.get("name") == "demo-cortex" else folder
 
 
-def _listener_by_proc(port: int) -> str:
-    """The pid of the process that listens on `port`, from Linux's /proc; "" if unknown."""
-    inodes = set()
-    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
-        if table.exists():
-            for line in table.read_text(encoding="ascii").splitlines()[1:]:
-                columns = line.split()
-                if columns[3] == "0A" and int(columns[1].rsplit(":", 1)[1], 16) == port:
-                    inodes.add(f"socket:[{columns[9]}]")
-    for link in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
-        with suppress(OSError):  # the process has ended, or belongs to another user
-            if str(link.readlink()) in inodes:
-                return link.parts[2]
-    return ""
+def is_this_folder(folder: Path) -> bool:
+    """Whether this is the bundle's folder, by any of its names."""
+    return folder.resolve() == BUNDLE.resolve()

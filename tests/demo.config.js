@@ -16,7 +16,7 @@ module.exports = {
   apps: [
     {
       ...demo({ ...apps[0], name: "cortex" }),
-      script: path.join(__dirname, "cortex_stub.py"),
+      script: "tests/cortex_stub.py",
       args: [
         "--demo", "--port", port,
         "--account", process.env.SNOWFLAKE_ACCOUNT, "--user", process.env.SNOWFLAKE_USER,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bundle import supervisor
+from bundle import running, supervisor
 from bundle.checks import processes as processes_module
 from bundle.checks.finding import Finding, read_installation
 from bundle.checks.processes import processes, token
@@ -154,6 +154,6 @@ def test_our_proxy_is_known_on_its_port_without_ps_and_lsof(tmp_path: Path, monk
             assert process.stdout is not None
             port = int(process.stdout.readline())
             monkeypatch.setenv("PATH", str(tmp_path))
-            assert supervisor.port_owner(port) == f"python claude_proxy.py (pid {process.pid})"
+            assert running.port_owner(port) == f"python claude_proxy.py (pid {process.pid})"
         finally:
             process.kill()

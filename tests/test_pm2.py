@@ -21,7 +21,8 @@ from typing import Any
 import httpx
 import pytest
 
-from bundle.supervisor import LOG_BYTES, port_owner
+from bundle.running import port_owner
+from bundle.supervisor import LOG_BYTES
 from patches import apply_patch
 from tests.checked import answering, head
 from tests.set_up import BUNDLE, TOKEN, SetUp, copy_bundle, wait_until

@@ -142,6 +142,7 @@ class FrontDoor:
     def __init__(self, app: App, *, key: str, port: int, config: LiveConfig) -> None:
         self._app, self._key, self._port, self._config = app, checked_key(key), port, config
         self._minute, self._refusals, self._running = 0, 0, 0
+        self._after_error = False  # whether an error was logged, and no good answer has come since
         self._say_once = SayOnce(REFUSALS_A_MINUTE)  # (clients choose the names of fields)
         self.start_failure = ""  # why LiteLLM did not start
 
@@ -293,6 +294,10 @@ class FrontDoor:
                     explained = _explain(exchange, 502, event.partition(b"data: ")[2], body)
                     say(f"error in the middle of an answer: {explained.message}")
                     message = {**message, "body": _error_event(explained.kind, explained.message)}
+                    self._after_error = True
+                elif self._after_error and not message.get("more_body"):
+                    self._after_error = False
+                    say("answers again")  # `make status` then shows the error as over
                 await send(message)
             else:
                 error_body += message.get("body", b"")
@@ -300,6 +305,7 @@ class FrontDoor:
                     error = _error_answer(exchange, error_status, error_body, body)
                     if error_status != CLIENT_LEFT:
                         say(f"error {error.status} to Claude Code: {error.message}")
+                        self._after_error = True
                     await _send_error(send, error)
 
         headers = [pair for pair in scope["headers"] if pair[0] in PASSED_HEADERS]

@@ -23,15 +23,23 @@ from typing import Any
 import httpx
 import uvicorn
 
-from bundle.bootstrap import PM2
+from bundle.bootstrap import BUNDLE, PM2, make
 from bundle.errors import ConfigError, WriteError, printable, say
 from bundle.files import stamp
 from bundle.proxy import lean_litellm
 from bundle.proxy.connections import BoundedProtocol, raise_descriptor_limit
 from bundle.proxy.front_door import LITELLM_ROUTES, App, FrontDoor
 from bundle.proxy.live_config import live_config
+from bundle.running import other_copy_on, port_owner, stop_command
 from bundle.settings import Settings, master_key, renew_key, saved_key
-from bundle.supervisor import bound_log, port_owner, report_ready, supervisor_channel, supervisor_gone
+from bundle.supervisor import (
+    Folders,
+    bound_log,
+    end_lost_daemon,
+    report_ready,
+    supervisor_channel,
+    supervisor_gone,
+)
 from patches import apply_patch
 
 DRAIN_SECONDS = 30  # PM2 kills this process 5 seconds later (ecosystem.config.js)
@@ -106,12 +114,18 @@ def take_port(settings: Settings) -> socket.socket:
             listener.close()
             if error.errno != errno.EADDRINUSE:
                 raise ConfigError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}.") from None
+            if other := other_copy_on(port):
+                raise ConfigError(
+                    f"port {port} is taken by the proxy of another copy of this bundle, in {other}.\n"
+                    f"Stop that one: {stop_command(other)}\nOr put another port into .env: PROXY_PORT=8002\n"
+                    f"Then: {make('stop', 'start')}"
+                ) from None
             owner = port_owner(port)
             is_ours = "claude_proxy.py" in owner
             if not is_ours or time.monotonic() > deadline:
                 lines = [
                     f"port {port} is taken by {owner or 'another program'}.",
-                    "End that program, or put another port into .env: PROXY_PORT=8002",
+                    f"End that program, or put another port into .env (PROXY_PORT=8002), then: {make('stop', 'start')}",
                     *([] if is_ours else [renew_key(settings)]),
                 ]
                 raise ConfigError("\n".join(lines)) from None
@@ -133,7 +147,7 @@ def wait_for_config(settings: Settings) -> str:
         if has_key and (live_config.is_live() or waited >= CONFIG_PATIENCE_SECONDS):
             return key
         if waited % 30 == 5:  # after 5 seconds, then every 30
-            why = "is token-refresher running? If not, see why: make logs"
+            why = f"is token-refresher running? If not, see why: {make('logs')}"
             if key and general.get("master_key", key) != key:
                 why = "it has another key than this process. A key of your own belongs into .env, as LITELLM_MASTER_KEY"
             say(f"waiting for {settings.config_path}: {why}")
@@ -158,7 +172,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     keep_routes(proxy_server.app.router.routes, paths)
     app = lean_litellm.warmed(proxy_server.app, lean_litellm.apply(), key=key, config=live_config)
     door = FrontDoor(app, key=key, port=settings.proxy_port, config=live_config)
-    server = ProxyServer(door, settings.proxy_port, lambda: proxy_server.llm_router)
+    server = ProxyServer(door, settings, lambda: proxy_server.llm_router)
     with suppress(SystemExit):  # uvicorn raises it if the application does not start
         server.run(sockets=[listener])
     if not server.started:
@@ -166,13 +180,15 @@ def serve(settings: Settings, listener: socket.socket) -> None:
             f"LiteLLM does not start with this configuration: {door.start_failure}\n"
             f"Fix litellm_config.template.yaml, then: {PM2} restart claude-proxy"
         )
+    if server.folder_gone:
+        raise ConfigError(server.folder_gone)  # with a status after which PM2 does not start this process again
 
 
 class ProxyServer(uvicorn.Server):
     """Serves `app` on loopback, reports to PM2 that it is ready, and watches the configuration and LiteLLM's files.
     `router` is a function, because LiteLLM's router does not exist before the application has started."""
 
-    def __init__(self, app: App, port: int, router: Callable[[], Any]) -> None:
+    def __init__(self, app: App, settings: Settings, router: Callable[[], Any]) -> None:
         raise_descriptor_limit()
         config = uvicorn.Config(
             app,
@@ -187,12 +203,14 @@ class ProxyServer(uvicorn.Server):
             timeout_keep_alive=75,
         )
         super().__init__(config)
-        self._port, self._router = port, router
+        self._port, self._router = settings.proxy_port, router
+        self._folders = Folders(BUNDLE, settings.folder)
+        self.folder_gone = ""  # the message about a folder that was renamed or deleted
         self._tasks: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        coroutines = (self._ready(), watch_config(self._router), self._watch_litellm())
+        coroutines = (self._ready(), watch_config(self._router), self._watch_litellm(), self._watch_folders())
         self._tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         channel = supervisor_channel(os.environ)
         if channel is not None:
@@ -212,6 +230,13 @@ class ProxyServer(uvicorn.Server):
     async def _watch_litellm(self) -> None:
         await wait_for_upgrade(litellm_files())
         self._end("LiteLLM was replaced under this process; exiting, so that PM2 starts the new version")
+
+    async def _watch_folders(self) -> None:
+        while not (gone := self._folders.gone()):
+            await asyncio.sleep(WATCH_SECONDS)
+        end_lost_daemon(os.environ)
+        self.folder_gone = gone
+        self.should_exit = True
 
     def _end(self, reason: str) -> None:
         say(reason)

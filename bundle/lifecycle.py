@@ -1,0 +1,201 @@
+"""Starting and stopping: what must be true before PM2 is touched, and a stop that looks afterwards what is left.
+
+Standard library only: stop.py works with every Python, without `.venv` and without `node_modules`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bundle.bootstrap import BUNDLE, make
+from bundle.errors import ConfigError, printable
+from bundle.running import Running, alive, running, stop_command
+from bundle.supervisor import (
+    QUIET,
+    SCRIPTS,
+    daemon_runs,
+    folder_of,
+    is_this_folder,
+    pm2_home,
+    pm2_processes,
+    pm2_program,
+)
+
+DEMO = BUNDLE / ".demo"
+NAMES = (*SCRIPTS, "demo-cortex", *(f"demo-{name}" for name in SCRIPTS))
+SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # what the system allows for the path of a socket
+STOP_SECONDS = 60.0  # PM2 gives the proxy 35 seconds for open answers
+START_SECONDS = 300.0  # PM2 waits up to two minutes for each of the two processes
+GONE_SECONDS = 10.0
+
+
+def pm2(environ: Mapping[str, str], *arguments: str, seconds: float = STOP_SECONDS) -> subprocess.CompletedProcess[str]:
+    """Run a command of PM2. Raises ConfigError if there is no PM2, or if it does not end."""
+    program = pm2_program(environ)
+    if not program:
+        raise ConfigError(f"PM2 is not installed here, and no `pm2` is on PATH.\nInstall it: {make('install')}")
+    try:
+        return subprocess.run(
+            [program, *arguments],
+            env={**environ, **QUIET},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
+            check=False,
+        )
+    except OSError as error:
+        raise ConfigError(f"cannot run {program}: {error.strerror}.\nInstall PM2 again: {make('install')}") from None
+    except subprocess.TimeoutExpired:
+        words = shlex.join([program, *arguments])
+        raise ConfigError(
+            f"PM2 has not ended within {seconds:.0f} seconds: {words}\nSee what it runs: {words}"
+        ) from None
+
+
+def our_rows(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows that run this folder's scripts, or scripts whose folder was renamed or deleted."""
+    ours = [row for row in rows if row.get("name") in NAMES]
+    return [row for row in ours if is_this_folder(folder_of(row)) or is_gone(row)]
+
+
+def is_gone(row: Mapping[str, Any]) -> bool:
+    """Whether the script of a row does not exist any more: its folder was renamed or deleted."""
+    return not Path(row["pm2_env"].get("pm_exec_path") or "/").exists()
+
+
+def other_copies(rows: Iterable[Mapping[str, Any]]) -> dict[Path, list[str]]:
+    """The other folders whose scripts PM2 runs under our names, each with those names."""
+    found: dict[Path, list[str]] = {}
+    for row in rows:
+        if row.get("name") in NAMES and not is_this_folder(folder_of(row)) and not is_gone(row):
+            found.setdefault(folder_of(row), []).append(str(row["name"]))
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------- before start
+
+
+def check_pm2_home(environ: Mapping[str, str]) -> None:
+    """Raise ConfigError if PM2 cannot work in its folder: it would hang or fail with words about something else."""
+    home = pm2_home(environ)
+    longest = max(len(os.fsencode(home / name)) for name in ("rpc.sock", "pub.sock"))
+    if longest > SOCKET_BYTES:
+        raise ConfigError(
+            f"the path of PM2's folder is too long: {home}\n"
+            f"With the name of a socket it has {longest} bytes, and the system allows {SOCKET_BYTES}. "
+            + ("Move this folder to a shorter path." if home.parent == DEMO else "Set PM2_HOME to a shorter path.")
+        )
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        nearest = next(folder for folder in (home, *home.parents) if folder.exists())
+        why = os.strerror(error.errno or errno.EACCES)
+        raise ConfigError(
+            f"PM2 cannot write into its folder {home}: {why}.\nCheck with: ls -ld {shlex.quote(str(nearest))}\n"
+            "If that folder must stay as it is: set HOME, or PM2_HOME, to a folder that you can write."
+        ) from None
+
+
+def refuse_other_copy(environ: Mapping[str, str]) -> None:
+    """Raise ConfigError if PM2 runs the processes of another folder: they have the same names, and PM2 would restart
+    them in place of ours."""
+    for folder, names in other_copies(pm2_processes(environ) or []).items():
+        raise ConfigError(
+            f"another copy of this bundle runs: PM2 has {' and '.join(names)} of {folder}. Nothing was changed.\n"
+            f"Use that one; or stop it first, then start this one: {stop_command(folder)} && {make('start')}"
+        )
+
+
+def remove_rows_of_gone_folders(environ: Mapping[str, str]) -> None:
+    """Remove our rows whose script does not exist any more: PM2 would start them again in place of ours, and fail."""
+    for row in pm2_processes(environ) or []:
+        if row.get("name") in NAMES and is_gone(row):
+            pm2(environ, "delete", str(row["pm_id"]))
+
+
+def start(environ: Mapping[str, str], ecosystem: Path) -> None:
+    """Start what this file describes, and forget the restarts that PM2 has counted: those were the user's own. Raises
+    ConfigError. (PM2 reports success also when a process has ended soon after its start.)"""
+    done = pm2(environ, "start", str(ecosystem), seconds=START_SECONDS)
+    if done.returncode:
+        said = "\n".join(printable(line) for line in done.stdout.splitlines() if line.strip())
+        raise ConfigError(f"PM2 did not start the processes. It says:\n{said}\nThen try again: {make('stop', 'start')}")
+    for row in our_rows(pm2_processes(environ) or []):
+        pm2(environ, "reset", str(row["pm_id"]))
+
+
+# ----------------------------------------------------------------------------------------------------------------- stop
+
+
+def stop(environ: Mapping[str, str], say: Callable[[str], None] = print) -> bool:
+    """Stop everything that this folder has started, and remove the demo. Says what is left; returns whether nothing
+    is."""
+    pids = stop_rows(environ, say)
+    pids += stop_rows({**environ, "PM2_HOME": str(DEMO / "pm2")}, say) if DEMO.is_dir() else []
+    deadline = time.monotonic() + GONE_SECONDS
+    left = left_over(pids)
+    while any(process.pid in pids for process in left) and time.monotonic() < deadline:
+        time.sleep(0.2)
+        left = left_over(pids)
+    for process in left:
+        say(f"{process} still runs. {how_to_stop(process, environ)}")
+    if left:
+        return False
+    if DEMO.is_dir():
+        shutil.rmtree(DEMO)
+    say("Stopped.")
+    return True
+
+
+def stop_rows(environ: Mapping[str, str], say: Callable[[str], None]) -> list[int]:
+    """Let PM2 stop our processes, then end its daemon, unless that runs something else. Returns the pids."""
+    if not daemon_runs(environ):
+        return []
+    rows = pm2_processes(environ)
+    if rows is None:
+        if pm2_program(environ):
+            words = printable(pm2(environ, "jlist").stdout)
+            raise ConfigError(f"PM2 does not show what it runs. It says: {words}\nInstall it again: {make('install')}")
+        return []
+    pids = [int(row.get("pid") or 0) for row in our_rows(rows)]
+    for row in our_rows(rows):
+        pm2(environ, "delete", str(row["pm_id"]))
+    for folder, names in other_copies(rows).items():
+        say(f"Not stopped: {' and '.join(names)} of another folder. To stop them: {stop_command(folder)}")
+    if pm2_processes(environ) == []:
+        pm2(environ, "kill")
+    return [pid for pid in pids if pid]
+
+
+def left_over(pids: Sequence[int]) -> list[Running]:
+    """What still runs: of the processes that PM2 has stopped, and of this folder's scripts, whoever started them. (A
+    process that keeps the proxy's port is one of these.)"""
+    found = running()
+    known = {process.pid for process in found}
+    return found + [Running(pid, "a process of PM2", Path(), None) for pid in pids if pid not in known and alive(pid)]
+
+
+def how_to_stop(process: Running, environ: Mapping[str, str]) -> str:
+    """The command that ends a process that is left, and why it is left."""
+    if process.pm2_home is None:
+        return f"PM2 does not run it. To end it: kill {process.pid}"
+    if process.pm2_home != pm2_home(environ):
+        command = f"PM2_HOME={shlex.quote(str(process.pm2_home))} {make('stop')}"
+        return f"The PM2 of {process.pm2_home} runs it. To stop it: {command}"
+    if not pm2_program(environ):
+        return f"PM2 runs it, but no PM2 is installed that could stop it. To stop it: {make('install', 'stop')}"
+    return f"PM2 has not ended it. To end it: kill {process.pid}"
