@@ -25,7 +25,7 @@ from bundle.checks.first_answer import wait_for_answer
 from bundle.errors import ConfigError
 from bundle.lifecycle import DEMO, check_pm2_home, refuse_other_copy, remove_rows_of_gone_folders
 from bundle.lifecycle import start as start_processes
-from bundle.render import template_rows
+from bundle.render import check_template
 from bundle.settings import load_settings
 from patches import apply_patch
 
@@ -33,7 +33,7 @@ from patches import apply_patch
 def check() -> None:
     """Raise ConfigError for every mistake that can be seen before anything changes."""
     settings = load_settings()
-    template_rows(settings, settings.claude_route)
+    check_template(settings)
     check_pm2_home(os.environ)
     refuse_other_copy(os.environ)
 

@@ -90,7 +90,8 @@ def _check_shape(tree: object, template: str) -> None:
             raise _mistake(what, _line_of_row(template, number))
     general = tree.get("general_settings")
     if not isinstance(general, dict) or general.get("master_key") != "${LITELLM_MASTER_KEY}":
-        what = "general_settings.master_key must be ${LITELLM_MASTER_KEY}. A key of your own belongs into .env"
+        what = "general_settings.master_key must be ${LITELLM_MASTER_KEY}; "
+        what += "a key of your own belongs into .env, as LITELLM_MASTER_KEY"
         raise _mistake(what, _line_of(template, "master_key:"))
 
 

@@ -8,6 +8,7 @@ import resource
 import socket
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from bundle.proxy.connections import BoundedProtocol, max_connections, raise_des
 from bundle.proxy.front_door import MAX_REQUESTS, FrontDoor
 from bundle.proxy.server import ProxyServer
 from tests.ports import free_port
-from tests.set_up import SetUp
+from tests.set_up import BUNDLE, SetUp
 
 KEY = "sk-the-key-of-this-proxy-0123456789"
 HEAD = f"POST /v1/messages/count_tokens HTTP/1.1\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
@@ -210,7 +211,7 @@ def test_the_limit_of_descriptors_is_raised_and_the_connections_stay_well_below_
 
 
 def test_the_server_uses_this_protocol_and_no_websocket() -> None:
-    config = ProxyServer(lambda *_: None, 1, lambda: None).config  # type: ignore[arg-type]
+    config = ProxyServer(lambda *_: None, SimpleNamespace(proxy_port=1, folder=BUNDLE), lambda: None).config  # type: ignore[arg-type]
     assert (config.http, config.ws) == (BoundedProtocol, "none")
 
 
