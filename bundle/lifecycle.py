@@ -37,6 +37,7 @@ DEFAULT_PORT = 8001
 NAMES = (*SCRIPTS, "demo-cortex", *(f"demo-{name}" for name in SCRIPTS))
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # what the system allows for the path of a socket
 STOP_SECONDS = 60.0  # PM2 gives the proxy 35 seconds for open answers
+LIST_SECONDS = 20.0
 START_SECONDS = 300.0  # PM2 waits up to two minutes for each of the two processes
 GONE_SECONDS = 10.0
 
@@ -61,9 +62,10 @@ def pm2(environ: Mapping[str, str], *arguments: str, seconds: float = STOP_SECON
     except OSError as error:
         raise ConfigError(f"cannot run {program}: {error.strerror}.\nInstall PM2 again: {make('install')}") from None
     except subprocess.TimeoutExpired:
-        words = shlex.join([program, *arguments])
+        pid = f'"$(cat {shlex.quote(str(pm2_home(environ) / "pm2.pid"))})"'
         raise ConfigError(
-            f"PM2 has not ended within {seconds:.0f} seconds: {words}\nSee what it runs: {words}"
+            f"PM2 has not answered within {seconds:.0f} seconds: {shlex.join([program, *arguments])}\n"
+            f"Try again. If PM2 hangs, end it with all that it runs: kill -9 {pid}"
         ) from None
 
 
@@ -117,10 +119,23 @@ def refuse_other_copy(environ: Mapping[str, str]) -> None:
     """Raise ConfigError if PM2 runs the processes of another folder: they have the same names, and PM2 would restart
     them in place of ours."""
     for folder, names in other_copies(pm2_processes(environ) or []).items():
+        what, use = "another program has our names", "To"
+        if is_bundle(folder):
+            what, use = "another copy of this bundle runs", "Use that one; or to"
         raise ConfigError(
-            f"another copy of this bundle runs: PM2 has {' and '.join(names)} of {folder}. Nothing was changed.\n"
-            f"Use that one; or stop it first, then start this one: {stop_command(folder)} && {make('start')}"
+            f"{what}: PM2 has {' and '.join(names)} of {folder}. Nothing was changed.\n"
+            f"{use} stop it first, then start this one: {other_stop_command(folder, names)} && {make('start')}"
         )
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder is a copy of this bundle: other projects may use the same names in PM2."""
+    return all((folder / script).exists() for script in SCRIPTS.values())
+
+
+def other_stop_command(folder: Path, names: Sequence[str]) -> str:
+    """The command that ends what PM2 runs from another folder under our names."""
+    return stop_command(folder) if is_bundle(folder) else shlex.join([pm2_program(os.environ), "delete", *names])
 
 
 def remove_rows_of_gone_folders(environ: Mapping[str, str]) -> None:
@@ -160,7 +175,7 @@ def stop(environ: Mapping[str, str], say: Callable[[str], None] = print) -> bool
         said += [still_listed(row, home) for row in our_rows(pm2_processes(home) or []) if row.get("pid") not in pids]
     others = other_copies(pm2_processes(environ) or [])
     for folder, names in others.items():
-        say(f"Not stopped: {' and '.join(names)} of another folder. To stop them: {stop_command(folder)}")
+        say(f"Not stopped: {' and '.join(names)} of another folder. To stop them: {other_stop_command(folder, names)}")
     for line in said:
         say(line)
     if said:
@@ -190,7 +205,7 @@ def stop_rows(environ: Mapping[str, str]) -> list[int]:
     rows = pm2_processes(environ)
     if rows is None:
         if pm2_program(environ):
-            words = printable(pm2(environ, "jlist").stdout)
+            words = printable(pm2(environ, "jlist", seconds=LIST_SECONDS).stdout)
             raise ConfigError(f"PM2 does not show what it runs. It says: {words}\nInstall it again: {make('install')}")
         return []
     pids = [int(row.get("pid") or 0) for row in our_rows(rows)]

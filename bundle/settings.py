@@ -151,7 +151,10 @@ def _read_env_file(path: Path) -> dict[str, str]:
 
 def _edited_constants(script: Path) -> dict[str, str]:
     """ACCOUNT and USER from the script's text, if the user has set them. A typo raises ConfigError with its line."""
-    text = script.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = script.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:  # the folder is being renamed or deleted
+        return {}
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError) as error:

@@ -18,6 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
+from bundle import lifecycle
+from bundle.errors import ConfigError
 from bundle.running import port_owner
 from tests.ports import free_port
 from tests.set_up import BUNDLE, SetUp, copy_bundle, drop_root_powers, wait_until
@@ -262,36 +264,92 @@ def test_start_works_at_once_after_a_folder_is_renamed(home: Home) -> None:
     assert port_owner(home.port).endswith(f"(pid {home.pids()['claude-proxy']})")
 
 
+def remove(folder: Path) -> None:
+    """Delete a folder in which processes may still write a file."""
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.mark.real
-def test_a_deleted_folder_leaves_no_process(home: Home) -> None:
+def test_a_deleted_folder_leaves_no_process_not_even_one_that_waits(home: Home) -> None:
     before = home.pids()
-    shutil.rmtree(home.bundle)
+    third = clone(home.folder / "third clone")
+    home.start(str(third / "claude_proxy.py"), name="alone", PROXY_PORT=str(free_port()))
+    home.start("auto_refresh.py", name="waits")
+    wait_until(lambda: "another refresher" in home.log("waits") and "waiting for" in home.log("alone"), 60)
+    remove(home.bundle)
+    remove(third)
     wait_until(lambda: not any(map(is_running, before.values())), 30)
+    for name in ("alone", "waits"):
+        assert home.processes[name].wait(30) == 78, home.log(name)
+        assert "Traceback" not in home.log(name)
+    assert "was renamed or deleted" in home.log("alone")
     assert home.pids() == dict.fromkeys(APPS, 0)
     clone(home.bundle)
     home.start_all()
     assert set(home.rows()) == APPS
 
 
-# ---------------------------------------------------------------------------------------------------- without a start
+# --------------------------------------------------------------------------------------------------- homes of their own
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("command", ["start.py"])
-def test_a_home_that_cannot_be_written_is_named_at_once(tmp_path: Path, command: str) -> None:
+def test_a_program_of_another_project_under_our_name_is_not_touched_and_named_with_a_command() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="lc-") as made:
+        here = Home(Path(made), clone(Path(made) / "bundle"))
+        try:
+            here.run(PM2, "start", "sleep", "--name", "claude-proxy", "--interpreter", "none", "--", "600")
+            before = here.pids()
+            started, stopped = here.run("start.py"), here.run("stop.py")
+            assert here.pids() == before
+        finally:
+            here.close()
+    assert started.returncode == 78
+    assert started.stderr.startswith("start.py: another program has our names: PM2 has claude-proxy of ")
+    command = f"{made}/bundle/node_modules/.bin/pm2 delete claude-proxy"
+    assert command in started.stderr
+    assert (stopped.returncode, command in stopped.stdout) == (0, True)
+
+
+@pytest.mark.real
+def test_a_folder_whose_path_is_too_long_for_the_demo_is_named(tmp_path: Path) -> None:
+    long = tmp_path / ("long " * 20)
+    long.mkdir()
+    here = Home(tmp_path, clone(long / "bundle"))
+    demo = here.bundle / ".demo"
+    demo.mkdir()
+    try:
+        done = here.run("start.py", "--demo", CORTEX_HOME=str(demo), PM2_HOME=str(demo / "pm2"))
+    finally:
+        here.close()
+    assert done.returncode == 78
+    assert done.stderr.startswith(f"start.py: the path of PM2's folder is too long: {demo}/pm2\n")
+    assert done.stderr.endswith("Move this folder to a shorter path.\n")
+
+
+def test_a_pm2_that_hangs_is_one_message_with_the_command_that_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "pm2_program", lambda _: "sleep")
+    with pytest.raises(
+        ConfigError, match=r"PM2 has not answered within 0 seconds: sleep 5\n.*kill -9 .*'/a b/pm2.pid'"
+    ):
+        lifecycle.pm2({"PM2_HOME": "/a b", "PATH": os.environ["PATH"]}, "5", seconds=0.2)
+
+
+@pytest.mark.real
+def test_a_home_that_cannot_be_written_is_named_at_once(tmp_path: Path) -> None:
     here = Home(tmp_path, clone(tmp_path / "bundle"))
     closed = tmp_path / "closed home"
     closed.mkdir(mode=0o555)
     here.before_exec = drop_root_powers
     try:
         del here.environ["PM2_HOME"]
-        process = here.start(command, HOME=str(closed))
+        process = here.start("start.py", HOME=str(closed))
         assert process.wait(20) == 78
     finally:
         closed.chmod(0o755)
         here.close()
-    assert f"PM2 cannot write into its folder {closed}/.pm2: Permission denied." in here.log(command)
-    assert f"ls -ld '{closed}'" in here.log(command)
+    assert f"PM2 cannot write into its folder {closed}/.pm2: Permission denied." in here.log("start.py")
+    assert f"ls -ld '{closed}'" in here.log("start.py")
 
 
 @pytest.fixture

@@ -137,8 +137,9 @@ def take_port(settings: Settings) -> socket.socket:
 
 def wait_for_config(settings: Settings) -> str:
     """Wait until the refresher has written `litellm_config.yaml` with the proxy's own key, and return the key: LiteLLM
-    and the front door must have the same one. Returns "" if PM2 has ended in the meantime."""
-    channel = supervisor_channel(os.environ)
+    and the front door must have the same one. Returns "" if PM2 has ended in the meantime. Raises ConfigError if a
+    folder is gone."""
+    channel, folders = supervisor_channel(os.environ), Folders(BUNDLE, settings.folder)
     waited = 0.0
     while True:
         live_config.reload()
@@ -155,6 +156,9 @@ def wait_for_config(settings: Settings) -> str:
         if readable and supervisor_gone(readable[0]):
             say(PM2_GONE)
             return ""
+        if gone := folders.gone():
+            end_lost_daemon(os.environ)
+            raise ConfigError(gone)
         waited += 0.25
 
 
