@@ -30,9 +30,17 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from bundle.account import parse_account
+from bundle.env_file import set_in_env_file
 from bundle.errors import ConfigError
 from bundle.files import make_private_folder, write_private
-from bundle.settings import Settings, load_settings, read_connections, set_in_env_file, snowflake_home, state_folder
+from bundle.settings import (
+    MissingSettingsError,
+    Settings,
+    load_settings,
+    read_connections,
+    snowflake_home,
+    state_folder,
+)
 from bundle.tokens import load_key, register_statement
 
 POLL_SECONDS = 3.0
@@ -62,11 +70,8 @@ def missing_settings(environ: Mapping[str, str]) -> list[str]:
     """Which of "account" and "user" are missing; raises ConfigError for any other mistake."""
     try:
         load_settings(environ)
-    except ConfigError as error:
-        first_line = str(error).partition("\n")[0]
-        if not first_line.startswith("no Snowflake "):
-            raise
-        return [word for word in ("account", "user") if word in first_line]
+    except MissingSettingsError as error:
+        return list(error.missing)
     return []
 
 

@@ -16,9 +16,10 @@ from cryptography.hazmat.primitives import serialization
 
 import configure
 from bundle.account import parse_account
+from bundle.env_file import set_in_env_file
 from bundle.errors import ConfigError
 from bundle.files import write_private
-from bundle.settings import load_settings, set_in_env_file
+from bundle.settings import load_settings
 from bundle.tokens import load_key
 from configure import make_key_pair, shortest
 from tests.cortex_stub import CortexStub
@@ -298,7 +299,7 @@ def test_a_linked_env_file_stays_a_link(tmp_path: Path) -> None:
         ("https://app.snowflake.com/myorg/my_acct/#/homepage", "MYORG-MY_ACCT"),
         ("https://app.snowflake.com/eu-west-1/xy12345/", "xy12345.eu-west-1"),
         ("https://xy12345.eu-central-1.snowflakecomputing.com/console", "xy12345.eu-central-1"),
-        ("myorg-acct.privatelink.snowflakecomputing.com", "myorg-acct.privatelink.snowflakecomputing.com"),
+        ("myorg-acct.privatelink.snowflakecomputing.com", "myorg-acct.privatelink"),
     ],
 )
 def test_an_account_is_kept_in_its_shortest_form_that_means_the_same(typed: str, kept: str) -> None:
