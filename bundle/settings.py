@@ -151,6 +151,13 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     )
 
 
+def host_of(environ: Mapping[str, str], default: str) -> str:
+    """The https address of SNOWFLAKE_HOST, or of this host of the account."""
+    given = _Given(environ, state_folder(environ) / ".env")
+    where = f"SNOWFLAKE_HOST in {given.place('SNOWFLAKE_HOST')}"
+    return parse_host(given.get("SNOWFLAKE_HOST") or default, where)
+
+
 class _Given:
     """The settings of the environment and of `.env`, each with the place where it stands, for messages."""
 
