@@ -28,9 +28,12 @@ help: ## show this list
 .PHONY: install
 install: .venv/installed node_modules/installed
 
+# With an old Python, the scripts themselves would fail before they can say so.
+NEEDS_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	echo "Python 3.10 or newer is needed; '$(PYTHON)' is older or missing. Use another one: make PYTHON=python3.12 …" >&2; exit 1; }
+
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-		echo "Python 3.10 or newer is needed; '$(PYTHON)' is older or missing. Use another one: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(NEEDS_PYTHON)
 	@$(PYTHON) -m venv .venv || { echo "Python's venv module is missing. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "Installing the Python packages into .venv (two minutes the first time) …"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
@@ -48,6 +51,8 @@ node_modules/installed: package-lock.json
 
 .PHONY: start
 start: ## ask for missing settings, start, wait for the first answer
+	@$(NEEDS_PYTHON)
+	@$(PYTHON) configure.py --first
 	@$(MAKE) --no-print-directory install
 	@$(PY) configure.py
 	@$(PY) start.py

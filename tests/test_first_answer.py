@@ -199,7 +199,7 @@ def test_a_model_that_does_not_answer_is_named_at_the_start_and_is_no_reason_to_
 def test_a_start_with_a_word_that_is_no_route_says_which_there_are(set_up: SetUp) -> None:
     done = set_up.run("doctor.py", "--wait", CLAUDE_ROUTE="snowflake")
     assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.startswith("CLAUDE_ROUTE is 'snowflake'; it must be chat ")
+    assert done.stdout.startswith("the environment: CLAUDE_ROUTE is 'snowflake'; it must be chat ")
 
 
 def test_a_refresher_that_does_not_take_up_the_new_route_is_named(

@@ -138,7 +138,7 @@ def test_a_new_user_comes_to_an_answer_with_two_commands_and_two_questions(clone
         person.read_until("Account: ")
         person.type("https://app.snowflake.com/myorg/myacct/#/homepage")
         person.read_until("That is account MYORG-MYACCT")
-        person.read_until("User: ")
+        person.read_until("User, or")
         person.type("jane")
         person.read_until("Waiting until Snowflake accepts the key")
         statement = re.search(r"ALTER USER JANE SET RSA_PUBLIC_KEY='([^']+)';", person.screen)

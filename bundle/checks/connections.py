@@ -22,7 +22,7 @@ from bundle.errors import ConfigError
 from bundle.network import company_proxy, redirected, why_unreachable
 from bundle.settings import Settings
 from bundle.supervisor import output_of
-from bundle.tokens import auth_headers, fingerprint, load_key, register_statement, sign
+from bundle.tokens import auth_headers, fingerprint, load_key, name_note, register_statement, sign
 
 CLOCK_SECONDS = 30.0  # Snowflake refuses tokens from the future; its tolerance is not documented
 
@@ -123,6 +123,7 @@ def login(status: int, body: str, settings: Settings) -> Finding:
         failure = re.search(r"\[([0-9a-f-]{36})\]", body)  # (the answer also contains a request_id)
         fix = f"""Compare: DESC USER {settings.user}; must show the fingerprint {fingerprint(key)}
 If it does not: {register_statement(settings.user, key)}
+{name_note(settings.user)}
 If it does, this says why (394300 login name, 394302 clock, 394307 account):
 SELECT SYSTEM$GET_LOGIN_FAILURE_DETAILS('{failure[1] if failure else "UUID"}');"""
         return Finding("Login", "fail", f"Snowflake refuses {who} with this key", fix)

@@ -14,8 +14,9 @@ from bundle.checks.finding import Finding, Installation, read_installation
 from bundle.checks.model_check import Report, Route, other_route
 from bundle.checks.processes import SCRIPTS, processes
 from bundle.checks.report import check_model, examine, page
+from bundle.env_file import set_in_env_file
 from bundle.errors import ConfigError, say
-from bundle.settings import CLAUDE_ROUTES, renew_key, set_in_env_file
+from bundle.settings import CLAUDE_ROUTES, renew_key
 from bundle.supervisor import find_process, pm2_processes
 
 START_SECONDS = 150.0  # a slow machine needs half a minute
