@@ -120,6 +120,18 @@ def require_home(environ: Mapping[str, str]) -> None:
 
 
 @contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of this folder during the `with` block; wait for it. Where a folder cannot be locked, go on."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def instance_lock(path: Path) -> Iterator[int | None]:
     """Hold the lock during the `with` block and yield None; or yield the pid of its holder (0: unknown). Where the
     file system has no locks, yield None all the same."""

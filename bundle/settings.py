@@ -21,7 +21,7 @@ from bundle.account import parse_account, parse_host, with_region
 from bundle.bootstrap import BUNDLE, EX_CONFIG, make, script
 from bundle.env_file import Entry, parse, read_text
 from bundle.errors import ConfigError, printable, say
-from bundle.files import read_own, refuse_foreign, write_private
+from bundle.files import folder_lock, read_own, refuse_foreign, write_private
 
 AFTER_NEW_KEY = (
     f"To use the new key: {make('stop', 'start')}\n"
@@ -340,11 +340,12 @@ def master_key(settings: Settings) -> str:
     path = key_file(settings)
     if key := saved_key(settings):
         return key
-    if path.exists():  # an empty file protects nothing
-        say(f"{path} was empty: it has a new random key now.\n{AFTER_NEW_KEY}", sys.stderr)
-        path.unlink(missing_ok=True)
     # Refresher and proxy may start at the same time: both then use the key that was written first.
-    write_private(path, f"sk-{secrets.token_urlsafe(32)}\n", only_if_absent=True)
+    with folder_lock(path.parent):
+        if path.exists() and not saved_key(settings):  # an empty file protects nothing
+            say(f"{path} was empty: it has a new random key now.\n{AFTER_NEW_KEY}", sys.stderr)
+            path.unlink(missing_ok=True)
+        write_private(path, f"sk-{secrets.token_urlsafe(32)}\n", only_if_absent=True)
     return checked_key(saved_key(settings), str(path))
 
 
