@@ -179,7 +179,7 @@ def stolen(set_up: SetUp) -> Iterator[SetUp]:
         ["doctor.py"],
         ["doctor.py", "--live"],
         ["doctor.py", "--json"],
-        ["doctor.py", "--wait"],
+        ["tests/first_answer.py"],
         ["point_claude.py", "--check"],
         ["point_claude.py", "--run", "-p", PROMPT],
     ],
@@ -198,7 +198,7 @@ def test_a_program_that_holds_the_port_gets_neither_key_nor_prompt_from_any_tool
     assert f"port {stolen.port} is taken by" in said
     assert "Traceback" not in said
     # A check only looks. The others renew the key, which a plain `claude` may have sent there.
-    renews = command[-1] in {"--wait", PROMPT}
+    renews = command[-1] in {"tests/first_answer.py", PROMPT}
     assert (stolen.master_key != key) is renews
     assert ("point_claude.py" in said) or not renews
     assert stolen.master_key not in said

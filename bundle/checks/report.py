@@ -61,16 +61,17 @@ CHECKS: Mapping[str, Sequence[Callable[[Installation], Findings]]] = {
 # What cannot be right while the finding of this name is a fault: findings of these names, or of these groups.
 FOLLOWERS: Mapping[str, Sequence[str]] = {
     "Account": ("Processes", "Models"),
-    "LiteLLM": ("openai.py", "claude-proxy", "Listener", "Models"),
+    "LiteLLM": ("openai.py", "claude-proxy"),
     "Disk": ("token-refresher", "Token", "Refresher"),
-    "Certificates": ("Host", "Models"),
-    "Private key": ("token-refresher", "Token", "Refresher", "Listener", "Login", "Models"),
+    "Certificates": ("Host",),
+    "Private key": ("token-refresher", "Token", "Refresher", "Listener", "Login"),
     "Template": ("Refresher",),  # the old rows go on
-    "openai.py": ("claude-proxy", "Listener", "Models"),
-    "PM2": ("Token", "Listener", "Models"),
+    "openai.py": ("claude-proxy",),
+    "PM2": ("Token", "Listener"),
     "Port": ("claude-proxy", "Models"),  # another program has it
-    "token-refresher": ("Token", "Refresher", "Listener", "Models"),
-    "claude-proxy": ("Listener", "Models"),
+    "token-refresher": ("Token", "Refresher", "Listener"),
+    "claude-proxy": ("Listener",),
+    "Token": ("Models",),
     "Listener": ("Models",),
     "Key": ("Models",),
     "Host": ("Models",),
@@ -81,17 +82,17 @@ FOLLOWERS: Mapping[str, Sequence[str]] = {
 
 def without_followers(findings: Sequence[Finding]) -> list[Finding]:
     """The findings, with "skip" for each fault that follows from another one: it shows nothing new."""
-    faults = [finding.name for finding in findings if finding.state == "fail"]
+    faults = [finding for finding in findings if finding.state == "fail"]
 
     def cause(finding: Finding) -> str:
-        if finding.state not in {"fail", "warn"}:
-            return ""
+        """The name of the fault from which this one follows in the end; "" if it follows from none."""
         places = {finding.name, finding.group}
-        return next((name for name in faults if places.intersection(FOLLOWERS.get(name, ()))), "")
+        before = next((each for each in faults if places.intersection(FOLLOWERS.get(each.name, ()))), None)
+        return (cause(before) or before.name) if before else ""
 
     return [
         replace(finding, state="skip", found=f"needs {name}, which fails", fix="")
-        if (name := cause(finding))
+        if finding.state in {"fail", "warn"} and (name := cause(finding))
         else finding
         for finding in findings
     ]
