@@ -159,7 +159,7 @@ def test_an_emptied_key_file_lets_nobody_in_and_the_user_in_again_after_a_restar
     assert set_up.ask("hello").status_code == 200
     assert ".master_key was empty" in set_up.log("claude_proxy.py") + set_up.log("auto_refresh.py")
     path.write_text("sk-1234\n")
-    waited = set_up.run("doctor.py", "--wait")
+    waited = set_up.run("tests/first_answer.py")
     assert (waited.returncode, "Remove that key" in waited.stdout, waited.stderr) == (1, True, "")
     done = subprocess.run(
         [sys.executable, str(BUNDLE / "claude_proxy.py")],

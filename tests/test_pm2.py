@@ -345,7 +345,7 @@ def test_a_start_on_a_port_that_another_program_holds_fails_and_sends_it_nothing
     with answering(machine.port, lambda connection, _: connection.sendall(head(b'"I\'m alive!"'))) as got:
         machine.run(PM2, "start", machine.ecosystem)
         key = machine.master_key
-        done = machine.run("doctor.py", "--wait")
+        done = machine.run("tests/first_answer.py")
     assert (done.returncode, f"{machine.port} is taken by" in done.stdout, done.stderr) == (1, True, "")
     assert machine.status() == {"token-refresher": "online", "claude-proxy": "stopped"}
     assert "has a new one" in machine.said("claude-proxy")

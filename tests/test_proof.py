@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bundle import proof as proof_module
+from bundle.bootstrap import make
 from bundle.checks import first_answer, processes
 from bundle.checks.finding import read_installation
 from bundle.checks.first_answer import wait_for_answer
@@ -114,7 +115,7 @@ def test_our_own_proxy_that_starts_or_is_old_is_told_from_a_stranger(monkeypatch
     port = free_port()
     with answering(port, lambda connection, _: connection.sendall(head(b"", "404 Not Found"))):
         found = listener(port, SECRET)
-    assert (found.state, found.fix) == ("another key", "make stop start")
+    assert (found.state, found.fix) == ("another key", make("stop", "start"))
 
 
 def test_a_listener_that_ends_while_it_is_looked_up_is_no_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +179,7 @@ def stolen(set_up: SetUp) -> Iterator[SetUp]:
         ["doctor.py"],
         ["doctor.py", "--live"],
         ["doctor.py", "--json"],
-        ["doctor.py", "--wait"],
+        ["tests/first_answer.py"],
         ["point_claude.py", "--check"],
         ["point_claude.py", "--run", "-p", PROMPT],
     ],
@@ -197,7 +198,7 @@ def test_a_program_that_holds_the_port_gets_neither_key_nor_prompt_from_any_tool
     assert f"port {stolen.port} is taken by" in said
     assert "Traceback" not in said
     # A check only looks. The others renew the key, which a plain `claude` may have sent there.
-    renews = command[-1] in {"--wait", PROMPT}
+    renews = command[-1] in {"tests/first_answer.py", PROMPT}
     assert (stolen.master_key != key) is renews
     assert ("point_claude.py" in said) or not renews
     assert stolen.master_key not in said
