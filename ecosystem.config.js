@@ -1,6 +1,53 @@
 // PM2: the refresher and the proxy. Start both with: pm2 start ecosystem.config.js
+const { execFileSync } = require("node:child_process");
 const fs = require("node:fs");
+const os = require("node:os");
 const path = require("node:path");
+
+const scripts = { "token-refresher": "auto_refresh.py", "claude-proxy": "claude_proxy.py" };
+
+// What a file or a program says; "" if there is no such thing.
+const read = (file) => {
+  try {
+    return fs.readFileSync(file, "utf8").trim();
+  } catch {
+    return "";
+  }
+};
+const ps = (pid) => {
+  try {
+    return execFileSync("ps", ["-ww", "-o", "args=", "-p", pid], { encoding: "utf8", stdio: "pipe" });
+  } catch {
+    return "";
+  }
+};
+
+// The folder of the script that a process runs. Folders may contain spaces, so each part from a "/" on is tried.
+const folderOf = (pid, script) => {
+  // Without /proc (macOS) `ps` says it. It may spoil letters such as an umlaut.
+  const line = fs.existsSync("/proc/self") ? read(`/proc/${pid}/cmdline`).replaceAll("\0", " ") : ps(pid);
+  const end = line.lastIndexOf(`/${script}`);
+  const starts = [...line.matchAll(/(?<=^| )\//g)].map((found) => found.index).filter((start) => start < end);
+  return starts.map((start) => line.slice(start, end)).find((folder) => fs.existsSync(path.join(folder, script)));
+};
+
+// Another clone's processes have the same names, so PM2 would restart them in place of ours. The question is answered
+// without PM2, which keeps the pid of each process in a file.
+const refuseOtherCopy = () => {
+  const pids = path.join(process.env.PM2_HOME || path.join(os.homedir(), ".pm2"), "pids");
+  for (const file of fs.existsSync(pids) ? fs.readdirSync(pids) : []) {
+    const script = scripts[file.replace(/-\d+\.pid$/, "")];
+    const pid = script && read(path.join(pids, file));
+    const folder = pid && folderOf(pid, script);
+    if (folder && fs.realpathSync(folder) !== fs.realpathSync(__dirname)) {
+      const command = `make -C '${folder.replaceAll("'", "'\\''")}' stop`;
+      console.error(`another copy of this bundle runs, in ${folder}. Nothing was changed.`);
+      console.error(`Use that one; or stop it first: ${command}`);
+      process.exit(1);
+    }
+  }
+};
+refuseOtherCopy();
 
 const venv = path.join(__dirname, ".venv", "bin", "python");
 const home = path.resolve(__dirname, process.env.CORTEX_HOME || ".");
@@ -22,9 +69,9 @@ const passed = [
 ];
 const env = Object.fromEntries(passed.filter((name) => process.env[name]).map((name) => [name, process.env[name]]));
 
-const app = (name, script, more) => ({
+const app = (name, more) => ({
   name,
-  script, // relative to cwd: PM2 would give a path with a space to `bash -c`
+  script: scripts[name], // relative to cwd: PM2 would give a path with a space to `bash -c`
   cwd: __dirname,
   interpreter: fs.existsSync(venv) ? venv : "python3",
   // PM2 removes each shell variable whose name contains "", and that is every variable. (`true` has no effect here.)
@@ -49,8 +96,8 @@ const app = (name, script, more) => ({
 
 module.exports = {
   apps: [
-    app("token-refresher", "auto_refresh.py", { kill_timeout: 5_000 }),
+    app("token-refresher", { kill_timeout: 5_000 }),
     // Open answers get 30 seconds to finish (DRAIN_SECONDS in bundle/proxy/server.py); 5 seconds later PM2 kills it.
-    app("claude-proxy", "claude_proxy.py", { kill_timeout: 35_000 }),
+    app("claude-proxy", { kill_timeout: 35_000 }),
   ],
 };

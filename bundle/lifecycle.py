@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,12 +14,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from bundle.bootstrap import BUNDLE, make
 from bundle.errors import ConfigError, printable
-from bundle.running import Running, alive, running, stop_command
+from bundle.running import Running, alive, port_owner, running, stop_command
 from bundle.supervisor import (
     QUIET,
     SCRIPTS,
@@ -31,6 +33,7 @@ from bundle.supervisor import (
 )
 
 DEMO = BUNDLE / ".demo"
+DEFAULT_PORT = 8001
 NAMES = (*SCRIPTS, "demo-cortex", *(f"demo-{name}" for name in SCRIPTS))
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # what the system allows for the path of a socket
 STOP_SECONDS = 60.0  # PM2 gives the proxy 35 seconds for open answers
@@ -144,24 +147,43 @@ def start(environ: Mapping[str, str], ecosystem: Path) -> None:
 def stop(environ: Mapping[str, str], say: Callable[[str], None] = print) -> bool:
     """Stop everything that this folder has started, and remove the demo. Says what is left; returns whether nothing
     is."""
-    pids = stop_rows(environ, say)
-    pids += stop_rows({**environ, "PM2_HOME": str(DEMO / "pm2")}, say) if DEMO.is_dir() else []
+    port = proxy_port(environ)
+    homes = [environ, *([{**environ, "PM2_HOME": str(DEMO / "pm2")}] if DEMO.is_dir() else [])]
+    pids = [pid for home in homes for pid in stop_rows(home)]
     deadline = time.monotonic() + GONE_SECONDS
     left = left_over(pids)
     while any(process.pid in pids for process in left) and time.monotonic() < deadline:
         time.sleep(0.2)
         left = left_over(pids)
-    for process in left:
-        say(f"{process} still runs. {how_to_stop(process, environ)}")
-    if left:
+    said = [f"{process} still runs. {how_to_stop(process, environ)}" for process in left]
+    for home in homes:
+        said += [still_listed(row, home) for row in our_rows(pm2_processes(home) or []) if row.get("pid") not in pids]
+    others = other_copies(pm2_processes(environ) or [])
+    for folder, names in others.items():
+        say(f"Not stopped: {' and '.join(names)} of another folder. To stop them: {stop_command(folder)}")
+    for line in said:
+        say(line)
+    if said:
         return False
     if DEMO.is_dir():
         shutil.rmtree(DEMO)
-    say("Stopped.")
+    if not others and (owner := port_owner(port)):
+        say(f"Port {port} is still open, but not for this folder: {owner} has it.")
+    say("Stopped." if pids or not others else "Nothing of this folder runs.")
     return True
 
 
-def stop_rows(environ: Mapping[str, str], say: Callable[[str], None]) -> list[int]:
+def proxy_port(environ: Mapping[str, str]) -> int:
+    """The port of this folder's proxy. (The settings are not loaded: a mistake in them must not hinder a stop.)"""
+    env_file = Path(environ.get("CORTEX_HOME") or BUNDLE).expanduser() / ".env"
+    given = [environ.get("PROXY_PORT", "")]
+    with suppress(OSError):
+        text = env_file.read_text(encoding="utf-8", errors="replace")
+        given += re.findall(r"^\s*(?:export\s+)?PROXY_PORT\s*=\s*['\"]?(\d+)", text, re.MULTILINE)[-1:]
+    return next((int(port) for port in given if port.isdecimal() and 0 < int(port) < 65536), DEFAULT_PORT)
+
+
+def stop_rows(environ: Mapping[str, str]) -> list[int]:
     """Let PM2 stop our processes, then end its daemon, unless that runs something else. Returns the pids."""
     if not daemon_runs(environ):
         return []
@@ -174,16 +196,19 @@ def stop_rows(environ: Mapping[str, str], say: Callable[[str], None]) -> list[in
     pids = [int(row.get("pid") or 0) for row in our_rows(rows)]
     for row in our_rows(rows):
         pm2(environ, "delete", str(row["pm_id"]))
-    for folder, names in other_copies(rows).items():
-        say(f"Not stopped: {' and '.join(names)} of another folder. To stop them: {stop_command(folder)}")
     if pm2_processes(environ) == []:
         pm2(environ, "kill")
     return [pid for pid in pids if pid]
 
 
+def still_listed(row: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    """The message about a row that PM2 has not removed: the next start of PM2 could bring its process back."""
+    command = shlex.join([pm2_program(environ), "delete", str(row["pm_id"])])
+    return f"PM2 still lists {row['name']}. To remove it: PM2_HOME={shlex.quote(str(pm2_home(environ)))} {command}"
+
+
 def left_over(pids: Sequence[int]) -> list[Running]:
-    """What still runs: of the processes that PM2 has stopped, and of this folder's scripts, whoever started them. (A
-    process that keeps the proxy's port is one of these.)"""
+    """What still runs: of the processes that PM2 has stopped, and of this folder's scripts, whoever started them."""
     found = running()
     known = {process.pid for process in found}
     return found + [Running(pid, "a process of PM2", Path(), None) for pid in pids if pid not in known and alive(pid)]
