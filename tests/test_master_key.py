@@ -77,8 +77,9 @@ def test_a_key_in_the_env_file_is_checked_too_and_the_template_holds_none(enviro
 def test_an_empty_key_file_gets_a_new_random_key_and_says_so(
     settings: Settings, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    path = settings.folder / ".master_key"
     for _ in range(20):  # refresher and proxy start at the same time, and must have the same key
-        path = put(settings.folder / ".master_key", content)
+        put(path, content)
         assert saved_key(settings) == ""
         with ThreadPoolExecutor(8) as pool:
             assert set(pool.map(lambda _: master_key(settings), range(8))) == {saved_key(settings)}
