@@ -29,7 +29,7 @@ if __name__ == "__main__":
 from bundle.checks.finding import Installation, read_installation
 from bundle.checks.processes import SCRIPTS, status
 from bundle.checks.report import examine, page
-from bundle.cortex.errors import CASES
+from bundle.cortex import errors as cortex_errors
 from bundle.errors import ConfigError, say
 from bundle.files import write_private
 from bundle.private import private_values, settings_in_force, text_of
@@ -87,8 +87,9 @@ def report(installation: Installation) -> str:
     """The text of the file."""
     private = private_values(installation)
     # The words of Cortex's errors that are known, the fields and messages in docs/cortex.md, and the models.
-    known = words_of(" ".join(case.words for case in CASES).replace("\\", " "))
+    known = words_of(" ".join(case.words for case in cortex_errors.CASES).replace("\\", " "))
     known |= words_of(" ".join(re.findall(r"`([^`\n]+)`", text_of(BUNDLE / "docs" / "cortex.md"))))
+    known |= words_of(cortex_errors.words_of("<")[1])  # what is said in place of a web page
     known |= words_of(" ".join(str(row["litellm_params"]["model"]) for row in installation.rows))
     found = {
         "Doctor": attempt(lambda: page(examine(installation), 10_000, colour=False)),
