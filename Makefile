@@ -95,6 +95,10 @@ doctor: ## show what is wrong and how to fix it (ARGS=--live asks every model)
 usage: ## show the tokens spent, by day and model (ARGS='--days 30')
 	@$(INSTALLED); $(HERE); $(PY) usage.py $(ARGS)
 
+.PHONY: report
+report: ## make one file for a bug report, with nothing private in it
+	@$(HERE); $(PYTHON) report.py $(ARGS)
+
 .PHONY: version
 version: ## the releases of the bundle and of what it runs on
 	@echo "bundle      $$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) $$(git describe --always --dirty 2>/dev/null)"
