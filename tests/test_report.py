@@ -132,7 +132,7 @@ def test_it_is_made_without_settings_without_pm2_and_without_logs(tmp_path: Path
     done = subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert (done.returncode, (tmp_path / "cortex-report.md").exists()) == (1, False)
     assert done.stdout.count("There is no log.") == 2
-    assert "PM2: it does not run" in done.stdout
+    assert "FAIL Account: no Snowflake account and user configured" in done.stdout
     assert str(tmp_path) not in done.stdout
     assert "there is no terminal to ask" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
