@@ -34,17 +34,12 @@ NEEDS_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 
 
 .venv/installed: requirements.txt
 	@$(NEEDS_PYTHON)
-	@$(PYTHON) -m venv .venv || { echo "Python's venv module is missing. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@echo "Installing the Python packages into .venv (two minutes the first time) …"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(PYTHON) -m bundle.install python
 	@touch $@
 
 node_modules/installed: package-lock.json
-	@command -v npm >/dev/null || { echo "Node.js 18 or newer with npm is needed: https://nodejs.org" >&2; exit 1; }
-	@node -e 'process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)' || { \
-		echo "Node.js 18 or newer is needed; this is $$(node --version): https://nodejs.org" >&2; exit 1; }
-	@echo "Installing PM2$$(command -v claude >/dev/null || echo ' and Claude Code') into node_modules …"
-	@$(NPM) ci $$(if command -v claude >/dev/null; then echo --omit=dev; fi) >/dev/null
+	@$(NEEDS_PYTHON)
+	@$(PYTHON) -m bundle.install node
 	@touch $@
 
 # -------------------------------------------------------------------------------------------------------------- set-up

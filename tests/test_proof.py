@@ -211,7 +211,7 @@ def test_a_proxy_that_finds_its_port_taken_makes_a_new_key_and_says_what_follows
     assert done.returncode == 78
     assert stolen.master_key != key
     assert "stop start\n" in done.stderr
-    assert "python3 point_claude.py" in done.stderr
+    assert "/point_claude.py\n" in done.stderr
     own = {**stolen.environ, "LITELLM_MASTER_KEY": SECRET}
     key = stolen.master_key
     with pytest.raises(ConfigError, match="LITELLM_MASTER_KEY: choose another"):
