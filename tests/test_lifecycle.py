@@ -130,6 +130,7 @@ def test_a_second_clone_is_refused_before_pm2_is_touched(home: Home, second: Pat
     before = home.pids()
     done = home.run(str(second / "start.py"), PROXY_PORT=str(free_port()))
     assert done.returncode == 78
+    assert done.stderr.startswith("start.py: another copy of this bundle runs: PM2 has ")
     assert str(home.bundle) in done.stderr
     assert commands_in(done.stderr)[0] == ["make", "-C", str(home.bundle), "stop"]
     assert "Traceback" not in done.stderr
