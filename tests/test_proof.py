@@ -22,6 +22,7 @@ from bundle.errors import ConfigError
 from bundle.proof import listener, proof
 from bundle.proxy.server import take_port
 from bundle.settings import load_settings, master_key, renew_key
+from bundle.supervisor import SCRIPTS
 from tests.checked import SECRET, FakeProxy, answering, head, pm2_row, serving
 from tests.ports import free_port
 from tests.set_up import SetUp
@@ -225,10 +226,7 @@ def test_a_proxy_that_finds_its_port_taken_makes_a_new_key_and_says_what_follows
 def test_a_start_has_failed_when_pm2_has_a_process_not_online_whoever_answers(
     healthy: SetUp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, status: str
 ) -> None:
-    rows = [
-        pm2_row(each, script, **({"status": status} if each == name else {}))
-        for each, script in processes.SCRIPTS.items()
-    ]
+    rows = [pm2_row(each, script, **({"status": status} if each == name else {})) for each, script in SCRIPTS.items()]
     for module in (first_answer, processes):
         monkeypatch.setattr(module, "pm2_processes", lambda _: rows)
     assert not wait_for_answer(read_installation(healthy.environ, time.time()))

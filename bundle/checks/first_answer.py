@@ -13,12 +13,12 @@ from contextlib import suppress
 from bundle.bootstrap import make
 from bundle.checks.finding import Finding, Installation, read_installation
 from bundle.checks.model_check import Report, Route, other_route
-from bundle.checks.processes import SCRIPTS, processes
+from bundle.checks.processes import processes
 from bundle.checks.report import causes, check_model, examine, listing
 from bundle.env_file import set_in_env_file
 from bundle.errors import ConfigError, say
 from bundle.settings import CLAUDE_ROUTES, renew_key
-from bundle.supervisor import find_process, pm2_processes
+from bundle.supervisor import SCRIPTS, find_process, pm2_processes
 
 START_SECONDS = 150.0  # a slow machine needs half a minute
 SWITCH_SECONDS = 30.0  # a change of .env takes effect within four seconds
