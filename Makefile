@@ -28,26 +28,26 @@ help: ## show this list
 .PHONY: install
 install: .venv/installed node_modules/installed
 
+# With an old Python, the scripts themselves would fail before they can say so.
+NEEDS_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	echo "Python 3.10 or newer is needed; '$(PYTHON)' is older or missing. Use another one: make PYTHON=python3.12 …" >&2; exit 1; }
+
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-		echo "Python 3.10 or newer is needed; '$(PYTHON)' is older or missing. Use another one: make PYTHON=python3.12 …" >&2; exit 1; }
-	@$(PYTHON) -m venv .venv || { echo "Python's venv module is missing. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@echo "Installing the Python packages into .venv (two minutes the first time) …"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(NEEDS_PYTHON)
+	@$(PYTHON) -m bundle.install python
 	@touch $@
 
 node_modules/installed: package-lock.json
-	@command -v npm >/dev/null || { echo "Node.js 18 or newer with npm is needed: https://nodejs.org" >&2; exit 1; }
-	@node -e 'process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)' || { \
-		echo "Node.js 18 or newer is needed; this is $$(node --version): https://nodejs.org" >&2; exit 1; }
-	@echo "Installing PM2$$(command -v claude >/dev/null || echo ' and Claude Code') into node_modules …"
-	@$(NPM) ci $$(if command -v claude >/dev/null; then echo --omit=dev; fi) >/dev/null
+	@$(NEEDS_PYTHON)
+	@$(PYTHON) -m bundle.install node
 	@touch $@
 
 # -------------------------------------------------------------------------------------------------------------- set-up
 
 .PHONY: start
 start: ## ask for missing settings, start, wait for the first answer
+	@$(NEEDS_PYTHON)
+	@$(PYTHON) configure.py --first
 	@$(MAKE) --no-print-directory install
 	@$(PY) configure.py
 	@$(PY) start.py
@@ -89,6 +89,10 @@ doctor: ## show what is wrong and how to fix it (ARGS=--live asks every model)
 .PHONY: usage
 usage: ## show the tokens spent, by day and model (ARGS='--days 30')
 	@$(INSTALLED); $(HERE); $(PY) usage.py $(ARGS)
+
+.PHONY: report
+report: ## make one file for a bug report, with nothing private in it
+	@$(HERE); $(PYTHON) report.py $(ARGS)
 
 .PHONY: version
 version: ## the releases of the bundle and of what it runs on

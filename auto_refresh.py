@@ -52,7 +52,7 @@ from bundle.supervisor import (
     supervisor_channel,
     supervisor_gone,
 )
-from bundle.tokens import fingerprint, load_key, public_der, register_statement, sign
+from bundle.tokens import fingerprint, load_key, name_note, public_der, register_statement, sign
 
 LOCK = ".refresher.lock"
 POLL_SECONDS = 2.0  # how soon an edit is noticed; checking the dates of six files costs almost nothing
@@ -161,6 +161,8 @@ Public key (the body of the PEM):
 {base64.b64encode(public_der(key)).decode()}
 
 Fingerprint (DESC USER shows it as RSA_PUBLIC_KEY_FP): {fingerprint(key)}
+
+{name_note(settings.user)}
 
 Run this in Snowsight as ACCOUNTADMIN, or as the user itself where that is allowed:
 {register_statement(settings.user, key)}"""

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Complete the set-up before the first start: ask for account and user, make a key pair, wait for its registration.
+"""Complete the set-up before the start: ask for account and user, make a key pair, wait for its registration.
 
-`make start` runs this script each time. If nothing is missing, the script prints nothing. Each answer is written to
-`.env` at once, so that the script never asks twice. The private key stays on this machine. The script prints the SQL
-statement that gives the public key to Snowflake, and waits until Snowflake accepts the key.
+`make start` runs this script each time, and once more with `--first` before it installs anything: that part asks for
+account and user, with Python's own library alone. If nothing is missing and Snowflake accepts the key, the script
+prints nothing. Each answer is written to `.env` at once, so that the script never asks twice. The private key stays on
+this machine. The script prints the SQL statement that gives the public key to Snowflake, and waits until Snowflake
+accepts the key.
 
 Without a terminal the script only prints what is missing. Exit status: 0 the set-up is complete, 78 something is
 missing or wrong, 130 interrupted.
@@ -11,6 +13,7 @@ missing or wrong, 130 interrupted.
 
 from __future__ import annotations
 
+import argparse
 import os
 import select
 import shlex
@@ -19,118 +22,81 @@ import termios
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from getpass import getpass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bundle.bootstrap import EX_CONFIG, enter_venv
+from bundle.bootstrap import EX_CONFIG, enter_venv, make
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "--first" not in sys.argv:
     enter_venv()
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-
-from bundle.account import parse_account
+from bundle.env_file import set_in_env_file
 from bundle.errors import ConfigError
-from bundle.files import make_private_folder, write_private
-from bundle.settings import Settings, load_settings, read_connections, set_in_env_file, snowflake_home, state_folder
-from bundle.tokens import load_key, register_statement
+from bundle.files import make_private_folder, require_home, write_private
+from bundle.host_check import names_are_found
+from bundle.questions import ask_missing, change, yes
+from bundle.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    from bundle.checks.finding import Finding
 
 POLL_SECONDS = 3.0
 HINT_SECONDS = 60.0  # after this time, also print why Snowflake refuses the key
 WAIT_SECONDS = 900.0
 
 
+def first_questions(environ: Mapping[str, str], *, interactive: bool) -> None:
+    """Ask for account and user before anything is installed. Raises ConfigError."""
+    require_home(environ)
+    try:
+        ask_missing(environ, interactive=interactive)
+    except ModuleNotFoundError:  # Python 3.10 needs tomli to read ~/.snowflake: ask after the installation
+        return
+
+
 def set_up(environ: Mapping[str, str], *, interactive: bool) -> None:
     """Complete the set-up. Asks only if `interactive`; raises ConfigError if something is still missing."""
-    asked = False
-    while missing := missing_settings(environ):
-        if not interactive:
-            load_settings(environ)  # raises the error that lists the ways to configure
-        ask(missing, environ)
-        asked = True
-    settings = load_settings(environ)
-    made = not settings.private_key_path.exists() and interactive
-    if made:
-        public = make_key_pair(settings.private_key_path)
-        print(f"Made a key pair: {settings.private_key_path} stays on this machine, {public.name} is for Snowflake.")
-    key = load_key(settings.private_key_path, settings.passphrase)
-    if asked or made:
-        register(settings, key, environ)
+    changed = True
+    while changed:
+        asked = ask_missing(environ, interactive=interactive)
+        settings = load_settings(environ)
+        for note in settings.notes:
+            print(f"Warning: {note}")
+        made = not settings.private_key_path.exists() and interactive
+        if made:
+            public = make_key_pair(settings.private_key_path)
+            print(
+                f"Made a key pair: {settings.private_key_path} stays on this machine, {public.name} is for Snowflake."
+            )
+        key = usable_key(settings, environ, interactive=interactive)
+        changed = interactive and not register(load_settings(environ), key, environ, new=asked or made)
 
 
-def missing_settings(environ: Mapping[str, str]) -> list[str]:
-    """Which of "account" and "user" are missing; raises ConfigError for any other mistake."""
+def usable_key(settings: Settings, environ: Mapping[str, str], *, interactive: bool) -> rsa.RSAPrivateKey:
+    """The private key. Asks for its passphrase if `.env` has none or a wrong one, and puts it there."""
+    from bundle.tokens import PassphraseError, load_key  # noqa: PLC0415 - needs packages
+
+    path = settings.private_key_path
     try:
-        load_settings(environ)
-    except ConfigError as error:
-        first_line = str(error).partition("\n")[0]
-        if not first_line.startswith("no Snowflake "):
+        return load_key(path, settings.passphrase)
+    except PassphraseError as error:
+        if not interactive or environ.get("PRIVATE_KEY_PASSPHRASE"):
             raise
-        return [word for word in ("account", "user") if word in first_line]
-    return []
-
-
-def ask(missing: list[str], environ: Mapping[str, str]) -> None:
-    """Put one answer into `.env`. If both are missing, offer the known connections; else ask for the first that is
-    missing."""
-    env_file = state_folder(environ) / ".env"
-    known = connections(environ) if len(missing) == 2 else {}
-    if known and (name := choose(known)):
-        set_in_env_file(env_file, "SNOWFLAKE_DEFAULT_CONNECTION_NAME", name)
-        return
-    if missing[0] == "user":
-        print("Which user? Give the LOGIN_NAME: the name that you log in with, often in capitals or an e-mail address.")
-        set_in_env_file(env_file, "SNOWFLAKE_USER", answer("User: "))
-        return
-    print("Which Snowflake account? Paste the address of Snowsight from your browser, or the result of this SQL:")
-    print("  SELECT CURRENT_ORGANIZATION_NAME() || '-' || CURRENT_ACCOUNT_NAME();")
+        print(str(error).partition("\n")[0])
     while True:
+        text = getpass("Its passphrase (what you type is not shown): ")
         try:
-            text = answer("Account: ")
-            account, host = parse_account(text)
-        except ConfigError as error:
-            print(error)
+            key = load_key(path, text)
+        except PassphraseError:
+            print("This passphrase does not open the key.")
             continue
-        print(f"That is account {account} at {host}.")
-        set_in_env_file(env_file, "SNOWFLAKE_ACCOUNT", shortest(text, account, host))
-        return
-
-
-def answer(prompt: str) -> str:
-    """A line that is not empty; EOFError at the end of input."""
-    while not (text := input(prompt).strip()):
-        pass
-    return text
-
-
-def connections(environ: Mapping[str, str]) -> dict[str, str]:
-    """The connections of Snowflake's own tools that have account and user; the values say "ACCOUNT as USER"."""
-    tables, _ = read_connections(snowflake_home(environ))
-    complete = {name: table for name, table in tables.items() if {"account", "user"} <= table.keys()}
-    return {name: f"{table['account']} as {table['user']}" for name, table in complete.items()}
-
-
-def choose(known: Mapping[str, str]) -> str | None:
-    """The name of the chosen connection; None if the user wants another account."""
-    print("Connections found in ~/.snowflake:")
-    for number, (name, description) in enumerate(known.items(), start=1):
-        print(f"  {number}  {name}: {description}")
-    while text := input("Number, or Enter for another account: ").strip():
-        if text in known:
-            return text
-        if text.isdecimal() and 0 < int(text) <= len(known):
-            return list(known)[int(text) - 1]
-        print(f"Type a number from 1 to {len(known)}.")
-    return None
-
-
-def shortest(text: str, account: str, host: str) -> str:
-    """The shortest text that parse_account turns into the same account and host."""
-    for candidate in (account, host.removesuffix(".snowflakecomputing.com"), host):
-        with suppress(ConfigError):
-            if parse_account(candidate) == (account, host):
-                return candidate
-    return text
+        env_file = settings.folder / ".env"
+        set_in_env_file(env_file, "PRIVATE_KEY_PASSPHRASE", text)
+        print(f"The passphrase is in {env_file} now. Only you can read that file.")
+        return key
 
 
 def make_key_pair(path: Path) -> Path:
@@ -138,6 +104,9 @@ def make_key_pair(path: Path) -> Path:
     path.
 
     Overwrites nothing; raises ConfigError."""
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - needs a package
+    from cryptography.hazmat.primitives.asymmetric import rsa  # noqa: PLC0415
+
     public = path.with_suffix(".pub")
     for file in (path, public):
         if file.exists():
@@ -159,46 +128,69 @@ def make_key_pair(path: Path) -> Path:
     return public
 
 
-def register(settings: Settings, key: rsa.RSAPrivateKey, environ: Mapping[str, str]) -> None:
-    """Unless the key is registered, print the statement that registers it and wait until Snowflake accepts the key."""
-    # Imported here, because this takes half a second and only a first start needs it.
-    from bundle.checks.connections import snowflake  # noqa: PLC0415
-    from bundle.checks.finding import Finding, read_installation  # noqa: PLC0415
-
-    def first_failure() -> Finding | None:
-        findings = snowflake(read_installation(environ, time.time()))
-        return next((finding for finding in findings if finding.state == "fail"), None)
+def register(settings: Settings, key: rsa.RSAPrivateKey, environ: Mapping[str, str], *, new: bool) -> bool:
+    """Unless the key is registered, print the statement that registers it and wait until Snowflake accepts the key.
+    Says nothing if all is well and nothing is `new`. Returns False if account or user were changed meanwhile."""
+    from bundle.tokens import name_note, register_statement  # noqa: PLC0415 - needs packages
 
     statement = register_statement(settings.user, key)
-    shown = ""  # everything shown so far, so that nothing is shown twice
+    shown: set[str] = set()  # everything shown so far, so that nothing is shown twice
     start = time.monotonic()
-    while (failure := first_failure()) is not None:
+    while (failure := first_failure(environ)) is not None:
         unregistered = statement in failure.fix
-        if failure.name == "Login" and not unregistered:  # waiting does not fix a role, a policy or a wrong server
-            print(f"{failure.found}\n{failure.fix}")
-            return
-        if not shown:
-            shown = statement
+        if not unregistered and failure.found not in shown:
+            print(f"{failure.found}\n{failure.fix}", flush=True)
+            no_such_host = failure.found.startswith("there is no host") and names_are_found()
+            ask = failure.name != "Clock" and not shown
+            shown.add(failure.found)
+            if ask and yes("Change the account or the user?", default=no_such_host) and change(environ, settings):
+                return False
+        if not unregistered and (failure.name == "Login" or not new):  # waiting does not fix a role or a policy
+            return True
+        if statement not in shown:
+            shown.add(statement)
+            if not new:
+                print(f"{failure.found}.")
             print(f"\nRun this in Snowsight, as ACCOUNTADMIN or {settings.user}:\n\n{statement}\n")
+            print(name_note(settings.user))
             with suppress(termios.error):  # ignore keys that were pressed before this message
                 termios.tcflush(sys.stdin, termios.TCIFLUSH)
-            print("Waiting until Snowflake accepts the key. Press Enter to go on without waiting.", flush=True)
+            print("Waiting until Snowflake accepts the key. Press Enter to go on without waiting.")
+            print(f"(Is {settings.account} or {settings.user} wrong? Type c and Enter to change it.)", flush=True)
         waited = time.monotonic() - start
-        if (not unregistered or waited > HINT_SECONDS) and failure.found not in shown:
-            shown += failure.found
+        if waited > HINT_SECONDS and failure.found not in shown:
+            shown.add(failure.found)
             print(f"{failure.found}\n{failure.fix}", flush=True)
-        if waited > WAIT_SECONDS or select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
-            print("Continuing. Everything works after you have run the statement; `make doctor` shows the state.")
-            return
-    print(f"Snowflake accepts the key of {settings.account}.{settings.user}.")
+        if waited <= WAIT_SECONDS and not select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
+            continue
+        if waited <= WAIT_SECONDS and sys.stdin.readline().strip().lower() == "c" and change(environ, settings):
+            return False
+        print(f"Continuing. Everything works after you have run the statement. To see the state: {make('doctor')}")
+        return True
+    if new or shown:
+        print(f"Snowflake accepts the key of {settings.account}.{settings.user}.")
+    return True
 
 
-def main() -> int:
+def first_failure(environ: Mapping[str, str]) -> Finding | None:
+    """The first cause why Snowflake does not accept the key: host, clock or login."""
+    # Imported here, because this takes half a second, and the first questions come before the packages are there.
+    from bundle.checks.connections import snowflake  # noqa: PLC0415
+    from bundle.checks.finding import read_installation  # noqa: PLC0415
+
+    findings = snowflake(read_installation(environ, time.time()))
+    return next((finding for finding in findings if finding.state == "fail"), None)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Complete the set-up: account, user, key pair and its registration.")
+    parser.add_argument("--first", action="store_true", help="only account and user; needs nothing that is installed")
+    first = parser.parse_args(arguments).first
     interactive = sys.stdin.isatty()
     try:
-        set_up(os.environ, interactive=interactive)
+        (first_questions if first else set_up)(os.environ, interactive=interactive)
     except ConfigError as error:
-        hint = "" if interactive else "\nOr run `make start` in a terminal: it asks, and makes the key pair."
+        hint = "" if interactive else f"\nOr run this in a terminal: it asks, and makes the key pair.\n{make('start')}"
         print(f"configure.py: {error}{hint}", file=sys.stderr, flush=True)
         return EX_CONFIG
     except (KeyboardInterrupt, EOFError):

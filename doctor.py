@@ -4,8 +4,8 @@
 A request passes Claude Code, the proxy, a patched LiteLLM, perhaps a company's network, and Snowflake's login, role and
 model lists. A fault in one of these parts often shows as an error in another, so doctor checks each part separately.
 
-Doctor changes and starts nothing, and shows no token or key. Only `--wait` may ask, in a terminal, whether to write
-CLAUDE_ROUTE into `.env`, if a route refuses Claude Code. Exit status: 1 if a check failed, else 0, even with warnings.
+Doctor changes and starts nothing, and shows no token or key. Exit status: 1 if a check failed, else 0, even with
+warnings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ if __name__ == "__main__":
     enter_venv()
 
 from bundle.checks.finding import read_installation
-from bundle.checks.first_answer import wait_for_answer
 from bundle.checks.processes import status
 from bundle.checks.report import examine, page
 from bundle.errors import say
@@ -36,12 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--live", action="store_true", help="also send each model a request like those of Claude Code")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     parser.add_argument("--status", action="store_true", help="show one screen: token, processes, last error")
-    parser.add_argument("--wait", action="store_true", help="wait until a model answers, or show what is wrong")
     options = parser.parse_args(arguments)
     installation = read_installation(os.environ, time.time())
-    if options.wait:
-        good = wait_for_answer(installation)
-    elif options.status:
+    if options.status:
         screen, good = status(installation)
         say(screen)
     else:

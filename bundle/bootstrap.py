@@ -33,7 +33,7 @@ def script(name: str, *arguments: str) -> str:
 EX_CONFIG = 78  # sysexits.h; ecosystem.config.js tells PM2 not to restart after it: a restart cannot fix a setting
 
 # The modules that the scripts import and that do not come with Python.
-PACKAGES: tuple[str, ...] = ("cryptography", "dotenv", "httpx", "jwt", "litellm", "rich", "uvicorn", "yaml")
+PACKAGES: tuple[str, ...] = ("cryptography", "httpx", "jwt", "litellm", "rich", "uvicorn", "yaml")
 if sys.version_info < (3, 11):
     PACKAGES += ("tomli",)
 PACKAGE_SECONDS = 30.0  # pip needs less time between removing a package and installing its new version

@@ -8,7 +8,7 @@ import os
 import shlex
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -105,6 +105,30 @@ def make_private_folder(path: Path) -> None:
     for folder in [*reversed(path.parents), path]:
         if not folder.is_dir():
             folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def require_home(environ: Mapping[str, str]) -> None:
+    """Raise ConfigError if the folder in which PM2 keeps its files cannot be written, or be made."""
+    name = "PM2_HOME" if environ.get("PM2_HOME") else "HOME"
+    home = Path(environ.get(name) or Path.home())
+    nearest = next(folder for folder in (home.absolute(), *home.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{name} is {home}, and {nearest} cannot be written. PM2 and Claude Code keep their files there.\n"
+            f"Check with: ls -ld {shlex.quote(str(nearest))}\nOr use another folder: export {name}=/path/of/a/folder"
+        )
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of this folder during the `with` block; wait for it. Where a folder cannot be locked, go on."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

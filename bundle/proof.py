@@ -15,6 +15,7 @@ import socket
 import time
 from typing import Literal, NamedTuple
 
+from bundle.bootstrap import make
 from bundle.errors import ConfigError
 from bundle.running import port_owner
 from bundle.settings import Settings, renew_key, saved_key
@@ -51,19 +52,21 @@ def listener(port: int, key: str, seconds: float = 5) -> Listener:
         try:
             answer = _ask(port, query, seconds)
         except ConnectionRefusedError:
-            return Listener("none", f"nothing listens on 127.0.0.1:{port}", "make start")
+            return Listener("none", f"nothing listens on 127.0.0.1:{port}", make("start"))
         expected = proof(key, port, query.encode()) or b""
         if key and hmac.compare_digest(answer.partition(b"\r\n\r\n")[2], expected):
             return Listener("ours", f"the proxy answers on 127.0.0.1:{port}")
         owner = port_owner(port)
         if "claude_proxy.py" in owner and (not answer or b" 503 " in answer[:20]):  # 503: too many connections
-            return Listener("starting", f"{owner} does not answer yet", "Look again in half a minute: make doctor")
+            return Listener(
+                "starting", f"{owner} does not answer yet", f"Look again in half a minute: {make('doctor')}"
+            )
         if "claude_proxy.py" in owner:
             found = f"{owner} does not have the configured key, or is an older release"
-            return Listener("another key", found, "make stop start")
+            return Listener("another key", found, make("stop", "start"))
         if owner:
             break
-    fix = "End that program, or put another port into .env (PROXY_PORT=8002), then: make stop start"
+    fix = f"End that program, or put another port into .env (PROXY_PORT=8002), then: {make('stop', 'start')}"
     return Listener("foreign", f"port {port} is taken by {owner or 'a program of another user'}", fix)
 
 

@@ -6,6 +6,7 @@ The first of these that has a value wins. The refresher reads the settings again
 from __future__ import annotations
 
 import ast
+import difflib
 import os
 import re
 import secrets
@@ -16,22 +17,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dotenv import dotenv_values, set_key
-
-from bundle.account import parse_account, parse_host
-from bundle.bootstrap import BUNDLE, EX_CONFIG
-from bundle.errors import ConfigError, say
-from bundle.files import read_own, refuse_foreign, write_error, write_private
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from bundle.account import parse_account, parse_host, with_region
+from bundle.bootstrap import BUNDLE, EX_CONFIG, make, script
+from bundle.env_file import Entry, parse, read_text
+from bundle.errors import ConfigError, printable, say
+from bundle.files import folder_lock, read_own, refuse_foreign, write_private
 
 AFTER_NEW_KEY = (
-    "To use the new key: make stop start; if a plain `claude` uses the proxy: python3 point_claude.py; then start "
-    "Claude Code again."
+    f"To use the new key: {make('stop', 'start')}\n"
+    f"If a plain `claude` uses the proxy: {script('point_claude.py')}\nThen start Claude Code again."
 )
+
+NAMES = (
+    *("SNOWFLAKE_ACCOUNT", "SNOWFLAKE_USER", "SNOWFLAKE_PRIVATE_KEY_PATH", "PRIVATE_KEY_PASSPHRASE", "SNOWFLAKE_HOST"),
+    *("SNOWFLAKE_DEFAULT_CONNECTION_NAME", "SNOWFLAKE_WAREHOUSE", "LITELLM_MASTER_KEY", "CLAUDE_ROUTE", "PROXY_PORT"),
+    "REFRESH_MINUTES",
+)
+# Names of other programs that look like one of ours.
+THEIR_NAMES = frozenset({"SNOWFLAKE_HOME", "SNOWFLAKE_PORT", "SNOWFLAKE_ROLE", "SNOWFLAKE_PASSWORD"})
 
 # The values of CLAUDE_ROUTE, each with the LiteLLM provider that it puts into the rows of Claude models.
 CLAUDE_ROUTES: Mapping[str, str] = {"chat": "openai", "messages": "snowflake"}
@@ -54,6 +57,7 @@ class Settings:
     claude_route: str = "chat"  # one of CLAUDE_ROUTES
     claude_route_from: str = ""  # "the environment" or ".env"; empty: CLAUDE_ROUTE is not set
     origin: str = ""  # where account and user came from, for messages
+    notes: tuple[str, ...] = ()  # what looks like a mistake, but may be none
     sources: tuple[Path, ...] = ()
 
     @property
@@ -66,6 +70,15 @@ class Settings:
 
 
 SCRIPT = BUNDLE / "auto_refresh.py"  # holds the two constants that a user may edit
+
+
+class MissingSettingsError(ConfigError):
+    """No account or no user is configured: `missing` names them, `notes` says what looks like a mistake."""
+
+    def __init__(self, message: str, missing: tuple[str, ...], notes: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.missing, self.notes = missing, notes
+
 
 WAYS_TO_CONFIGURE = """Say which Snowflake account and user to use, in one of three ways:
   1. SNOWFLAKE_ACCOUNT and SNOWFLAKE_USER in the environment or in {env_file} (copy .env.example)
@@ -83,70 +96,136 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     environ = os.environ if environ is None else environ
     folder = state_folder(environ)
     env_file = folder / ".env"
-    given = {**_read_env_file(env_file), **{name: value for name, value in environ.items() if value}}
+    given = _Given(environ, env_file)
     connections_folder = snowflake_home(environ)
     sources = [env_file, SCRIPT, connections_folder / "connections.toml", connections_folder / "config.toml"]
 
     constants = _edited_constants(SCRIPT)
     account_text = given.get("SNOWFLAKE_ACCOUNT") or constants.get("ACCOUNT")
     user = given.get("SNOWFLAKE_USER") or constants.get("USER")
-    origin = "the environment or .env" if given.get("SNOWFLAKE_ACCOUNT") else "auto_refresh.py"
+    origin = given.place("SNOWFLAKE_ACCOUNT") or SCRIPT.name
     tables, default = read_connections(connections_folder)
     name = given.get("SNOWFLAKE_DEFAULT_CONNECTION_NAME") or default
     connection = tables.get(name, {})
     # A connection's key and warehouse belong to its account and user. If others are set, the connection is not used.
     configured = {"account": account_text, "user": user}
-    if any(value and value.upper() != str(connection.get(key, "")).upper() for key, value in configured.items()):
+    if any(value and value.upper() != connection.get(key, "").upper() for key, value in configured.items()):
         connection = {}
-    elif not account_text and connection:
-        origin = f"connection [{name}] in {connections_folder}"
-    account_text = account_text or connection.get("account")
+    connection_origin = f"connection [{name}] in {connections_folder}"
+    if not account_text and connection:
+        origin = connection_origin
+        account_text = with_region(connection.get("account", ""), connection.get("region", ""))
     user = user or connection.get("user")
     if not account_text or not user:
-        missing = " and ".join(word for word, value in (("account", account_text), ("user", user)) if not value)
+        missing = tuple(word for word, value in (("account", account_text), ("user", user)) if not value)
+        lines = [f"no Snowflake {' and '.join(missing)} configured.", *given.notes()]
         ways = WAYS_TO_CONFIGURE.format(env_file=env_file, script=SCRIPT)
-        # configure.py recognizes this message by its first line.
-        raise ConfigError(f"no Snowflake {missing} configured.\n{ways}")
+        raise MissingSettingsError("\n".join([*lines, ways]), missing, given.notes())
 
-    account, host = parse_account(account_text)
+    try:
+        account, host = parse_account(account_text)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+    host_origin = f"SNOWFLAKE_HOST in {given.place('SNOWFLAKE_HOST')}"
+    if not given.get("SNOWFLAKE_HOST"):
+        host_origin = f"`host` of {connection_origin}"
     key_in_connection = connection.get("private_key_file") or connection.get("private_key_path")
     key_path = given.get("SNOWFLAKE_PRIVATE_KEY_PATH") or key_in_connection or "~/.ssh/snowflake_key.p8"
-    route_from = "the environment" if environ.get("CLAUDE_ROUTE") else ".env" if "CLAUDE_ROUTE" in given else ""
+    passphrase = connection.get("private_key_file_pwd") or connection.get("private_key_passphrase")
     return Settings(
         account=account,
         user=user.strip().upper(),
-        base_url=parse_host(given.get("SNOWFLAKE_HOST") or connection.get("host") or host),
+        base_url=parse_host(given.get("SNOWFLAKE_HOST") or connection.get("host") or host, host_origin),
         private_key_path=Path(key_path).expanduser(),
-        passphrase=given.get("PRIVATE_KEY_PASSPHRASE") or connection.get("private_key_file_pwd"),
+        passphrase=given.get("PRIVATE_KEY_PASSPHRASE") or passphrase,
         given_master_key=given.get("LITELLM_MASTER_KEY"),
         warehouse=given.get("SNOWFLAKE_WAREHOUSE") or connection.get("warehouse"),
-        proxy_port=_whole_number(given, "PROXY_PORT", default=8001, low=1, high=65535),
-        refresh_seconds=60 * _whole_number(given, "REFRESH_MINUTES", default=50, low=1, high=55),
-        claude_route=_claude_route(given),
-        claude_route_from=route_from,
+        proxy_port=given.whole_number("PROXY_PORT", default=8001, low=1, high=65535),
+        refresh_seconds=60 * given.whole_number("REFRESH_MINUTES", default=50, low=1, high=55),
+        claude_route=given.claude_route(),
+        claude_route_from=given.kind("CLAUDE_ROUTE"),
         folder=folder,
         origin=origin,
+        notes=given.notes(),
         sources=tuple(sources),
     )
 
 
-def _read_env_file(path: Path) -> dict[str, str]:
+def host_of(environ: Mapping[str, str], default: str) -> str:
+    """The https address of SNOWFLAKE_HOST, or of this host of the account."""
+    given = _Given(environ, state_folder(environ) / ".env")
+    where = f"SNOWFLAKE_HOST in {given.place('SNOWFLAKE_HOST')}"
+    return parse_host(given.get("SNOWFLAKE_HOST") or default, where)
+
+
+class _Given:
+    """The settings of the environment and of `.env`, each with the place where it stands, for messages."""
+
+    def __init__(self, environ: Mapping[str, str], env_file: Path) -> None:
+        self._environ, self._file = environ, env_file
+        self._entries = {entry.name: entry for entry in _read_env_file(env_file)}
+
+    def get(self, name: str) -> str | None:
+        in_file = self._entries.get(name)
+        return self._environ.get(name) or (in_file and in_file.value) or None
+
+    def kind(self, name: str) -> str:
+        """ "the environment", ".env", or "" if nothing sets it."""
+        return "the environment" if self._environ.get(name) else ".env" if self.get(name) else ""
+
+    def place(self, name: str) -> str:
+        """Like `kind`, with the file's path and the line."""
+        kind = self.kind(name)
+        return f"{self._file}, line {self._entries[name].line}" if kind == ".env" else kind
+
+    def notes(self) -> tuple[str, ...]:
+        """A note for each name in `.env` that is almost one of ours."""
+        notes = []
+        for entry in self._entries.values():
+            if entry.name not in {*NAMES, *THEIR_NAMES}:
+                for meant in difflib.get_close_matches(entry.name.upper(), NAMES, n=1, cutoff=0.8):
+                    wrong = printable(entry.name, 60)
+                    notes.append(f"{self._file}, line {entry.line}: {wrong} is no setting. Did you mean {meant}?")
+        return tuple(notes)
+
+    def whole_number(self, name: str, *, default: int, low: int, high: int) -> int:
+        text = self.get(name)
+        if text is None:
+            return default
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise self._mistake(name, text, f"it must be a whole number from {low} to {high}")
+        return int(text)
+
+    def claude_route(self) -> str:
+        route = self.get("CLAUDE_ROUTE") or "chat"
+        if route not in CLAUDE_ROUTES:
+            must = "it must be chat (chat completions) or messages (Messages API)"
+            raise self._mistake("CLAUDE_ROUTE", route, must)
+        return route
+
+    def _mistake(self, name: str, text: str, must: str) -> ConfigError:
+        return ConfigError(f"{self.place(name)}: {name} is {printable(text, 60)!r}; {must}.")
+
+
+def _read_env_file(path: Path) -> list[Entry]:
     try:
         status = path.stat()
         refuse_foreign(path, status)
-        values = {name: value for name, value in dotenv_values(path, interpolate=False).items() if value}
+        last = {entry.name: entry for entry in parse(read_text(path), path)}  # of two lines, the last one counts
     except FileNotFoundError:
-        return {}
+        return []
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a text file (UTF-8).\nFix that file, or move it away.") from None
     except OSError as error:
         raise ConfigError(
             f"cannot read {path}: {error.strerror}.\nFix it with: chmod u+r {shlex.quote(str(path))}"
         ) from None
-    if status.st_mode & 0o077 and values.keys() & {"PRIVATE_KEY_PASSPHRASE", "LITELLM_MASTER_KEY"}:
+    entries = [entry for entry in last.values() if entry.value]
+    secrets_there = {entry.name for entry in entries} & {"PRIVATE_KEY_PASSPHRASE", "LITELLM_MASTER_KEY"}
+    if status.st_mode & 0o077 and secrets_there:
         fix = f"Fix it with: chmod 600 {shlex.quote(str(path))}"
         raise ConfigError(f"{path} holds a secret and other users can read it.\n{fix}")
-    return values
+    return entries
 
 
 def _edited_constants(script: Path) -> dict[str, str]:
@@ -195,37 +274,38 @@ def snowflake_home(environ: Mapping[str, str]) -> Path:
     return elsewhere if elsewhere.is_dir() and not (home / ".snowflake").is_dir() else home / ".snowflake"
 
 
-def read_connections(folder: Path) -> tuple[dict[str, dict[str, Any]], str]:
+def read_connections(folder: Path) -> tuple[dict[str, dict[str, str]], str]:
     """The connections of Snowflake's own tools by name, and the name of the default connection."""
     config = _read_toml(folder / "config.toml")
     tables = _read_toml(folder / "connections.toml") or config.get("connections", {})
-    connections = {name: table for name, table in tables.items() if isinstance(table, dict)}
+    connections = {
+        name: {key: str(value) for key, value in table.items()}
+        for name, table in (tables.items() if isinstance(tables, dict) else ())
+        if isinstance(table, dict)
+    }
     return connections, str(config.get("default_connection_name") or "default")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark at the start
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}.\nFix that file, or move it away.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from None
+    # Imported here: Python 3.10 has no tomllib, and the first questions come before tomli is installed.
+    if sys.version_info >= (3, 11):
+        import tomllib  # noqa: PLC0415
+    else:
+        import tomli as tomllib  # noqa: PLC0415
+    try:
+        return dict(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise _unreadable(path, error) from None
 
 
-def _whole_number(given: Mapping[str, str], name: str, *, default: int, low: int, high: int) -> int:
-    text = given.get(name)
-    if text is None:
-        return default
-    if not text.isdecimal() or not low <= int(text) <= high:
-        raise ConfigError(f"{name} is {text!r}; it must be a whole number from {low} to {high}.")
-    return int(text)
-
-
-def _claude_route(given: Mapping[str, str]) -> str:
-    route = given.get("CLAUDE_ROUTE", "chat")
-    if route not in CLAUDE_ROUTES:
-        raise ConfigError(f"CLAUDE_ROUTE is {route!r}; it must be chat (chat completions) or messages (Messages API).")
-    return route
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"cannot read {path}: {error}.\nFix that file, or move it away.")
 
 
 def checked_key(key: str, where: str = "LITELLM_MASTER_KEY") -> str:
@@ -263,11 +343,12 @@ def master_key(settings: Settings) -> str:
     path = key_file(settings)
     if key := saved_key(settings):
         return key
-    if path.exists():  # an empty file protects nothing
-        say(f"{path} was empty: it has a new random key now.\n{AFTER_NEW_KEY}", sys.stderr)
-        path.unlink(missing_ok=True)
     # Refresher and proxy may start at the same time: both then use the key that was written first.
-    write_private(path, f"sk-{secrets.token_urlsafe(32)}\n", only_if_absent=True)
+    with folder_lock(path.parent):
+        if path.exists() and not saved_key(settings):  # an empty file protects nothing
+            say(f"{path} was empty: it has a new random key now.\n{AFTER_NEW_KEY}", sys.stderr)
+            path.unlink(missing_ok=True)
+        write_private(path, f"sk-{secrets.token_urlsafe(32)}\n", only_if_absent=True)
     return checked_key(saved_key(settings), str(path))
 
 
@@ -277,13 +358,3 @@ def renew_key(settings: Settings) -> str:
         return f"It may have been sent LITELLM_MASTER_KEY: choose another key.\n{AFTER_NEW_KEY}"
     write_private(key_file(settings), f"sk-{secrets.token_urlsafe(32)}\n")
     return f"It may have been sent the proxy's key, so {key_file(settings)} has a new one.\n{AFTER_NEW_KEY}"
-
-
-def set_in_env_file(path: Path, name: str, value: str) -> None:
-    """Set a variable in `.env` and keep every other line. Raises ConfigError."""
-    if not path.exists():
-        write_private(path, "# .env.example lists what else can be set here.\n")
-    try:
-        set_key(path, name, value, quote_mode="auto", follow_symlinks=True)
-    except OSError as error:
-        raise write_error(path, error) from None

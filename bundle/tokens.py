@@ -14,7 +14,6 @@ import re
 import shlex
 import stat
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 
 import jwt
@@ -22,58 +21,63 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from bundle.bootstrap import script
 from bundle.errors import ConfigError
+from bundle.key_forms import how_to_make_a_key, is_public, refusal
 from bundle.settings import Settings
 
 TOKEN_SECONDS = 3600  # from `iat` on, Snowflake's maximum; a later `exp` does not make the token live longer
 BACKDATE_SECONDS = 60  # `iat` is that much before the signature: this machine's clock may be ahead of Snowflake's
 
 
+class PassphraseError(ConfigError):
+    """The private key is encrypted, and the passphrase is missing or wrong."""
+
+
 def load_key(path: Path, passphrase: str | None) -> rsa.RSAPrivateKey:
     """Load the RSA private key (PEM, encrypted or not), if nobody else can read the file. Raises ConfigError."""
-    make_one = _how_to_make_a_key(path)
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
             raise ConfigError(f"{path} is a folder; SNOWFLAKE_PRIVATE_KEY_PATH must name the key file in it.")
-        if mode & 0o077:
-            raise ConfigError(
-                f"other users can read the private key {path}.\nFix it with: chmod 600 {shlex.quote(str(path))}"
-            )
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            raise ConfigError(f"{path} is not a file; SNOWFLAKE_PRIVATE_KEY_PATH must name the key file.")
         pem = path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(f"there is no private key at {path}.\n{make_one}") from None
+        raise ConfigError(f"there is no private key at {path}.\n{how_to_make_a_key(path)}") from None
     except OSError as error:
-        raise ConfigError(f"cannot read the private key {path}: {error.strerror}.") from None
+        raise ConfigError(
+            f"cannot read the private key {path}: {error.strerror}.\nCheck with: ls -ld {shlex.quote(str(path))}"
+        ) from None
 
-    if b"PRIVATE KEY-----" not in pem:
-        what = "a public key" if b"PUBLIC KEY-----" in pem else "not a PEM private key"
-        raise ConfigError(f"{path} is {what}; it must start with -----BEGIN PRIVATE KEY-----.\n{make_one}")
+    if status.st_mode & 0o077 and not is_public(pem):
+        raise ConfigError(
+            f"other users can read the private key {path}.\nFix it with: chmod 600 {shlex.quote(str(path))}"
+        )
+    if message := refusal(path, pem):
+        raise ConfigError(message)
     encrypted = b"ENCRYPTED" in pem
     if encrypted and not passphrase:
-        remedy = "Put its passphrase into .env: PRIVATE_KEY_PASSPHRASE=…"
-        raise ConfigError(f"the private key {path} is encrypted.\n{remedy}")
+        raise PassphraseError(
+            f"the private key {path} is encrypted.\nPut its passphrase into .env (PRIVATE_KEY_PASSPHRASE=…), or run "
+            f"this in a terminal, which asks for it: {script('configure.py')}"
+        )
     try:
         key = serialization.load_pem_private_key(pem, passphrase.encode() if encrypted and passphrase else None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        why = "PRIVATE_KEY_PASSPHRASE does not open it" if encrypted else "the file is damaged or of an unknown format"
-        raise ConfigError(f"cannot use the private key {path}: {why}.") from None
+        if encrypted:
+            raise PassphraseError(
+                f"cannot use the private key {path}: PRIVATE_KEY_PASSPHRASE does not open it.\n"
+                f"Correct it in .env, or run this in a terminal, which asks for it: {script('configure.py')}"
+            ) from None
+        damaged = f"cannot use the private key {path}: the file is damaged or of an unknown format."
+        raise ConfigError(f"{damaged}\n{how_to_make_a_key(path)}") from None
     if not isinstance(key, rsa.RSAPrivateKey):
-        raise ConfigError(f"{path} is not an RSA key; Snowflake accepts only RSA keys.\n{make_one}")
+        raise ConfigError(f"{path} is not an RSA key; Snowflake accepts only RSA keys.\n{how_to_make_a_key(path)}")
     if key.key_size < 2048:
-        raise ConfigError(f"the key in {path} has {key.key_size} bits; Snowflake requires at least 2048.\n{make_one}")
+        few = f"the key in {path} has {key.key_size} bits; Snowflake requires at least 2048."
+        raise ConfigError(f"{few}\n{how_to_make_a_key(path)}")
     return key
-
-
-def _how_to_make_a_key(path: Path) -> str:
-    """The command that makes a key at `path`, or beside it if something is there: no command overwrites a key."""
-    free = path
-    if path.exists():
-        names = (path.with_name(f"{path.stem}_{number}{path.suffix}") for number in count(2))
-        free = next(name for name in names if not name.exists())
-    target = shlex.quote(str(free))
-    lines = f"Make one with:\n  (umask 077; openssl genrsa 2048 | openssl pkcs8 -topk8 -nocrypt -out {target})"
-    return lines if free == path else f"{lines}\nThen put this into .env:\n  SNOWFLAKE_PRIVATE_KEY_PATH={target}"
 
 
 def public_der(key: rsa.RSAPrivateKey) -> bytes:
@@ -125,6 +129,14 @@ def register_statement(user: str, key: rsa.RSAPrivateKey, *, slot: str = "RSA_PU
     """The SQL that registers the public key; `slot` is RSA_PUBLIC_KEY_2 while keys are rotated."""
     name = user if re.fullmatch(r"[A-Z_][A-Z0-9_$]*", user) else '"' + user.replace('"', '""') + '"'
     return f"ALTER USER {name} SET {slot}='{base64.b64encode(public_der(key)).decode()}';"
+
+
+def name_note(user: str) -> str:
+    """What to do if the statement does not find the user. (We know only the name that the user logs in with.)"""
+    return (
+        f"If Snowflake says that {user} does not exist: the statement needs the user's NAME, and {user} may be only "
+        "the LOGIN_NAME. This shows the NAME of who runs it: SELECT CURRENT_USER();"
+    )
 
 
 def token_times(token: str) -> tuple[int, int]:

@@ -37,9 +37,10 @@ class Terminal:
             self.process.wait()
         os.close(self._leader)
 
-    def read_until(self, words: str, seconds: float = 120) -> None:
+    def read_until(self, words: str, seconds: float = 120, *, after: str = "") -> None:
+        """Read until these words are on the screen, behind the last place of `after`."""
         deadline = time.monotonic() + seconds
-        while words not in self.screen:
+        while words not in self.screen[max(0, self.screen.rfind(after) if after else 0) :] or after not in self.screen:
             assert time.monotonic() < deadline, f"no {words!r} in {self.screen!r}"
             assert self._read(), f"ended without {words!r}: {self.screen!r}"
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bundle import claude_settings, proof
-from bundle.bootstrap import script
+from bundle.bootstrap import make, script
 from bundle.checks import connections
 from bundle.checks.connections import claude, proxy, reachable_from_outside, snowflake
 from bundle.checks.finding import Finding, read_installation
@@ -176,7 +176,8 @@ def test_without_a_key_the_way_to_snowflake_is_still_looked_at(set_up: SetUp) ->
 
 def test_a_port_on_which_nothing_listens_is_named(set_up: SetUp) -> None:
     found = findings(set_up, proxy)
-    assert (found["Port"].found, found["Port"].fix) == (f"nothing listens on 127.0.0.1:{set_up.port}", "make start")
+    listener = found["Listener"]
+    assert (listener.found, listener.fix) == (f"nothing listens on 127.0.0.1:{set_up.port}", make("start"))
 
 
 def test_a_port_that_another_program_holds_is_named_with_its_owner(set_up: SetUp) -> None:
@@ -266,4 +267,4 @@ def test_claude_code_that_is_not_installed_is_named(
 ) -> None:
     monkeypatch.setattr(connections, "BUNDLE", tmp_path)
     found = findings(set_up, claude, PATH=str(tmp_path))["Version"]
-    assert (found.state, found.fix) == ("fail", "make install")
+    assert (found.state, found.fix) == ("fail", make("install"))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bundle import settings as settings_module
+from bundle.bootstrap import make
 from bundle.checks.model_check import (
     CHAT,
     HEADERS,
@@ -274,7 +275,7 @@ def test_the_remedy_is_the_line_for_env(settings: Settings) -> None:
 def test_where_the_shell_has_the_word_the_remedy_is_for_the_shell(settings: Settings) -> None:
     said = replace(settings, claude_route_from="the environment")
     found = with_remedy(said, "claude-haiku-4-5", "claude-haiku-*", BETTER)
-    assert found.remedy == "export CLAUDE_ROUTE=messages\nmake stop start"
+    assert found.remedy == f"export CLAUDE_ROUTE=messages\n{make('stop', 'start')}"
 
 
 def test_a_row_that_names_its_route_itself_is_not_changed_by_the_word(settings: Settings) -> None:

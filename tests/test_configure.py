@@ -16,14 +16,17 @@ from cryptography.hazmat.primitives import serialization
 
 import configure
 from bundle.account import parse_account
+from bundle.env_file import set_in_env_file
 from bundle.errors import ConfigError
 from bundle.files import write_private
-from bundle.settings import load_settings, set_in_env_file
+from bundle.questions import shortest
+from bundle.settings import load_settings
 from bundle.tokens import load_key
-from configure import make_key_pair, shortest
+from configure import make_key_pair
 from tests.cortex_stub import CortexStub
-from tests.set_up import ACCOUNT, BUNDLE, USER, public_pem
+from tests.set_up import ACCOUNT, BUNDLE, USER, pem, public_pem
 from tests.terminal import Terminal
+from tests.user import KEY, put
 
 
 @pytest.fixture
@@ -60,8 +63,8 @@ def test_a_new_user_answers_two_questions_runs_one_statement_and_is_done(
     person = terminal()
     person.read_until("Account: ")
     person.type("https://app.snowflake.com/myorg/myacct/#/homepage")
-    person.read_until("That is account MYORG-MYACCT at myorg-myacct.snowflakecomputing.com.")
-    person.read_until("User: ")
+    person.read_until("That is account MYORG-MYACCT at 127.0.0.1:")
+    person.read_until("User, or Enter to type the account again: ")
     person.type("jane")
     person.read_until("Waiting until Snowflake accepts the key")
     statement = re.search(r"ALTER USER JANE SET RSA_PUBLIC_KEY='([^']+)';", person.screen)
@@ -89,8 +92,8 @@ def test_what_cannot_be_read_as_an_account_is_explained_and_asked_again(
     person.type("my account")
     person.read_until("is not a Snowflake account identifier")
     person.type("xy12345.eu-west-1")
-    person.read_until("That is account XY12345 at xy12345.eu-west-1.snowflakecomputing.com.")
-    person.read_until("User: ")
+    person.read_until("That is account XY12345 at 127.0.0.1:")
+    person.read_until("User, or")
     assert "SNOWFLAKE_ACCOUNT='xy12345.eu-west-1'\n" in Path(environ["CORTEX_HOME"], ".env").read_text()
 
 
@@ -98,11 +101,11 @@ def test_an_answer_that_was_given_before_an_interruption_is_not_asked_again(term
     person = terminal()
     person.read_until("Account: ")
     person.type("my_org-my_acct")
-    person.read_until("User: ")
+    person.read_until("User, or")
     person.type("\x04")
     assert person.finish() == 130
     again = terminal()
-    again.read_until("User: ")
+    again.read_until("User, or")
     assert "Account: " not in again.screen
 
 
@@ -129,12 +132,12 @@ def test_a_connection_of_snowflake_s_own_tools_is_offered(
 
 
 def test_a_default_connection_with_a_registered_key_is_a_complete_set_up(
-    terminal: Callable[[], Terminal], environ: dict[str, str]
+    terminal: Callable[[], Terminal], environ: dict[str, str], stub: CortexStub
 ) -> None:
     home = Path(environ["HOME"], ".snowflake")
     home.mkdir(parents=True)
     key = home / "rsa_key.p8"
-    make_key_pair(key)
+    stub.register_key(make_key_pair(key).read_text())
     (home / "connections.toml").write_text(
         f'[default]\naccount = "MYORG-MYACCT"\nuser = "jane"\nprivate_key_file = "{key}"\n'
     )
@@ -150,7 +153,7 @@ def test_waiting_ends_with_enter_and_the_start_goes_on(
     person.read_until("Press Enter to go on without waiting.")
     person.type("")
     assert person.finish() == 0
-    assert "make doctor" in person.screen
+    assert f"make -C {BUNDLE} doctor" in person.screen
 
 
 def test_a_fault_that_no_statement_fixes_is_said_while_waiting(
@@ -160,6 +163,9 @@ def test_a_fault_that_no_statement_fixes_is_said_while_waiting(
     stub.close_port()
     person = terminal()
     person.read_until("cannot be reached")
+    person.read_until("Change the account or the user? [y/N] ")
+    person.type("")
+    person.read_until("Press Enter to go on without waiting.")
     person.type("")
     assert person.finish() == 0
 
@@ -172,19 +178,145 @@ def test_a_role_without_cortex_is_said_and_not_waited_for(
     stub.register_key(make_key_pair(key).read_text())
     stub.fault("no_role")
     person = terminal()
-    person.read_until("User: ")
+    person.read_until("User, or")
     person.type(USER)
+    person.read_until("Change the account or the user? [y/N] ")
+    person.type("")
     assert person.finish() == 0
     assert "ALTER USER" not in person.screen
     assert "CORTEX_USER" in person.screen
 
 
+def test_a_login_that_is_refused_at_a_later_start_is_said_and_the_user_can_be_changed(
+    terminal: Callable[[], Terminal], environ: dict[str, str], stub: CortexStub
+) -> None:
+    stub.register_key(make_key_pair(Path(environ["HOME"], ".ssh", "snowflake_key.p8")).read_text())
+    env_file = Path(environ["CORTEX_HOME"], ".env")
+    write_private(env_file, f"SNOWFLAKE_ACCOUNT={ACCOUNT}\nSNOWFLAKE_USER=JANET\n")
+    person = terminal()
+    person.read_until("Snowflake refuses MYORG-MYACCT.JANET with this key.")
+    person.read_until("the statement needs the user's NAME")
+    person.read_until("Type c and Enter to change it.")
+    person.type("c")
+    person.read_until("Account [MYORG-MYACCT]: ")
+    person.type("")
+    person.read_until("User [JANET]: ")
+    person.type("jane")
+    assert person.finish() == 0
+    assert env_file.read_text() == f"SNOWFLAKE_ACCOUNT={ACCOUNT}\nSNOWFLAKE_USER=jane\n"
+
+
+def test_a_host_that_is_gone_at_a_later_start_is_said_and_the_start_goes_on(
+    terminal: Callable[[], Terminal], environ: dict[str, str], stub: CortexStub
+) -> None:
+    make_key_pair(Path(environ["HOME"], ".ssh", "snowflake_key.p8"))
+    environ.update({"SNOWFLAKE_ACCOUNT": ACCOUNT, "SNOWFLAKE_USER": USER})
+    stub.close_port()
+    person = terminal()
+    person.read_until("cannot be reached")
+    person.read_until("Change the account or the user? [y/N] ")
+    person.type("y")
+    person.read_until("in the environment counts before .env. Change it there: unset SNOWFLAKE_ACCOUNT SNOWFLAKE_USER")
+    assert person.finish() == 0
+    assert "ALTER USER" not in person.screen
+
+
+def test_the_passphrase_of_an_encrypted_key_is_asked_for_once(
+    terminal: Callable[[], Terminal], environ: dict[str, str], stub: CortexStub
+) -> None:
+    environ.update({"SNOWFLAKE_ACCOUNT": ACCOUNT, "SNOWFLAKE_USER": USER})
+    put(Path(environ["HOME"], ".ssh", "snowflake_key.p8"), pem(KEY, "open # it's \\me"))
+    stub.register_key(public_pem(KEY))
+    person = terminal()
+    person.read_until("is encrypted.")
+    person.read_until("Its passphrase (what you type is not shown): ")
+    person.type("wrong")
+    person.read_until("This passphrase does not open the key.")
+    person.read_until("Its passphrase (what you type is not shown): ", after="does not open")
+    person.type("open # it's \\me")
+    assert person.finish() == 0
+    assert "open #" not in person.screen
+    env_file = Path(environ["CORTEX_HOME"], ".env")
+    assert mode(env_file) == 0o600
+    assert load_settings(environ).passphrase == "open # it's \\me"
+    again = terminal()
+    assert (again.finish(), again.screen) == (0, "")
+
+
+# ------------------------------------------------------------------------------------- before anything is installed
+
+
+@pytest.fixture
+def first(environ: dict[str, str]) -> Iterator[Callable[[], Terminal]]:
+    """The first questions, asked by a Python that has no package at all."""
+    with ExitStack() as opened:
+        command = [sys.executable, "-S", str(BUNDLE / "configure.py"), "--first"]
+        yield lambda: opened.enter_context(Terminal(command, environ))
+
+
+def test_the_first_questions_need_nothing_that_is_installed(
+    first: Callable[[], Terminal], environ: dict[str, str], stub: CortexStub
+) -> None:
+    person = first()
+    person.read_until("Account: ")
+    person.type("myorg-wrong")
+    person.read_until("That is account MYORG-WRONG at 127.0.0.1:")
+    person.read_until("User, or Enter to type the account again: ")
+    person.type("")  # a wrong answer can be taken back
+    person.read_until("Account: ", after="type the account again")
+    person.type("myorg-myacct")
+    person.read_until("User, or", after="That is account MYORG-MYACCT")
+    person.type("jane")
+    assert person.finish() == 0
+    found = load_settings(environ)
+    assert (found.account, found.user) == (ACCOUNT, USER)
+    assert not Path(environ["HOME"]).exists()
+    assert {request["path"] for request in stub.requests} == {"/api/v2/cortex/v1/chat/completions"}
+    again = first()
+    assert (again.finish(), again.screen) == (0, "")
+
+
+def test_the_host_is_looked_up_right_after_the_account_and_a_wrong_one_is_typed_again(
+    first: Callable[[], Terminal], environ: dict[str, str], stub: CortexStub
+) -> None:
+    stub.close_port()
+    person = first()
+    person.read_until("Account: ")
+    person.type("myorg-wrong")
+    person.read_until("127.0.0.1 cannot be reached")
+    person.read_until("Type the account again, or press Enter to keep it: ")
+    person.type("myorg-myacct")
+    person.read_until("Type the account again, or press Enter to keep it: ", after="MYORG-MYACCT")
+    person.type("")
+    person.read_until("User, or Enter to type the account again: ")
+    assert "SNOWFLAKE_ACCOUNT='MYORG-MYACCT'\n" in Path(environ["CORTEX_HOME"], ".env").read_text()
+
+
+def test_a_name_that_is_almost_one_of_ours_is_shown_before_the_question(
+    first: Callable[[], Terminal], environ: dict[str, str]
+) -> None:
+    put(Path(environ["CORTEX_HOME"], ".env"), f"SNOWFLAKE_ACCOUNT={ACCOUNT}\nSNOWFLAKE_USR=jane\n")
+    person = first()
+    person.read_until("line 2: SNOWFLAKE_USR is no setting. Did you mean SNOWFLAKE_USER?")
+    person.read_until("User, or")
+
+
+def test_a_home_that_cannot_be_written_is_named_before_the_first_question(
+    first: Callable[[], Terminal], environ: dict[str, str], tmp_path: Path
+) -> None:
+    environ["HOME"] = str(put(tmp_path / "file", "") / "home")
+    person = first()
+    assert person.finish() == 78
+    assert f"HOME is {environ['HOME']}, and" in person.screen.replace("\n", " ")
+    assert "Account" not in person.screen
+
+
 # ------------------------------------------------------------------------------------------------ without a terminal
 
 
-def run_without_terminal(environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def run_without_terminal(environ: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(BUNDLE / "configure.py")],
+        [sys.executable, str(BUNDLE / "configure.py"), *options],
         env=environ,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -195,7 +327,7 @@ def run_without_terminal(environ: dict[str, str]) -> subprocess.CompletedProcess
 
 
 def test_without_a_terminal_it_lists_what_to_set_and_makes_nothing(environ: dict[str, str]) -> None:
-    done = run_without_terminal(environ)
+    done = run_without_terminal(environ, "--first")
     assert (done.returncode, done.stdout) == (78, "")
     for words in ("SNOWFLAKE_ACCOUNT", "SNOWFLAKE_USER", "connections.toml", "in a terminal"):
         assert words in done.stderr
@@ -298,7 +430,7 @@ def test_a_linked_env_file_stays_a_link(tmp_path: Path) -> None:
         ("https://app.snowflake.com/myorg/my_acct/#/homepage", "MYORG-MY_ACCT"),
         ("https://app.snowflake.com/eu-west-1/xy12345/", "xy12345.eu-west-1"),
         ("https://xy12345.eu-central-1.snowflakecomputing.com/console", "xy12345.eu-central-1"),
-        ("myorg-acct.privatelink.snowflakecomputing.com", "myorg-acct.privatelink.snowflakecomputing.com"),
+        ("myorg-acct.privatelink.snowflakecomputing.com", "myorg-acct.privatelink"),
     ],
 )
 def test_an_account_is_kept_in_its_shortest_form_that_means_the_same(typed: str, kept: str) -> None:

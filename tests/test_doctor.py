@@ -12,7 +12,7 @@ import pytest
 
 from bundle.checks import report as report_module
 from bundle.checks.finding import Finding, Installation, read_installation
-from bundle.checks.report import CHECKS, examine
+from bundle.checks.report import CHECKS, FOLLOWERS, causes, examine
 from bundle.checks.this_machine import private_key
 from tests.set_up import BUNDLE, TOKEN, SetUp
 
@@ -41,7 +41,45 @@ def test_without_a_configuration_one_thing_fails_for_it_and_the_rest_waits(tmp_p
     assert account.state == "fail"
     assert "SNOWFLAKE_ACCOUNT" in account.fix
     waiting = {finding.group for finding in found if finding.state == "skip"}
-    assert waiting == {"Key", "Configuration", "Proxy", "Claude Code", "Snowflake"}
+    assert waiting == {"Key", "Configuration", "Processes", "Proxy", "Claude Code", "Snowflake"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "shown"),
+    [
+        ("Account PM2 Token Models", "Account"),
+        ("Host Models Models", "Host"),
+        ("Clock Login Models", "Clock"),
+        ("Login Models", "Login"),
+        ("claude-proxy Port Models", "Port"),
+        ("claude-proxy Listener Models", "claude-proxy"),
+        ("Private-key token-refresher Refresher Token Listener Models", "Private-key"),
+        ("token-refresher Token Listener Login Models", "token-refresher Login"),
+        ("openai.py claude-proxy Listener", "openai.py"),
+        ("LiteLLM openai.py claude-proxy Listener", "LiteLLM"),
+        ("Models Models", "Models Models"),
+        ("Secrets", "Secrets"),
+    ],
+)
+def test_a_fault_that_follows_from_another_one_is_not_shown_after_a_start(wrong: str, shown: str) -> None:
+    found = [
+        Finding(word.replace("-key", " key"), "fail", "it fails", "do this", "Processes" if word in PROCESSES else word)
+        for word in wrong.split()
+    ]
+    warning = Finding("Goes to", "warn", "elsewhere")
+    assert causes([*found, warning]) == [each for each in found if each.name.replace(" key", "-key") in shown.split()]
+    assert causes([warning, Finding("Disk", "ok", "free")]) == [warning]
+
+
+PROCESSES = ("PM2", "token-refresher", "claude-proxy", "Token", "Refresher")
+
+
+def test_no_two_faults_hide_each_other() -> None:
+    def all_of(name: str) -> set[str]:
+        return {name}.union(*(all_of(each) for each in FOLLOWERS.get(name, ())))
+
+    for name, followers in FOLLOWERS.items():
+        assert name not in set().union(*map(all_of, followers))
 
 
 def test_a_check_that_breaks_hides_nothing_else(healthy: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +103,7 @@ def test_the_exit_status_and_json_are_for_scripts_and_hold_no_secret(set_up: Set
     report = json.loads(done.stdout)
     assert (done.returncode, report["ok"]) == (1, False), done.stderr
     assert {"name", "state", "found", "fix", "group"} == set(report["findings"][0])
-    assert "nothing listens" in done.stdout
+    assert "PM2: it does not run" in set_up.run("doctor.py").stdout
     for shown in (done.stdout + done.stderr, set_up.run("doctor.py").stdout):
         assert not TOKEN.search(shown)
         assert set_up.master_key not in shown
@@ -97,7 +135,10 @@ def test_the_real_bundle_under_the_real_pm2_is_all_green_and_every_model_answers
         assert (status.returncode, status.stdout.count("online for")) == (0, 2)
         set_up.stub.fault("no_role")
         refused = json.loads(set_up.run("doctor.py", "--live", "--json").stdout)["findings"]
-        assert {finding["state"] for finding in refused if finding["group"] == "Models"} == {"fail", "warn"}
+        assert [(f["name"], f["state"]) for f in refused if f["state"] != "ok"] == [
+            ("Login", "fail"),
+            ("Models", "skip"),
+        ]
         assert set_up.run(pm2, "stop", "token-refresher").returncode == 0
         stopped = json.loads(set_up.run("doctor.py", "--json").stdout)["findings"]
         assert [f["state"] for f in stopped if f["name"] == "token-refresher"] == ["fail"]

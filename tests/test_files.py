@@ -15,10 +15,11 @@ import pytest
 import yaml
 
 from bundle import files
+from bundle.env_file import set_in_env_file
 from bundle.errors import ConfigError, SayOnce, WriteError
 from bundle.files import instance_lock, write_private
 from bundle.refresher import refresh
-from bundle.settings import Settings, set_in_env_file
+from bundle.settings import Settings
 from tests.set_up import BUNDLE
 from tests.user import NOW
 
@@ -155,7 +156,7 @@ def test_git_ignores_what_is_left_of_a_file_that_was_being_written(
     monkeypatch.setattr(Path, "replace", look)
     monkeypatch.setattr(os, "replace", look)
     for name in (".env", ".master_key", "litellm_config.yaml", ".refresher.json", "claude.json"):
-        write_private(tmp_path / name, "a secret")
+        write_private(tmp_path / name, "A=secret")
     set_in_env_file(tmp_path / ".env", "PRIVATE_KEY_PASSPHRASE", "a secret")
     left = sorted(seen - {".git", ".gitignore"})
     assert len(left) > 8

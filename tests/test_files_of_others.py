@@ -173,7 +173,7 @@ def test_the_env_file_stays_private_under_umask_0_and_keeps_its_link(settings: S
     real = put(settings.folder / "elsewhere" / "env", "# mine\n")
     (settings.folder / ".env").symlink_to(real)
     code = (
-        "import sys, pathlib; from bundle.settings import set_in_env_file; "
+        "import sys, pathlib; from bundle.env_file import set_in_env_file; "
         "set_in_env_file(pathlib.Path(sys.argv[1]), 'SNOWFLAKE_USER', 'x')"
     )
     for name in (".env", "new.env"):

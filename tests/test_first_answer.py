@@ -1,4 +1,4 @@
-"""doctor.py --wait: a start is good when Claude Code gets answers, and a route that refuses it is named."""
+"""bundle/checks/first_answer.py: a start is good when Claude Code gets answers, and a refused route is named."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bundle.bootstrap import make
 from bundle.checks import first_answer
 from bundle.checks.finding import read_installation
 from bundle.checks.first_answer import switch_to_offer, switched
@@ -46,7 +47,7 @@ class Refusing(SetUp):
         return str(self.stub.requests[before]["path"])
 
     def at_a_terminal(self) -> Terminal:
-        command = [sys.executable, str(BUNDLE / "doctor.py"), "--wait"]
+        command = [sys.executable, str(BUNDLE / "tests/first_answer.py")]
         return Terminal(command, {**self.environ, "TERM": "dumb"}, cwd=self.folder, columns=200)
 
 
@@ -70,7 +71,7 @@ def test_a_start_is_not_good_when_only_the_other_route_takes_claude_code_and_say
     refusing: Refusing,
 ) -> None:
     refusing.refuse("reasoning")
-    done = refusing.run("doctor.py", "--wait")
+    done = refusing.run("tests/first_answer.py")
     line, where, remedy = done.stdout.splitlines()
     assert (done.returncode, line, remedy) == (1, f"{REFUSED_ON_CHAT}.", "CLAUDE_ROUTE=messages")
     assert str(refusing.env_file) in where
@@ -119,13 +120,13 @@ def test_no_keeps_the_route_and_is_not_asked_again(refusing: Refusing) -> None:
 @pytest.mark.real
 def test_a_route_that_the_user_has_chosen_is_kept_with_a_warning_the_other_way_round_too(refusing: Refusing) -> None:
     refusing.refuse("thinking", "CLAUDE_ROUTE=messages\n")
-    done = refusing.run("doctor.py", "--wait")
+    done = refusing.run("tests/first_answer.py")
     assert done.returncode == 0, done.stdout
     assert f"Warning: {ALL}: {REFUSED_ON_MESSAGES.partition(': ')[2]}\n" in done.stdout
     assert "\nCLAUDE_ROUTE=chat\n" in done.stdout
     assert refusing.env_file.read_text() == "CLAUDE_ROUTE=messages\n"
-    in_the_shell = refusing.run("doctor.py", "--wait", CLAUDE_ROUTE="messages")
-    assert "\nexport CLAUDE_ROUTE=chat\nmake stop start\n" in in_the_shell.stdout
+    in_the_shell = refusing.run("tests/first_answer.py", CLAUDE_ROUTE="messages")
+    assert f"\nexport CLAUDE_ROUTE=chat\n{make('stop', 'start')}\n" in in_the_shell.stdout
 
 
 @pytest.mark.real
@@ -146,7 +147,7 @@ def test_a_route_that_answers_nothing_at_all_is_no_good_start_also_where_it_is_k
         person.type("n")
         assert person.finish() == 1
     assert "So Claude Code gets no answer." in person.screen
-    done = refusing.run("doctor.py", "--wait")  # the user has chosen, so this is now a fault like others
+    done = refusing.run("tests/first_answer.py")  # the user has chosen, so this is now a fault like others
     assert (done.returncode, "on Snowflake Cortex" in done.stdout) == (1, False)
     assert said.rstrip(".") in " ".join(done.stdout.split())
 
@@ -155,7 +156,7 @@ def test_a_route_that_answers_nothing_at_all_is_no_good_start_also_where_it_is_k
 def test_a_start_is_not_good_when_both_routes_refuse_claude_code(refusing: Refusing) -> None:
     refusing.refuse("max_tokens", "CLAUDE_ROUTE=messages\n")  # no request works without this field
     refusing.stub.set_options(refused_fields=("max_tokens", "max_completion_tokens"))
-    done = refusing.run("doctor.py", "--wait")
+    done = refusing.run("tests/first_answer.py")
     assert done.returncode == 1
     said = " ".join(done.stdout.split())
     assert "on the Messages API, and on chat completions: max_completion_tokens is not supported" in said
@@ -187,7 +188,7 @@ def test_a_model_that_does_not_answer_is_named_at_the_start_and_is_no_reason_to_
     refusing.refuse("user", "CLAUDE_ROUTE=chat\n")  # a field that is never sent
     refusing.stub.missing_models = frozenset({"claude-opus-4-7"})
     try:
-        done = refusing.run("doctor.py", "--wait")
+        done = refusing.run("tests/first_answer.py")
     finally:
         refusing.stub.missing_models = frozenset()
     assert done.returncode == 0
@@ -197,9 +198,9 @@ def test_a_model_that_does_not_answer_is_named_at_the_start_and_is_no_reason_to_
 
 
 def test_a_start_with_a_word_that_is_no_route_says_which_there_are(set_up: SetUp) -> None:
-    done = set_up.run("doctor.py", "--wait", CLAUDE_ROUTE="snowflake")
+    done = set_up.run("tests/first_answer.py", CLAUDE_ROUTE="snowflake")
     assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.startswith("CLAUDE_ROUTE is 'snowflake'; it must be chat ")
+    assert done.stdout.startswith("the environment: CLAUDE_ROUTE is 'snowflake'; it must be chat ")
 
 
 def test_a_refresher_that_does_not_take_up_the_new_route_is_named(
@@ -209,7 +210,7 @@ def test_a_refresher_that_does_not_take_up_the_new_route_is_named(
     monkeypatch.setattr(first_answer, "SWITCH_SECONDS", 0)
     setup = read_installation(set_up.environ, time.time())
     assert not switched(setup, "snowflake/claude-haiku-4-5", "claude-haiku-*")
-    assert "make stop start" in capsys.readouterr().out
+    assert make("stop", "start") in capsys.readouterr().out
 
 
 def test_an_answer_that_still_came_by_the_old_route_is_not_the_last_word(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -343,10 +344,13 @@ def test_a_mistake_in_the_settings_stops_both_with_its_message_and_no_restart(ma
 @pytest.mark.keeps("key-after-a-stranger")
 def test_a_start_on_a_port_that_another_program_holds_fails_and_sends_it_nothing(machine: Machine) -> None:
     with answering(machine.port, lambda connection, _: connection.sendall(head(b'"I\'m alive!"'))) as got:
-        machine.run(PM2, "start", machine.ecosystem)
+        done = machine.run("start.py")
         key = machine.master_key
-        done = machine.run("doctor.py", "--wait")
-    assert (done.returncode, f"{machine.port} is taken by" in done.stdout, done.stderr) == (1, True, "")
+    assert (done.returncode, done.stderr) == (1, "")
+    # The cause, and nothing that follows from it.
+    assert re.findall(r"(?m)^  FAIL (.*?) is taken by", done.stdout) == [f"Port: port {machine.port}"]
+    assert done.stdout.count("FAIL") == 1
+    assert "has a new one" not in done.stdout
     assert machine.status() == {"token-refresher": "online", "claude-proxy": "stopped"}
     assert "has a new one" in machine.said("claude-proxy")
     wait_until(lambda: f"master_key: {machine.master_key}" in machine.config.read_text(), 20)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bundle import proof as proof_module
+from bundle.bootstrap import make
 from bundle.checks import first_answer, processes
 from bundle.checks.finding import read_installation
 from bundle.checks.first_answer import wait_for_answer
@@ -21,6 +22,7 @@ from bundle.errors import ConfigError
 from bundle.proof import listener, proof
 from bundle.proxy.server import take_port
 from bundle.settings import load_settings, master_key, renew_key
+from bundle.supervisor import SCRIPTS
 from tests.checked import SECRET, FakeProxy, answering, head, pm2_row, serving
 from tests.ports import free_port
 from tests.set_up import SetUp
@@ -114,7 +116,7 @@ def test_our_own_proxy_that_starts_or_is_old_is_told_from_a_stranger(monkeypatch
     port = free_port()
     with answering(port, lambda connection, _: connection.sendall(head(b"", "404 Not Found"))):
         found = listener(port, SECRET)
-    assert (found.state, found.fix) == ("another key", "make stop start")
+    assert (found.state, found.fix) == ("another key", make("stop", "start"))
 
 
 def test_a_listener_that_ends_while_it_is_looked_up_is_no_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +180,7 @@ def stolen(set_up: SetUp) -> Iterator[SetUp]:
         ["doctor.py"],
         ["doctor.py", "--live"],
         ["doctor.py", "--json"],
-        ["doctor.py", "--wait"],
+        ["tests/first_answer.py"],
         ["point_claude.py", "--check"],
         ["point_claude.py", "--run", "-p", PROMPT],
     ],
@@ -197,7 +199,7 @@ def test_a_program_that_holds_the_port_gets_neither_key_nor_prompt_from_any_tool
     assert f"port {stolen.port} is taken by" in said
     assert "Traceback" not in said
     # A check only looks. The others renew the key, which a plain `claude` may have sent there.
-    renews = command[-1] in {"--wait", PROMPT}
+    renews = command[-1] in {"tests/first_answer.py", PROMPT}
     assert (stolen.master_key != key) is renews
     assert ("point_claude.py" in said) or not renews
     assert stolen.master_key not in said
@@ -209,8 +211,8 @@ def test_a_proxy_that_finds_its_port_taken_makes_a_new_key_and_says_what_follows
     done = stolen.run("claude_proxy.py", seconds=60)
     assert done.returncode == 78
     assert stolen.master_key != key
-    assert "make stop start" in done.stderr
-    assert "python3 point_claude.py" in done.stderr
+    assert "stop start\n" in done.stderr
+    assert "/point_claude.py\n" in done.stderr
     own = {**stolen.environ, "LITELLM_MASTER_KEY": SECRET}
     key = stolen.master_key
     with pytest.raises(ConfigError, match="LITELLM_MASTER_KEY: choose another"):
@@ -224,10 +226,7 @@ def test_a_proxy_that_finds_its_port_taken_makes_a_new_key_and_says_what_follows
 def test_a_start_has_failed_when_pm2_has_a_process_not_online_whoever_answers(
     healthy: SetUp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, status: str
 ) -> None:
-    rows = [
-        pm2_row(each, script, **({"status": status} if each == name else {}))
-        for each, script in processes.SCRIPTS.items()
-    ]
+    rows = [pm2_row(each, script, **({"status": status} if each == name else {})) for each, script in SCRIPTS.items()]
     for module in (first_answer, processes):
         monkeypatch.setattr(module, "pm2_processes", lambda _: rows)
     assert not wait_for_answer(read_installation(healthy.environ, time.time()))

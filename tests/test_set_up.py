@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -138,7 +139,7 @@ def test_a_new_user_comes_to_an_answer_with_two_commands_and_two_questions(clone
         person.read_until("Account: ")
         person.type("https://app.snowflake.com/myorg/myacct/#/homepage")
         person.read_until("That is account MYORG-MYACCT")
-        person.read_until("User: ")
+        person.read_until("User, or")
         person.type("jane")
         person.read_until("Waiting until Snowflake accepts the key")
         statement = re.search(r"ALTER USER JANE SET RSA_PUBLIC_KEY='([^']+)';", person.screen)
@@ -206,26 +207,24 @@ def test_without_a_terminal_and_a_configuration_start_says_what_to_set(clone: Cl
             "case $1 in --version) echo v16.20.0;; *) exit 1;; esac",
             "Node.js 18 or newer is needed; this is v16.20.0",
         ),
-        ("npm", None, "Node.js 18 or newer with npm is needed: https://nodejs.org"),
         ("python3", "exit 1", "Python 3.10 or newer is needed"),
-        ("python3", "case $2 in venv) exit 1;; esac", "apt install python3-venv"),
     ],
 )
 def test_a_tool_that_is_missing_or_too_old_is_named_with_how_to_get_it(
-    clone: Clone, tool: str, script: str | None, words: str
+    clone: Clone, tool: str, script: str, words: str
 ) -> None:
     programs = clone.home / "bin"
     programs.mkdir()
-    for name in ("bash", "sh", "make", "node", "npm", "python3", "echo", "touch", "awk", "rm", "test"):
+    for name in ("bash", "sh", "make", "node", "npm", "echo", "touch", "awk", "rm", "test"):
         if found := shutil.which(name):
             (programs / name).symlink_to(found)
+    (programs / "python3").symlink_to(sys.executable)
     (programs / tool).unlink()
-    if script:
-        (programs / tool).write_text(f"#!/bin/sh\n{script}\n")
-        (programs / tool).chmod(0o755)
-    installed = clone.folder / ("node_modules" if tool in {"node", "npm"} else ".venv")
+    (programs / tool).write_text(f"#!/bin/sh\n{script}\n")
+    (programs / tool).chmod(0o755)
+    installed = clone.folder / ("node_modules" if tool == "node" else ".venv")
     installed.unlink()
-    done = clone.run("make start", PATH=str(programs))
+    done = clone.run("make start", PATH=str(programs), SNOWFLAKE_ACCOUNT=ACCOUNT, SNOWFLAKE_USER=USER)
     assert done.returncode != 0
     assert words in done.stderr
     assert "Traceback" not in done.stderr

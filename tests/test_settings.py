@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -12,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from bundle.errors import ConfigError
-from bundle.settings import Settings, load_settings, master_key
-from tests.set_up import copy_bundle
+from bundle.settings import NAMES, MissingSettingsError, Settings, load_settings, master_key
+from tests.set_up import BUNDLE, copy_bundle
 from tests.user import put
 
 
@@ -76,8 +77,61 @@ def test_the_route_of_claude_models_is_chat_until_the_user_says_another_word(
 
 @pytest.mark.parametrize("word", ["Messages", "snowflake", "openai", "chat completions"])
 def test_another_word_for_the_route_is_refused_with_the_two_that_there_are(environ: dict[str, str], word: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^CLAUDE_ROUTE is '{word}'; it must be chat .* or messages "):
+    with pytest.raises(
+        ConfigError, match=rf"^the environment: CLAUDE_ROUTE is '{word}'; it must be chat .* or messages "
+    ):
         load_settings({**environ, "CLAUDE_ROUTE": word})
+
+
+@pytest.mark.parametrize(
+    "name", ["PROXY_PORT", "REFRESH_MINUTES", "CLAUDE_ROUTE", "SNOWFLAKE_ACCOUNT", "SNOWFLAKE_HOST"]
+)
+def test_a_wrong_value_in_the_env_file_is_named_with_file_and_line(
+    environ: dict[str, str], home: Path, name: str
+) -> None:
+    environ.pop(name, None)
+    path = put(home / ".env", f"# mine\n{name}='no value / at all'\n")
+    with pytest.raises(ConfigError) as refused:
+        load_settings(environ)
+    assert f"{path}, line 2" in str(refused.value)
+
+
+def test_a_line_of_the_env_file_that_is_no_setting_is_named(environ: dict[str, str], home: Path) -> None:
+    path = put(home / ".env", "PROXY_PORT=8001\nSNOWFLAKE_USER: jane\n")
+    with pytest.raises(ConfigError, match="line 2: this is not NAME=value") as refused:
+        load_settings(environ)
+    assert str(refused.value).startswith(str(path))
+
+
+def test_a_name_that_is_almost_one_of_ours_is_named_with_the_right_one(environ: dict[str, str], home: Path) -> None:
+    path = put(home / ".env", "SNOWFLAKE_USR=jane\nSNOWFLAKE_ROLE=x\nMY_OWN=1\nproxy_port=9000\n")
+    assert load_settings(environ).notes == (
+        f"{path}, line 1: SNOWFLAKE_USR is no setting. Did you mean SNOWFLAKE_USER?",
+        f"{path}, line 4: proxy_port is no setting. Did you mean PROXY_PORT?",
+    )
+    del environ["SNOWFLAKE_USER"]
+    with pytest.raises(MissingSettingsError, match=r"no Snowflake user configured.\n.*Did you mean SNOWFLAKE_USER"):
+        load_settings(environ)
+
+
+def test_the_names_of_the_settings_are_those_of_the_example() -> None:
+    example = re.findall(r"^#?([A-Z_]+)=", (BUNDLE / ".env.example").read_text(), re.MULTILINE)
+    assert sorted(NAMES) == sorted(example)
+
+
+def test_a_connection_is_read_as_snowflake_s_own_tools_write_it(tmp_path: Path) -> None:
+    """With the mark that Windows puts at the start of a file, a region, a passphrase, a host with underscores."""
+    table = '[default]\naccount = "xy12345"\nregion = "eu-central-1"\nuser = "u"\nprivate_key_passphrase = "hush"\n'
+    path = put(tmp_path / ".snowflake" / "connections.toml", f"\ufeff{table}")
+    environ = {"HOME": str(tmp_path), "CORTEX_HOME": str(tmp_path)}
+    found = load_settings(environ)
+    assert (found.account, found.passphrase) == ("XY12345", "hush")
+    assert found.base_url == "https://xy12345.eu-central-1.snowflakecomputing.com"
+    put(path, table + 'host = "MyOrg-My_Acct.snowflakecomputing.com"\n')
+    assert load_settings(environ).base_url == "https://myorg-my-acct.snowflakecomputing.com"
+    put(path, table + 'host = "my_host.example.com"\n')
+    with pytest.raises(ConfigError, match=r"^`host` of connection \[default\] in .* is 'my_host"):
+        load_settings(environ)
 
 
 @pytest.mark.keeps("private-key")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
+import shlex
 import subprocess
 from pathlib import Path
 
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from bundle.errors import ConfigError
 from bundle.settings import Settings
 from bundle.tokens import claims, fingerprint, load_key, sign, token_times
-from tests.set_up import pem
+from tests.set_up import pem, public_pem
+from tests.terminal import Terminal
 from tests.user import KEY, NOW, put
 
 
@@ -70,8 +74,80 @@ def test_the_printed_command_makes_a_key_and_overwrites_nothing(tmp_path: Path, 
         load_key(path, None)
     command = next(line for line in str(refused.value).splitlines() if "openssl" in line)
     subprocess.run(["bash", "-c", command], check=True, capture_output=True, timeout=60)
+    again = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True, timeout=60)
+    assert "cannot overwrite existing file" in again.stderr  # also when it is pasted twice
     made = path if present is None else path.with_name("key_2.p8")
     assert load_key(made, None).key_size == 2048
     if present is not None:
         assert path.read_text() == present
         assert "SNOWFLAKE_PRIVATE_KEY_PATH=" in str(refused.value)
+
+
+RSA_SSH = KEY.private_bytes(
+    serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+)
+DER = KEY.private_bytes(serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+SSH_PUBLIC = KEY.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words", "made"),
+    [
+        ("id_rsa", RSA_SSH, "is a key in OpenSSH's form", "id_rsa.p8"),
+        ("key.p8", RSA_SSH, "is a key in OpenSSH's form", "key_2.p8"),
+        ("rsa_key.der", DER, "is in DER form", "rsa_key.p8"),
+        ("key.p8", DER, "is in DER form", "key_2.p8"),
+    ],
+)
+def test_a_key_in_another_form_is_named_and_the_printed_command_converts_a_copy(
+    tmp_path: Path, name: str, content: bytes, words: str, made: str
+) -> None:
+    path = put(tmp_path / "it's here" / name, content)
+    with pytest.raises(ConfigError, match=words) as refused:
+        load_key(path, None)
+    command = next(line for line in str(refused.value).splitlines() if "set -C" in line)
+    with Terminal(["bash", "-c", command], {"PATH": os.environ["PATH"]}) as person:
+        if b"OPENSSH" in content:
+            person.read_until("Enter new passphrase")
+            person.type("")
+            person.read_until("Enter same passphrase again")
+            person.type("")
+        assert person.finish() == 0, person.screen
+    assert path.read_bytes() == content
+    assert load_key(path.with_name(made), None).private_numbers() == KEY.private_numbers()
+    assert str(refused.value).endswith(f"SNOWFLAKE_PRIVATE_KEY_PATH={shlex.quote(str(path.with_name(made)))}")
+
+
+@pytest.mark.parametrize("content", [SSH_PUBLIC, public_pem(KEY).encode()])
+def test_a_public_key_is_named_as_one_with_the_private_key_beside_it(tmp_path: Path, content: bytes) -> None:
+    path = put(tmp_path / "rsa_key.pub", content, 0o644)
+    private = put(tmp_path / "rsa_key.p8", pem(KEY))
+    with pytest.raises(ConfigError, match="is a public key") as refused:
+        load_key(path, None)
+    assert f"SNOWFLAKE_PRIVATE_KEY_PATH={private}" in str(refused.value)
+    assert "chmod" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pem(ec.generate_private_key(ec.SECP256R1())),
+        b"PuTTY-User-Key-File-3: ssh-rsa",
+        b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+        b"\x00\xff" * 50,
+        b"",
+    ],
+)
+def test_no_printed_command_writes_over_the_file_of_a_user(tmp_path: Path, content: bytes) -> None:
+    path = put(tmp_path / "key.p8", content)
+    with pytest.raises(ConfigError) as refused:
+        load_key(path, None)
+    for command in (line for line in str(refused.value).splitlines() if line.startswith("  (")):
+        subprocess.run(["bash", "-c", command], check=True, capture_output=True, timeout=60)
+    assert path.read_bytes() == content
+
+
+def test_a_pipe_in_the_place_of_the_private_key_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "key.p8", 0o600)
+    with pytest.raises(ConfigError, match="is not a file"):
+        load_key(tmp_path / "key.p8", None)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from bundle.bootstrap import BUNDLE
+from bundle.bootstrap import BUNDLE, make, script
 from bundle.checks.finding import Finding, Findings, Installation, duration, finding_from_message, make_finding
 from bundle.checks.model_check import CHAT, post
 from bundle.claude_check import NOT_POINTED, check, check_models
@@ -22,7 +22,7 @@ from bundle.errors import ConfigError
 from bundle.network import company_proxy, redirected, why_unreachable
 from bundle.settings import Settings
 from bundle.supervisor import output_of
-from bundle.tokens import auth_headers, fingerprint, load_key, register_statement, sign
+from bundle.tokens import auth_headers, fingerprint, load_key, name_note, register_statement, sign
 
 CLOCK_SECONDS = 30.0  # Snowflake refuses tokens from the future; its tolerance is not documented
 
@@ -33,17 +33,22 @@ def proxy(installation: Installation) -> Findings:
     if found.state == "another key":
         fix = found.fix
         if installation.environ.get("LITELLM_MASTER_KEY"):  # PM2 gets no secret of the shell
-            fix = "unset LITELLM_MASTER_KEY (or put it into .env), then: make stop start"
+            fix = f"unset LITELLM_MASTER_KEY (or put it into .env), then: {make('stop', 'start')}"
         yield Finding("Key", "fail", found.found, fix)
     elif found.state != "ours":
-        yield Finding("Port", "warn" if found.state == "starting" else "fail", found.found, found.fix)
+        name, state = (
+            "Port" if found.state == "foreign" else "Listener",
+            "warn" if found.state == "starting" else "fail",
+        )
+        yield Finding(name, state, found.found, found.fix)
         return
     else:
         yield Finding("Port", "ok", found.found)
         yield Finding("Key", "ok", "the proxy has the configured key")
     address = reachable_from_outside(port)
     found_there = f"anybody in your network can reach {address}:{port}" if address else "loopback only"
-    yield make_finding("Address", not address, found_there, "Run claude_proxy.py instead of litellm: make stop start")
+    fix = f"Run claude_proxy.py instead of litellm: {make('stop', 'start')}"
+    yield make_finding("Address", not address, found_there, fix)
 
 
 def reachable_from_outside(port: int) -> str:
@@ -61,7 +66,7 @@ def reachable_from_outside(port: int) -> str:
 def claude(installation: Installation) -> Findings:
     environ, installed = installation.environ, str(BUNDLE / "node_modules" / ".bin" / "claude")
     version = output_of("claude", "--version", environ=environ) or output_of(installed, "--version", environ=environ)
-    yield make_finding("Version", bool(version), version.strip() or "not installed", "make install")
+    yield make_finding("Version", bool(version), version.strip() or "not installed", make("install"))
     try:
         port = installation.settings.proxy_port
         problems = check(port, installation.master_key or "-", environ, Path.cwd())
@@ -69,8 +74,9 @@ def claude(installation: Installation) -> Findings:
     except ConfigError as error:
         yield finding_from_message("Settings", error)
         return
+    run_claude = script("point_claude.py", "--run")
     if problems == [NOT_POINTED]:
-        yield Finding("Goes to", "ok", "`make claude` uses the proxy, plain `claude` uses Anthropic")
+        yield Finding("Goes to", "ok", f"`{run_claude}` uses the proxy, plain `claude` uses Anthropic")
     elif not problems:
         yield Finding("Goes to", "ok", "the proxy")
     else:
@@ -123,6 +129,7 @@ def login(status: int, body: str, settings: Settings) -> Finding:
         failure = re.search(r"\[([0-9a-f-]{36})\]", body)  # (the answer also contains a request_id)
         fix = f"""Compare: DESC USER {settings.user}; must show the fingerprint {fingerprint(key)}
 If it does not: {register_statement(settings.user, key)}
+{name_note(settings.user)}
 If it does, this says why (394300 login name, 394302 clock, 394307 account):
 SELECT SYSTEM$GET_LOGIN_FAILURE_DETAILS('{failure[1] if failure else "UUID"}');"""
         return Finding("Login", "fail", f"Snowflake refuses {who} with this key", fix)

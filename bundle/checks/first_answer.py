@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+from bundle.bootstrap import make
 from bundle.checks.finding import Finding, Installation, read_installation
 from bundle.checks.model_check import Report, Route, other_route
-from bundle.checks.processes import SCRIPTS, processes
-from bundle.checks.report import check_model, examine, page
+from bundle.checks.processes import processes
+from bundle.checks.report import causes, check_model, examine, listing
+from bundle.env_file import set_in_env_file
 from bundle.errors import ConfigError, say
-from bundle.settings import CLAUDE_ROUTES, renew_key, set_in_env_file
-from bundle.supervisor import find_process, pm2_processes
+from bundle.settings import CLAUDE_ROUTES, renew_key
+from bundle.supervisor import SCRIPTS, find_process, pm2_processes
 
 START_SECONDS = 150.0  # a slow machine needs half a minute
 SWITCH_SECONDS = 30.0  # a change of .env takes effect within four seconds
@@ -62,8 +64,10 @@ def wait_for_proxy(installation: Installation) -> bool:
 
 
 def print_what_is_wrong(installation: Installation) -> bool:
-    wrong = [finding for finding in examine(installation, live=True) if finding.state in {"fail", "warn"}]
-    print(page(wrong, shutil.get_terminal_size().columns, colour=False))
+    """Print what is wrong at the root, and not what only follows from it."""
+    wrong = causes(examine(installation, live=True))
+    print(listing(wrong, shutil.get_terminal_size().columns, colour=False))
+    print(f"\nAll that was looked at: {make('doctor')}")
     return False
 
 
@@ -150,7 +154,8 @@ def switched(installation: Installation, model: str, name: str) -> bool:
     while (name, model) not in ((row["model_name"], row["litellm_params"]["model"]) for row in installation.rows):
         if time.monotonic() > deadline:
             # The reason may be CLAUDE_ROUTE in the refresher's environment, which has priority over .env.
-            print("token-refresher does not use the new setting. See why: make logs; or restart it: make stop start")
+            print(f"token-refresher does not use the new setting. See why: {make('logs')}")
+            print(f"Or restart it: {make('stop', 'start')}")
             return False
         time.sleep(0.25)
     while True:

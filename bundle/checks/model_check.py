@@ -16,6 +16,7 @@ from typing import Literal
 
 import httpx
 
+from bundle.bootstrap import make
 from bundle.cortex.answers import ChatAnswer, EventLines, IncompleteAnswerError, MessagesAnswer, RequestFacts
 from bundle.cortex.errors import explain
 from bundle.cortex.messages import messages_request
@@ -230,7 +231,7 @@ def check(settings: Settings, master_key: str, model: str, name: str, *, has_rou
         found, _, fix = str(error).partition("\n")
         return Report("no", found, fix)
     except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-        return Report("no", f"no answer through the proxy ({type(error).__name__})", "See why: make logs")
+        return Report("no", f"no answer through the proxy ({type(error).__name__})", f"See why: {make('logs')}")
     provider, _, bare = model.partition("/")
     route = {"openai": CHAT, "snowflake": MESSAGES}.get(provider) if has_routes and bare.startswith("claude") else None
     if route is None or not (here.left_out or here.state == "refused"):
@@ -281,6 +282,6 @@ def with_remedy(settings: Settings, model: str, name: str, found: Report) -> Rep
         remedy = f"Its row in litellm_config.template.yaml must say {wanted}. The change takes effect within seconds."
         return replace(found, remedy=remedy, better=None)
     if settings.claude_route_from == "the environment":  # it has priority over .env, also for the processes of PM2
-        return replace(found, remedy=f"export CLAUDE_ROUTE={word}\nmake stop start")
+        return replace(found, remedy=f"export CLAUDE_ROUTE={word}\n{make('stop', 'start')}")
     remedy = f"Put this line into {settings.folder / '.env'}. It takes effect within seconds:\nCLAUDE_ROUTE={word}"
     return replace(found, remedy=remedy)

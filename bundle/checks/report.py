@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from bundle.bootstrap import make
 from bundle.checks import model_check
 from bundle.checks.connections import claude, proxy, snowflake
 from bundle.checks.finding import Finding, Findings, Installation, NotConfiguredError, finding_from_message
@@ -57,8 +58,56 @@ CHECKS: Mapping[str, Sequence[Callable[[Installation], Findings]]] = {
 }
 
 
+# What cannot be right while the finding of this name is a fault: findings of these names, or of these groups.
+FOLLOWERS: Mapping[str, Sequence[str]] = {
+    "Account": ("Processes", "Models"),
+    "LiteLLM": ("openai.py", "claude-proxy"),
+    "Disk": ("token-refresher", "Token", "Refresher"),
+    "Certificates": ("Host",),
+    "Private key": ("token-refresher", "Token", "Refresher", "Listener", "Login"),
+    "Template": ("Refresher",),  # the old rows go on
+    "openai.py": ("claude-proxy",),
+    "PM2": ("Token", "Listener"),
+    "Port": ("claude-proxy", "Models"),  # another program has it
+    "token-refresher": ("Token", "Refresher", "Listener"),
+    "claude-proxy": ("Listener",),
+    "Token": ("Models",),
+    "Listener": ("Models",),
+    "Key": ("Models",),
+    "Host": ("Models",),
+    "Clock": ("Login", "Models"),
+    "Login": ("Models",),
+}
+
+
+def without_followers(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings, with "skip" for each fault that follows from another one: it shows nothing new."""
+    faults = [finding for finding in findings if finding.state == "fail"]
+
+    def cause(finding: Finding) -> str:
+        """The name of the fault from which this one follows in the end; "" if it follows from none."""
+        places = {finding.name, finding.group}
+        before = next((each for each in faults if places.intersection(FOLLOWERS.get(each.name, ()))), None)
+        return (cause(before) or before.name) if before else ""
+
+    return [
+        replace(finding, state="skip", found=f"needs {name}, which fails", fix="")
+        if finding.state in {"fail", "warn"} and (name := cause(finding))
+        else finding
+        for finding in findings
+    ]
+
+
+def causes(findings: Sequence[Finding]) -> list[Finding]:
+    """What is wrong at the root: the faults that follow from no other one. Without a fault: the warnings."""
+    found = without_followers(findings)
+    return [finding for finding in found if finding.state == "fail"] or [
+        finding for finding in found if finding.state == "warn"
+    ]
+
+
 def examine(installation: Installation, *, live: bool = False) -> list[Finding]:
-    """All findings, in the order of CHECKS. The checks run in parallel."""
+    """All findings, in the order of CHECKS. The checks run in parallel, then the models are asked, if they can be."""
 
     def run(group: str, check: Callable[[Installation], Findings]) -> list[Finding]:
         title, findings = check.__name__.replace("_", " ").capitalize(), []
@@ -70,16 +119,20 @@ def examine(installation: Installation, *, live: bool = False) -> list[Finding]:
         except ConfigError as error:
             findings.append(finding_from_message(title, error))
         except Exception as error:  # noqa: BLE001 - a check that breaks must not hide what the others found
-            findings.append(Finding(title, "fail", f"cannot be checked: {type(error).__name__}: {error}", "make logs"))
+            findings.append(Finding(title, "fail", f"cannot be checked: {type(error).__name__}: {error}", make("logs")))
         return [replace(finding, group=group) for finding in findings]
 
     pairs = [(group, check) for group, checks in CHECKS.items() for check in checks]
-    pairs += [("Models", models)] if live else []
     with ThreadPoolExecutor(len(pairs)) as pool:
-        return [finding for findings in pool.map(lambda pair: run(*pair), pairs) for finding in findings]
+        found = [finding for findings in pool.map(lambda pair: run(*pair), pairs) for finding in findings]
+    if live:
+        asked = Finding("Models", "warn", "not asked yet", group="Models")
+        *_, told = without_followers([*found, asked])
+        found += run("Models", models) if told == asked else [told]
+    return without_followers(found)
 
 
-def page(findings: Sequence[Finding], width: int, *, colour: bool) -> str:
+def listing(findings: Sequence[Finding], width: int, *, colour: bool) -> str:
     """The findings as text. Sentences are wrapped at `width` columns; commands and SQL statements are not."""
     codes, group = {"ok": 32, "warn": 33, "fail": 31, "skip": 2}, ""
     lines: list[str] = []
@@ -92,6 +145,11 @@ def page(findings: Sequence[Finding], width: int, *, colour: bool) -> str:
         first, *rest = wrap(f"{finding.name}: {finding.found}")
         lines.append(f"  {f'{chr(27)}[{codes[finding.state]}m{state}{chr(27)}[0m' if colour else state} {first}")
         lines += [f"       {line}" for line in [*rest, *finding.fix.splitlines()]]
+    return "\n".join(lines)
+
+
+def page(findings: Sequence[Finding], width: int, *, colour: bool) -> str:
+    """The listing of the findings, and how many there are of each state."""
     count = Counter(finding.state for finding in findings)
     summary = f"{count['fail']} to fix (start with the first)" if count["fail"] else "Nothing fails"
-    return "\n".join([*lines, "", f"{summary}; {count['ok']} ok, {count['warn']} warnings."])
+    return f"{listing(findings, width, colour=colour)}\n\n{summary}; {count['ok']} ok, {count['warn']} warnings."

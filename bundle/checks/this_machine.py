@@ -85,6 +85,8 @@ def account(installation: Installation) -> Findings:
     settings, running = installation.settings, read_state(installation.folder)
     host = urlsplit(settings.base_url).netloc
     yield Finding("Account", "ok", f"{settings.account}, user {settings.user}, at {host}; from {settings.origin}")
+    for note in settings.notes:
+        yield Finding("Name", "warn", note, "Correct the name in that file, or ignore this if another program uses it")
     used, configured = f"{running.get('account')}.{running.get('user')}", f"{settings.account}.{settings.user}"
     if running.get("account") and used != configured:
         found = f"the running refresher uses {used}, but the settings of this shell are for {configured}"
