@@ -19,7 +19,7 @@ from typing import Any
 from dotenv import dotenv_values, set_key
 
 from bundle.account import parse_account, parse_host
-from bundle.bootstrap import BUNDLE, EX_CONFIG
+from bundle.bootstrap import BUNDLE, EX_CONFIG, make, script
 from bundle.errors import ConfigError, say
 from bundle.files import read_own, refuse_foreign, write_error, write_private
 
@@ -28,10 +28,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-AFTER_NEW_KEY = (
-    "To use the new key: make stop start; if a plain `claude` uses the proxy: python3 point_claude.py; then start "
-    "Claude Code again."
-)
+AFTER_NEW_KEY = f"""\
+To use the new key: {make("stop", "start")}
+If a plain `claude` uses the proxy: {script("point_claude.py")}
+Then start Claude Code again."""
 
 # The values of CLAUDE_ROUTE, each with the LiteLLM provider that it puts into the rows of Claude models.
 CLAUDE_ROUTES: Mapping[str, str] = {"chat": "openai", "messages": "snowflake"}

@@ -65,11 +65,11 @@ def test_pm2_s_list_is_read_behind_whatever_it_says_first(
             "(2 restarts); its last words: claude_proxy.py: port 8001",
         ),
         (
-            {"restart_time": 7, "pm_uptime": time.time() * 1000},
+            {"restart_time": 7, "seconds": 3},
             "fail",
             "(7 restarts); its last words: claude_proxy.py:",
         ),
-        ({"restart_time": 7, "pm_uptime": (time.time() - 60) * 1000}, "warn", "7 restarts"),
+        ({"restart_time": 7, "seconds": 60}, "warn", "7 restarts"),
         ({"restart_time": 7}, "ok", "7 restarts"),
         ({"pm_exec_path": "/old/claude_proxy.py"}, "fail", "another copy: /old/claude_proxy.py"),
         ({"exec_interpreter": "/old/bin/python"}, "warn", "/old/bin/python"),
@@ -87,7 +87,8 @@ def test_a_process_that_is_not_well_is_named(set_up: SetUp, facts: dict[str, Any
     (logs / "claude-proxy.log").write_text(
         "2026-01-01T00:00:00: claude_proxy.py: port 8001 is taken by nc (pid 1)\nEnd it.\n\n"
     )
-    row = pm2_row("claude-proxy", "claude_proxy.py", **facts)
+    times = {"pm_uptime": (time.time() - facts["seconds"]) * 1000} if "seconds" in facts else {}
+    row = pm2_row("claude-proxy", "claude_proxy.py", **facts, **times)
     found = processes_module.process("claude-proxy", row, read_installation(set_up.environ, time.time()))
     assert (found.state, words in found.found, bool(found.fix)) == (state, True, state != "ok")
     assert SECRET not in f"{found}"
