@@ -96,8 +96,28 @@ def test_a_process_that_is_not_well_is_named(set_up: SetUp, facts: dict[str, Any
 
 def test_a_process_that_is_good_again_has_no_last_words_of_an_error() -> None:
     lines = [parse_line(f"2026-01-01T00:00:00: {text}") for text in ("RuntimeError: broken", "  at once", "and more")]
-    assert last_words(lines) == ("RuntimeError: broken", True)
-    assert last_words([*lines, parse_line("2026-01-01T00:00:09: ready on http://127.0.0.1:1")])[1] is False
+    assert last_words(lines)[1:] == ("RuntimeError: broken", True)
+    assert not last_words([*lines, parse_line("2026-01-01T00:00:09: ready on http://127.0.0.1:1")]).is_error
+
+
+@pytest.mark.parametrize(("seconds_after", "state"), [(1, "ok"), (100, "warn")])
+def test_restarts_by_the_user_are_no_failures(set_up: SetUp, seconds_after: int, state: str) -> None:
+    began = (time.time() - 60) * 1000
+    times = {"pm_uptime": began, "created_at": began - seconds_after * 1000}
+    row = pm2_row("claude-proxy", "claude_proxy.py", restart_time=7, **times)
+    found = processes_module.process("claude-proxy", row, read_installation(set_up.environ, time.time()))
+    assert (found.state, "often fails" in found.found) == (state, state == "warn")
+
+
+def test_an_error_from_before_a_restart_by_the_user_is_not_its_last_word(set_up: SetUp) -> None:
+    (set_up.folder / "logs").mkdir()
+    (set_up.folder / "logs" / "claude-proxy.log").write_text(
+        "2026-01-01T00:00:00: claude_proxy.py: port 8001 is taken\n"
+    )
+    now = time.time() * 1000
+    row = pm2_row("claude-proxy", "claude_proxy.py", status="launching", restart_time=1, pm_uptime=now, created_at=now)
+    found = processes_module.process("claude-proxy", row, read_installation(set_up.environ, time.time()))
+    assert (found.state, found.found) == ("warn", "it is starting")
 
 
 def test_a_folder_under_another_name_is_no_other_copy(set_up: SetUp, tmp_path: Path) -> None:
