@@ -27,14 +27,14 @@ if __name__ == "__main__":
     enter_venv()
 
 from bundle.checks.finding import Installation, read_installation
-from bundle.checks.processes import SCRIPTS, status
+from bundle.checks.processes import status
 from bundle.checks.report import examine, page
 from bundle.cortex import errors as cortex_errors
 from bundle.errors import ConfigError, say
 from bundle.files import write_private
 from bundle.private import private_values, settings_in_force, text_of
 from bundle.report import LINES, compose, safe, without_prompts, words_of
-from bundle.supervisor import output_of, pm2_version
+from bundle.supervisor import SCRIPTS, output_of, pm2_version
 
 FILE = "cortex-report.md"
 LOG_BYTES = 2**18  # the end of a log in which its last hundred lines are looked for

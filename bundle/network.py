@@ -123,7 +123,8 @@ def why_unreachable(host: str, through: str, error: BaseException) -> tuple[str,
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
     if any(isinstance(each, ssl.SSLError) for each in causes):
-        fix = "A company proxy that decrypts TLS has its own certificates: export SSL_CERT_FILE=…, then make stop start"
+        fix = "A company proxy that decrypts TLS has its own certificates: export SSL_CERT_FILE=…, then: "
+        fix += make("stop", "start")
         return f"the certificate of {host} is not trusted: {error}", fix
     if through:
         fix = "Check HTTPS_PROXY or ALL_PROXY (user and password too)"

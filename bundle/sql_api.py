@@ -9,6 +9,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
+from bundle.bootstrap import BUNDLE, make
 from bundle.cortex.errors import explain_query, words_of
 from bundle.network import company_proxy, redirected, transport_to, why_unreachable
 from bundle.settings import Settings
@@ -16,7 +17,7 @@ from bundle.tokens import auth_headers, sign
 
 STATEMENTS = "/api/v2/statements"
 PATIENCE_SECONDS = 600  # a suspended warehouse and a large view take minutes, not hours
-DOCTOR = "Find the cause with: python3 doctor.py"
+DOCTOR = f"Find the cause with: {make('doctor')}"
 NOT_THE_API = f"text that is not from Snowflake's SQL API, perhaps from a login page or a proxy.\n{DOCTOR}"
 
 
@@ -79,4 +80,4 @@ def _document(settings: Settings, answer: httpx.Response) -> dict[str, Any]:
     if not isinstance(document, dict) and answer.status_code != 404:
         raise QueryError(f"{settings.base_url} answered {answer.status_code} with {NOT_THE_API}")
     code, words = words_of(answer.text)
-    raise QueryError(explain_query(settings.base_url, answer.status_code, code, words), code, words)
+    raise QueryError(explain_query(settings.base_url, answer.status_code, code, words, BUNDLE), code, words)

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bundle.bootstrap import BUNDLE
-from bundle.cortex.errors import CASES, explain
+from bundle.cortex.errors import CASES, commands, explain
 
 BEGIN, END = "<!-- begin: written by docs/generate.py -->\n", "<!-- end -->\n"
 HEAD = ["Status", "Cortex's words", "What it means and what to do", "Claude Code tries again"]
@@ -39,7 +39,14 @@ def phrases(pattern: str) -> list[str]:
 
 
 def row(status: str, words: str, remedy: str, *, retry: bool) -> str:
-    remedy = remedy.replace("{uuid}", "UUID").strip().replace("<", "&lt;").replace("|", "\\|").replace("\n", "<br>")
+    remedy = (
+        commands(remedy)
+        .replace("{uuid}", "UUID")
+        .strip()
+        .replace("<", "&lt;")
+        .replace("|", "\\|")
+        .replace("\n", "<br>")
+    )
     return f"| {status} | {words} | {remedy} | {'yes' if retry else 'no'} |"
 
 

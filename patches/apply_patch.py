@@ -44,7 +44,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).absolute().parent.parent))  # a script has only its own folder on sys.path
 
-from bundle.bootstrap import BUNDLE, PM2, enter_venv
+from bundle.bootstrap import BUNDLE, PM2, enter_venv, make
 
 THIS = shlex.join([sys.executable, str(Path(__file__).absolute())])
 TARGET = "litellm/llms/openai/openai.py"
@@ -108,7 +108,7 @@ class PatchState(Enum):
         8,
         "{release} is newer than {made_for}, which was tested. Attackers have published releases of LiteLLM.\n"
         "Install the tested one: {install}\n"
-        "If you trust yours, pin it in requirements.in: litellm[proxy]=={version}\nThen run: make lock stop start",
+        "If you trust yours, pin it in requirements.in: litellm[proxy]=={version}\nThen run: {lock_and_start}",
     )
 
     def __init__(self, exit_status: int, message: str) -> None:
@@ -161,6 +161,7 @@ class PatchReport:
             install=f"{pip} -r {lock}",
             reinstall=reinstall,
             this=THIS,
+            lock_and_start=make("lock", "stop", "start"),
         )
         foreign = "\nThis file also has changes that are not ours: its hash differs from LiteLLM's RECORD. They stay."
         return text + foreign if self.foreign else text

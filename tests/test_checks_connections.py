@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bundle import claude_settings, proof
-from bundle.bootstrap import make, script
+from bundle.bootstrap import BUNDLE, make, script
 from bundle.checks import connections
 from bundle.checks.connections import claude, proxy, reachable_from_outside, snowflake
 from bundle.checks.finding import Finding, read_installation
@@ -79,7 +79,7 @@ def test_each_error_of_snowflake_is_named_with_its_remedy(set_up: SetUp, fault: 
     if status == 401:
         assert (login.state, "ALTER USER" in login.fix) == ("fail", True)
         return
-    told = explain(status, json.dumps(body).replace("{model}", ""))
+    told = explain(status, json.dumps(body).replace("{model}", ""), BUNDLE)
     assert login.state == ("warn" if told.retry else "fail")
     assert f"{login.found}\n{login.fix}".strip() == told.message
 

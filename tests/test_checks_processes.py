@@ -65,11 +65,11 @@ def test_pm2_s_list_is_read_behind_whatever_it_says_first(
             "(2 restarts); its last words: claude_proxy.py: port 8001",
         ),
         (
-            {"restart_time": 7, "pm_uptime": time.time() * 1000},
+            {"restart_time": 7, "seconds": 3},
             "fail",
             "(7 restarts); its last words: claude_proxy.py:",
         ),
-        ({"restart_time": 7, "pm_uptime": (time.time() - 60) * 1000}, "warn", "7 restarts"),
+        ({"restart_time": 7, "seconds": 60}, "warn", "7 restarts"),
         ({"restart_time": 7}, "ok", "7 restarts"),
         ({"pm_exec_path": "/old/claude_proxy.py"}, "fail", "another copy: /old/claude_proxy.py"),
         ({"exec_interpreter": "/old/bin/python"}, "warn", "/old/bin/python"),
@@ -87,7 +87,8 @@ def test_a_process_that_is_not_well_is_named(set_up: SetUp, facts: dict[str, Any
     (logs / "claude-proxy.log").write_text(
         "2026-01-01T00:00:00: claude_proxy.py: port 8001 is taken by nc (pid 1)\nEnd it.\n\n"
     )
-    row = pm2_row("claude-proxy", "claude_proxy.py", **facts)
+    times = {"pm_uptime": (time.time() - facts["seconds"]) * 1000} if "seconds" in facts else {}
+    row = pm2_row("claude-proxy", "claude_proxy.py", **facts, **times)
     found = processes_module.process("claude-proxy", row, read_installation(set_up.environ, time.time()))
     assert (found.state, words in found.found, bool(found.fix)) == (state, True, state != "ok")
     assert SECRET not in f"{found}"
@@ -95,8 +96,28 @@ def test_a_process_that_is_not_well_is_named(set_up: SetUp, facts: dict[str, Any
 
 def test_a_process_that_is_good_again_has_no_last_words_of_an_error() -> None:
     lines = [parse_line(f"2026-01-01T00:00:00: {text}") for text in ("RuntimeError: broken", "  at once", "and more")]
-    assert last_words(lines) == ("RuntimeError: broken", True)
-    assert last_words([*lines, parse_line("2026-01-01T00:00:09: ready on http://127.0.0.1:1")])[1] is False
+    assert last_words(lines)[1:] == ("RuntimeError: broken", True)
+    assert not last_words([*lines, parse_line("2026-01-01T00:00:09: ready on http://127.0.0.1:1")]).is_error
+
+
+@pytest.mark.parametrize(("seconds_after", "state"), [(1, "ok"), (100, "warn")])
+def test_restarts_by_the_user_are_no_failures(set_up: SetUp, seconds_after: int, state: str) -> None:
+    began = (time.time() - 60) * 1000
+    times = {"pm_uptime": began, "created_at": began - seconds_after * 1000}
+    row = pm2_row("claude-proxy", "claude_proxy.py", restart_time=7, **times)
+    found = processes_module.process("claude-proxy", row, read_installation(set_up.environ, time.time()))
+    assert (found.state, "often fails" in found.found) == (state, state == "warn")
+
+
+def test_an_error_from_before_a_restart_by_the_user_is_not_its_last_word(set_up: SetUp) -> None:
+    (set_up.folder / "logs").mkdir()
+    (set_up.folder / "logs" / "claude-proxy.log").write_text(
+        "2026-01-01T00:00:00: claude_proxy.py: port 8001 is taken\n"
+    )
+    now = time.time() * 1000
+    row = pm2_row("claude-proxy", "claude_proxy.py", status="launching", restart_time=1, pm_uptime=now, created_at=now)
+    found = processes_module.process("claude-proxy", row, read_installation(set_up.environ, time.time()))
+    assert (found.state, found.found) == ("warn", "it is starting")
 
 
 def test_a_folder_under_another_name_is_no_other_copy(set_up: SetUp, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from bundle import settings, supervisor
+from bundle.bootstrap import make
 from bundle.checks import report as report_module
 from bundle.checks import this_machine
 from bundle.checks.finding import Finding, read_installation
@@ -42,7 +43,7 @@ def test_a_missing_node_and_a_missing_pm2_are_named(
     monkeypatch.setattr(supervisor, "pm2_program", lambda _: str(tmp_path / "pm2"))
     found = findings(set_up, programs, PATH=str(tmp_path))
     assert (found["Node.js"].state, found["PM2"].state) == ("fail", "fail")
-    assert (found["PM2"].fix, "nodejs.org" in found["Node.js"].fix) == ("make install", True)
+    assert (found["PM2"].fix, "nodejs.org" in found["Node.js"].fix) == (make("install"), True)
 
 
 def test_an_old_node_is_named(set_up: SetUp, tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
-from bundle.cortex.errors import context_full, explain, explain_failure
+from bundle.cortex.errors import CASES, SQL_CASES, commands, context_full, explain, explain_failure, explain_query
 from tests.cortex_rules import FINAL_ASSISTANT, TOOL_PAIRING
 from tests.cortex_stub import FAULTS
 
@@ -186,3 +189,18 @@ def test_a_broken_connection_is_retried_whatever_litellm_makes_of_it(status: int
     assert (explained.status, explained.retry) == (502, True)
     assert explained.message.startswith("Snowflake Cortex cannot be reached, or broke off: it sent nothing for 300 s")
     assert "make doctor" in explained.message
+
+
+def test_the_commands_in_a_message_work_in_every_folder() -> None:
+    folder = Path("/home/o'hara/a b")
+    key = explain(401, "{}", folder).message.splitlines()[2]
+    assert shlex.split(key) == ["python3", f"{folder}/auto_refresh.py", "--public-key"]
+    for message in (
+        explain(404, "{}", folder).message,
+        explain_query("https://x", 500, "", "", folder),
+        explain_failure(502, "x", "it broke", folder).message,
+    ):
+        command = message.partition(": make ")[2]
+        assert shlex.split(command) == ["-C", str(folder), "doctor"], message
+    for case in (*CASES, *SQL_CASES):
+        assert not re.search(r"\{(make|folder)\}", commands(case.remedy)), case

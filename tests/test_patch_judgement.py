@@ -134,5 +134,5 @@ def test_only_the_tested_release_older_ones_and_pinned_ones_are_not_newer(
 def test_the_proxy_does_not_start_with_a_litellm_that_is_newer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apply_patch, "MADE_FOR", "1.84.0")
     monkeypatch.setattr(apply_patch, "LOCK", Path("/no/such/file"))
-    with pytest.raises(ConfigError, match=r"is newer than 1\.84\.0.*\n.*(?s:.*)make lock stop start"):
+    with pytest.raises(ConfigError, match=r"is newer than 1\.84\.0.*\n.*(?s:.*)make -C .* lock stop start"):
         restore_patch()

@@ -320,6 +320,33 @@ def machine(folder: Path) -> Iterator[Machine]:
     made.close()
 
 
+def test_status_shows_an_error_that_is_over_as_over(both: Machine) -> None:
+    both.stub.fault("no_role", times=1)
+    assert both.ask("hello").status_code == 403
+    wait_until(lambda: "\nlast error: error 403 to Claude Code: " in both.run("doctor.py", "--status").stdout, 10)
+    assert both.ask("hello").status_code == 200
+    wait_until(lambda: "\nlast error: (over since " in both.run("doctor.py", "--status").stdout, 10)
+
+
+def test_a_process_that_fails_again_and_again_shows_its_last_words(machine: Machine) -> None:
+    refresher = machine.bundle / "auto_refresh.py"
+    refresher.write_text(refresher.read_text() + "\n\nraise RuntimeError('not today')\n")
+    refresher.write_text(
+        refresher.read_text().replace('if __name__ == "__main__":\n    sys.exit', "if False:\n    sys.exit")
+    )
+    starting = subprocess.Popen(
+        [PM2, "start", machine.ecosystem, "--only", "token-refresher"], env=machine.environ, stdout=subprocess.DEVNULL
+    )
+    try:
+        wait_until(lambda: machine.said("token-refresher").count("not today") > 1, 60)
+        words = "its last words: RuntimeError: not today"
+        wait_until(lambda: words in machine.run("doctor.py", "--status").stdout, 20)
+        assert words in " ".join(machine.run("doctor.py").stdout.split())
+    finally:
+        starting.kill()
+        starting.wait()
+
+
 def test_a_mistake_in_the_settings_stops_both_with_its_message_and_no_restart(machine: Machine) -> None:
     machine.key_path.chmod(0o644)
     start = time.monotonic()

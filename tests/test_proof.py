@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bundle import proof as proof_module
-from bundle.bootstrap import make
+from bundle.bootstrap import make, script
 from bundle.checks import first_answer, processes
 from bundle.checks.finding import read_installation
 from bundle.checks.first_answer import wait_for_answer
@@ -211,8 +211,8 @@ def test_a_proxy_that_finds_its_port_taken_makes_a_new_key_and_says_what_follows
     done = stolen.run("claude_proxy.py", seconds=60)
     assert done.returncode == 78
     assert stolen.master_key != key
-    assert "stop start\n" in done.stderr
-    assert "/point_claude.py\n" in done.stderr
+    assert make("stop", "start") in done.stderr
+    assert script("point_claude.py") in done.stderr
     own = {**stolen.environ, "LITELLM_MASTER_KEY": SECRET}
     key = stolen.master_key
     with pytest.raises(ConfigError, match="LITELLM_MASTER_KEY: choose another"):

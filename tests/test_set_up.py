@@ -186,7 +186,7 @@ def test_make_start_asks_for_the_route_that_takes_claude_code_and_a_word_of_the_
         # PM2 hands it on to both processes.
         said = clone.good("make start", **configured, CLAUDE_ROUTE="chat")
         assert "Cortex refuses `reasoning` on chat completions" in said
-        assert "export CLAUDE_ROUTE=messages\nmake stop start" in said
+        assert "export CLAUDE_ROUTE=messages\nmake -C " in said
         clone.good("make stop", **configured)
 
 

@@ -109,7 +109,7 @@ def test_an_upstream_that_dies_before_its_head_is_an_error_that_claude_code_retr
     began = time.monotonic()
     message = error_of(proxy.asked(route, stream=stream))
     assert f"it sent nothing for {2 if stream else 3} seconds" in message
-    assert "make doctor" in message
+    assert f"make -C {proxy.bundle} doctor" in message
     assert time.monotonic() - began < 10
     assert len(proxy.upstream.requests) == 1
 
@@ -347,7 +347,7 @@ def test_a_redirect_is_followed_by_nobody_and_is_told(proxy: Proxy, route: str, 
     message = answered.json()["error"]["message"]
     assert f"127.0.0.1 sends requests on to localhost ({status[:3]}); not followed" in message
     assert "SNOWFLAKE_HOST" in message
-    assert "make doctor" in message
+    assert f"make -C {proxy.bundle} doctor" in message
 
 
 # ----------------------------------------------------------------------------------------------------------------- Esc

@@ -114,7 +114,7 @@ def snowflake(installation: Installation) -> Findings:
 
 def login(status: int, body: str, settings: Settings) -> Finding:
     """What the answer to an empty request, which costs nothing, shows about key, user, role and network policy."""
-    who, error = f"{settings.account}.{settings.user}", explain(status, body)
+    who, error = f"{settings.account}.{settings.user}", explain(status, body, BUNDLE)
     try:
         # Cortex sends some temporary errors with status 200.
         is_from_cortex = isinstance(json.loads(body), dict) and (error.retry or status not in {200, 404})

@@ -16,7 +16,7 @@ from typing import Literal
 
 import httpx
 
-from bundle.bootstrap import make
+from bundle.bootstrap import BUNDLE, make
 from bundle.cortex.answers import ChatAnswer, EventLines, IncompleteAnswerError, MessagesAnswer, RequestFacts
 from bundle.cortex.errors import explain
 from bundle.cortex.messages import messages_request
@@ -150,7 +150,7 @@ def of_cortex(route: Route, status: int, text: str) -> Verdict:
     """The result of an answer that comes directly from Cortex."""
     if status == 200:
         return _of_stream(route, text)
-    error = explain(status, text, asked=MAX_TOKENS)
+    error = explain(status, text, BUNDLE, asked=MAX_TOKENS)
     return _of_error(error.status, error.message, retry=error.retry)
 
 

@@ -41,6 +41,7 @@ SECRET_NAME = re.compile(r"(?i)(KEY|TOKEN|SECRET|PASSWORD|PASSPHRASE|_PASS|_PAT)
 
 
 LOOP_SECONDS = 15.0  # a process that has run for so long after a restart is not in a loop of failures
+BY_HAND_SECONDS = 45.0  # a restart by the user ends the old process first, which may take 35 seconds
 LOG_BYTES = 65536
 ANSWERS_AGAIN = "answers again"  # the proxy says it on the first good answer after an error
 _ERROR = re.compile(r"\berror \d{3} |error in the middle of an answer|ERROR|\.py: ")
@@ -102,8 +103,11 @@ def process(name: str, row: Mapping[str, Any], installation: Installation) -> Fi
         fix = make("start") if is_gone(row) else f"{stop_command(folder_of(row))} && {make('start')}"
         return Finding(name, "fail", f"PM2 runs another copy: {facts.get('pm_exec_path')}", fix)
     restarts, memory = facts.get("restart_time", 0), row.get("monit", {}).get("memory", 0) // 2**20
+    # PM2 sets `created_at` when the user starts or restarts the process, and not after a failure.
+    by_hand = (facts.get("created_at") or 0) / 1000
     words = last_words(log_lines(installation, str(row.get("name", name))))
-    if restarts and words.is_error and (state == "launching" or (state == "online" and up < LOOP_SECONDS)):
+    is_failing = words.is_error and not 0 < words.at < int(by_hand)
+    if restarts and is_failing and (state == "launching" or (state == "online" and up < LOOP_SECONDS)):
         found = f"it fails and starts again ({restarts} restarts); its last words: {words.text}"
         return Finding(name, "fail", found, f"Fix that error, then: {make('stop', 'start')}")
     if state == "launching":
@@ -118,7 +122,8 @@ def process(name: str, row: Mapping[str, Any], installation: Installation) -> Fi
         found = f"PM2 has {', '.join(secrets)} of a shell (from --update-env), and writes them to dump.pm2"
         fix = f"{make('stop', 'start')}\nAnd if you keep PM2's list: {PM2} save --force"
         return Finding(name, "warn", found, fix)
-    is_stable = restarts < 3 or up > 600
+    failed_since = facts.get("pm_uptime", 0) / 1000 - by_hand > BY_HAND_SECONDS
+    is_stable = restarts < 3 or up > 600 or not failed_since
     found = f"online for {duration(up)}, {restarts} restarts, {memory} MB{'' if is_stable else ': it often fails'}"
     return make_finding(name, is_stable, found, f"See why: {make('logs')}", "warn")
 
@@ -133,6 +138,7 @@ class Line(NamedTuple):
 class LastWords(NamedTuple):
     """The line that tells how a process ended, and whether it is an error. (It said nothing good after that.)"""
 
+    at: float
     text: str
     is_error: bool
 
@@ -160,10 +166,10 @@ def last_words(lines: Sequence[Line]) -> LastWords:
     the last line."""
     for line in reversed(lines):
         if _FATAL.search(line.text):
-            return LastWords(printable(line.text), is_error=True)
+            return LastWords(line.at, printable(line.text), is_error=True)
         if _GOOD.search(line.text):
             break
-    return LastWords(printable(lines[-1].text) if lines else "", is_error=False)
+    return LastWords(lines[-1].at, printable(lines[-1].text), is_error=False) if lines else LastWords(0, "", False)
 
 
 def last_error(lines: Sequence[Line], online_since: float) -> str:

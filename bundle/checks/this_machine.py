@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bundle.bootstrap import BUNDLE
+from bundle.bootstrap import BUNDLE, make
 from bundle.checks.finding import Finding, Findings, Installation, finding_from_message, make_finding
 from bundle.refresher import read_state
 from bundle.render import template_rows
@@ -27,7 +27,7 @@ SECRET_FILES = (".master_key", "litellm_config.yaml", ".refresher.json", "claude
 def programs(installation: Installation) -> Findings:
     pm2_python = interpreter()
     version = ".".join(map(str, sys.version_info[:3]))
-    fix = "make PYTHON=python3.12 install (any from 3.10 on)"
+    fix = f"{make('PYTHON=python3.12', 'install')} (any from 3.10 on)"
     yield make_finding("Python", sys.version_info >= (3, 10), f"{version} ({sys.executable})", fix)
     if Path(pm2_python).parent != Path(sys.executable).parent:
         fix = f"Run doctor with that: {shlex.join([pm2_python, str(BUNDLE / 'doctor.py')])}"
@@ -36,7 +36,7 @@ def programs(installation: Installation) -> Findings:
     new_enough = int(node.partition(".")[0] or 0) >= 18
     yield make_finding("Node.js", new_enough, node or "not on PATH", "Install 18 or newer: https://nodejs.org")
     pm2 = pm2_version(installation.environ)
-    yield make_finding("PM2", int(pm2.partition(".")[0] or 0) >= 5, pm2 or "not installed", "make install")
+    yield make_finding("PM2", int(pm2.partition(".")[0] or 0) >= 5, pm2 or "not installed", make("install"))
     yield litellm_release(metadata.version("litellm"))
 
 
@@ -90,7 +90,9 @@ def account(installation: Installation) -> Findings:
     used, configured = f"{running.get('account')}.{running.get('user')}", f"{settings.account}.{settings.user}"
     if running.get("account") and used != configured:
         found = f"the running refresher uses {used}, but the settings of this shell are for {configured}"
-        yield Finding("In use", "warn", found, "Put the right account and user into .env, then: make stop start")
+        yield Finding(
+            "In use", "warn", found, f"Put the right account and user into .env, then: {make('stop', 'start')}"
+        )
 
 
 def template(installation: Installation) -> Findings:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 KINDS = {
@@ -38,18 +40,19 @@ class Explained:
 class _Case(NamedTuple):
     status: int  # Cortex's status; 0 stands for any status
     words: str  # a pattern for Cortex's code and message; the first case that fits counts
-    remedy: str
+    remedy: str  # its commands have the places {make} and {folder}
     retry: bool = False
     becomes: int = 0  # the status for Claude Code, if it differs from Cortex's
 
 
 # Remedies that are too long for a line of the tables below.
 _KEY = """\
-Snowflake does not accept this key for this user. The statement that registers it: python3 auto_refresh.py --public-key
+Snowflake does not accept this key for this user. This shows the statement that registers it:
+python3 {folder}auto_refresh.py --public-key
 If it is registered, this shows the reason (as ACCOUNTADMIN): SELECT SYSTEM$GET_LOGIN_FAILURE_DETAILS('{uuid}');
 394300 means a wrong login name, 394302 or 394303 a wrong clock here, 394304 a wrong key, 394307 a wrong account."""
-_SESSION = "Snowflake has ended the session behind this token; trying again. If this continues, run: make doctor"
-_PATCH = "LiteLLM runs without the patch. Fix it: python3 patches/apply_patch.py && make stop start"
+_SESSION = "Snowflake has ended the session behind this token; trying again. If this continues, run: {make} doctor"
+_PATCH = "LiteLLM runs without the patch. Fix it: python3 {folder}patches/apply_patch.py && {make} stop start"
 _OUTPUT = (
     "In litellm_config.template.yaml, set max_output_tokens in the model's row to the number in this message, or lower."
 )
@@ -57,8 +60,8 @@ _CALLS = "Cortex refused the tool calls. Use /compact or /clear, and please repo
 _REGION = "As ACCOUNTADMIN:\nALTER ACCOUNT SET CORTEX_ENABLED_CROSS_REGION = 'ANY_REGION';"
 _MODEL = f"""\
 Cortex has no such model for this account. Another region may have it. {_REGION}
-If that is set already, choose another model in litellm_config.template.yaml: `make doctor ARGS=--live` shows which \
-models answer."""
+If that is set already, choose another model in litellm_config.template.yaml: `{{make}} doctor ARGS=--live` shows \
+which models answer."""
 _ADDRESS = """\
 A network policy blocks this machine. Use the company's VPN, or ask for this machine's address to be allowed
 (ALTER NETWORK POLICY … SET ALLOWED_IP_LIST …)."""
@@ -91,7 +94,7 @@ CASES = (
     _Case(403, r"390422|is not allowed to access Snowflake", _ADDRESS),
     _Case(403, r"Model \S+ not allowed", _ALLOWED_MODELS),
     _Case(403, r"", _ROLE),
-    _Case(404, r"", "There is no Cortex at this address. Check the account and SNOWFLAKE_HOST: make doctor"),
+    _Case(404, r"", "There is no Cortex at this address. Check the account and SNOWFLAKE_HOST: {make} doctor"),
     _Case(413, r"", "The request is larger than Cortex accepts (20 MiB). /compact makes it smaller."),
     _Case(429, r"", "Cortex limits how much this account may ask at once; trying again.", retry=True),
     _Case(502, r"without content, twice", "The model's answer was empty twice. Ask in other words, or use /compact."),
@@ -102,14 +105,16 @@ CASES = (
 # Errors of the SQL API. Two kinds mean the same as for Cortex: a refused key, and a network policy.
 SQL_CASES = (
     _Case(0, r"(?i)warehouse", _WAREHOUSE),
-    _Case(404, r"", "There is no Snowflake account at this address. Check the account and SNOWFLAKE_HOST: make doctor"),
+    _Case(
+        404, r"", "There is no Snowflake account at this address. Check the account and SNOWFLAKE_HOST: {make} doctor"
+    ),
     _Case(429, r"", "Snowflake limits how much this account may ask at once. Try again in a minute."),
     *(case for case in CASES if case.status == 401 or "390422" in case.words),
 )
 # For errors that no case fits.
-_ANY_5XX = _Case(0, r"", "Trying again. `make doctor` looks for the cause.", retry=True)
+_ANY_5XX = _Case(0, r"", "Trying again. `{make} doctor` looks for the cause.", retry=True)
 _ANY_4XX = _Case(0, r"", "")
-_ANY_QUERY = _Case(0, r"", "To find the cause, run: make doctor")
+_ANY_QUERY = _Case(0, r"", "To find the cause, run: {make} doctor")
 _UUID = re.compile(r"\[([0-9a-f-]{36})\]")
 MAX_OUTPUT_TOKENS = 131_072  # docs/cortex.md#chat-output-limit
 MAX_CHARACTERS = 2_000  # patterns look only at the beginning of a text that comes from outside, so that they stay fast
@@ -167,8 +172,23 @@ def _one_line(text: str) -> str:
     return " ".join(plain.split()) or "no words"
 
 
-def explain(status: int, body: str, *, asked: int | None = None, count: Callable[[], int] = lambda: 0) -> Explained:
-    """Explain an answer of Cortex by its HTTP status and body.
+def commands(text: str, folder: Path | None = None) -> str:
+    """The text with its commands: such that work in every folder, or without `folder`, in the bundle's own."""
+    if folder is None:
+        return text.replace("{make}", "make").replace("{folder}", "")
+    quoted = shlex.quote(str(folder))
+    return text.replace("{make}", f"make -C {quoted}").replace("{folder}", f"{quoted}/")
+
+
+def explain(
+    status: int,
+    body: str,
+    folder: Path | None = None,
+    *,
+    asked: int | None = None,
+    count: Callable[[], int] = lambda: 0,
+) -> Explained:
+    """Explain an answer of Cortex by its HTTP status and body. `folder` is the bundle's, for the commands.
 
     `asked` is the maximum of output tokens that the request asked for, and `count` estimates the tokens of the prompt.
     Both are used only if the context is full: Claude Code then compacts the conversation by itself, if the message is
@@ -180,29 +200,30 @@ def explain(status: int, body: str, *, asked: int | None = None, count: Callable
         prompt = max(prompt or count(), window + 1)
         message = f"prompt is too long: {prompt} tokens > {window or prompt - 1} maximum"
         return _explained(400, message, retry=False)
-    case = _find(CASES, status, code, words, default=_ANY_5XX if status >= 500 else _ANY_4XX)
+    case = _find(CASES, status, code, words, folder, default=_ANY_5XX if status >= 500 else _ANY_4XX)
     return _explained(case.becomes or status, f"Snowflake Cortex: {words}\n{case.remedy}", retry=case.retry)
 
 
-def explain_query(url: str, status: int, code: str, words: str) -> str:
+def explain_query(url: str, status: int, code: str, words: str, folder: Path | None = None) -> str:
     """Explain an error of the SQL API at `url` by its status and by Snowflake's code and words."""
-    case = _find(SQL_CASES, status, code, words, default=_ANY_QUERY)
+    case = _find(SQL_CASES, status, code, words, folder, default=_ANY_QUERY)
     return f"{url} refused the query ({status}): {' '.join(f'{code} {words}'.split())}\n{case.remedy}"
 
 
-def _find(cases: Sequence[_Case], status: int, code: str, words: str, *, default: _Case) -> _Case:
+def _find(cases: Sequence[_Case], status: int, code: str, words: str, folder: Path | None, *, default: _Case) -> _Case:
     text = f"{code} {words}"[:MAX_CHARACTERS]
     case = next((case for case in cases if case.status in (0, status) and re.search(case.words, text)), default)
     uuid = _UUID.search(words)
-    return case._replace(remedy=case.remedy.replace("{uuid}", uuid[1] if uuid else "UUID"))
+    return case._replace(remedy=commands(case.remedy, folder).replace("{uuid}", uuid[1] if uuid else "UUID"))
 
 
-def explain_failure(status: int, words: str, failure: str = "") -> Explained:
+def explain_failure(status: int, words: str, failure: str = "", folder: Path | None = None) -> Explained:
     """Explain an error of LiteLLM itself: Cortex was not asked, or did not answer. `failure` says what happened to the
     connection, if that was the reason. The words cannot tell: a tool may be called mcp__db__connect."""
     if failure:
         message = f"Snowflake Cortex cannot be reached, or broke off: {failure}"
-        return _explained(502, f"{message}\nCheck network, VPN, DNS and certificates: make doctor", retry=True)
+        remedy = commands("Check network, VPN, DNS and certificates: {make} doctor", folder)
+        return _explained(502, f"{message}\n{remedy}", retry=True)
     # LiteLLM's class names at the start and its details at the end do not help the user.
     words = re.sub(r"^(litellm\.\w+: |\w+Exception - |\w+Error: )+", "", _one_line(words))
     words = words.partition(" LiteLLM: model group ")[0] or "no words"

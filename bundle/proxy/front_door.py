@@ -27,6 +27,7 @@ from typing import Any
 import orjson
 
 from bundle import proof
+from bundle.bootstrap import BUNDLE, make, script
 from bundle.cortex.errors import Explained, explain, explain_failure
 from bundle.cortex.names import answering
 from bundle.errors import SayOnce, clean, printable, say
@@ -85,8 +86,9 @@ def refusal(method: str, path: str, headers: dict[bytes, bytes], *, key: str, po
         return ErrorAnswer(404, "not_found_error", f"There is no {printable(method, 20)} {printable(path, 100)} here.")
     if route not in WITHOUT_KEY and not has_key(headers, key):
         message = (
-            "The key does not match this proxy's. Start Claude Code with `make claude`, or take ANTHROPIC_AUTH_TOKEN "
-            "from the proxy's .master_key. A saved claude.ai login does not work here."
+            "The key does not match this proxy's. "
+            f"Start Claude Code with `{script('point_claude.py', '--run')}`, or take ANTHROPIC_AUTH_TOKEN from the "
+            "proxy's .master_key. A saved claude.ai login does not work here."
         )
         return ErrorAnswer(401, "authentication_error", message)
     if method == "POST" and headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
@@ -172,7 +174,7 @@ class FrontDoor:
             stopped = isinstance(error, asyncio.CancelledError)
             cause = STOPPING if stopped else f"{type(error).__name__}: {error}"
             say(f"an answer was interrupted: {printable(cause)}")
-            text = "The proxy was stopped; trying again." if stopped else "An error in the proxy: see make logs"
+            text = "The proxy was stopped; trying again." if stopped else f"An error in the proxy. See: {make('logs')}"
             # After either error Claude Code sends the request again. Without an error, Claude Code would show an
             # incomplete answer as if it were complete.
             if not has_started:
@@ -362,12 +364,12 @@ def _explain(exchange: Exchange, status: int, error_body: bytes, request_body: b
     """Explain the error of Cortex if Cortex has sent one, otherwise the error of LiteLLM."""
     if exchange.answer is not None:
         limit = exchange.facts.limit if exchange.facts else None
-        return explain(*exchange.answer, asked=limit, count=lambda: estimate_tokens(request_body) or 0)
+        return explain(*exchange.answer, BUNDLE, asked=limit, count=lambda: estimate_tokens(request_body) or 0)
     try:
         message = str(json.loads(error_body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = error_body.decode("utf-8", "replace")
-    return explain_failure(status, message, exchange.failure)
+    return explain_failure(status, message, exchange.failure, BUNDLE)
 
 
 def _error_event(kind: str, message: str) -> bytes:
