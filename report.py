@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         installation = read_installation(os.environ, time.time())
         path = installation.folder / FILE
-        print("Looking at everything that `make doctor` looks at …", file=sys.stderr)
+        print("Looking at everything that doctor looks at …", file=sys.stderr)
         text = report(installation)
         print(text, flush=True)
         if not options.yes and not sys.stdin.isatty():

@@ -49,7 +49,7 @@ def patch() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Start both processes and wait until a model answers.")
-    parser.add_argument("--demo", action="store_true", help="start the demo, in the environment of `make demo`")
+    parser.add_argument("--demo", action="store_true", help="start the demo, in the environment that make gives it")
     options = parser.parse_args(arguments)
     if options.demo and not (os.environ.get("CORTEX_HOME") and DEMO.samefile(os.environ["CORTEX_HOME"])):
         parser.error(f"the demo needs the environment that make gives it: {make('demo')}")

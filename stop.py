@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
+from bundle.bootstrap import make
 from bundle.errors import ConfigError
 from bundle.lifecycle import stop
 
@@ -22,7 +23,7 @@ def main() -> int:
         print(f"stop.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nInterrupted. Something may still run: see with `make status`.", file=sys.stderr)
+        print(f"\nInterrupted. Something may still run. To see it: {make('status')}", file=sys.stderr)
         return 130
 
 

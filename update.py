@@ -16,7 +16,7 @@ import sys
 from bundle.bootstrap import BUNDLE, make
 from bundle.errors import ConfigError
 
-EDITS = "your edits, kept by make update"  # their name in `git stash list`, in case the update is killed
+EDITS = "your edits, kept during an update"  # their name in `git stash list`, in case the update is killed
 
 
 def git(*arguments: str) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 from bundle import claude_settings
 from bundle.bootstrap import script
-from bundle.claude_settings import EXPORTED, NAME, Json, around_proxy, config_folder, is_conflict, settings_in_force
+from bundle.claude_settings import EXPORTED, Json, around_proxy, config_folder, is_conflict, settings_in_force
 from bundle.cortex.names import has_row
 from bundle.errors import ConfigError, printable
 from bundle.settings import Settings
@@ -26,9 +26,10 @@ class Problem(NamedTuple):
     final: bool = False
 
 
-ALL_RUNS = script(NAME)
+ALL_RUNS = script("point_claude.py")
 NOT_POINTED = Problem(
-    "nothing points Claude Code at the proxy", f"For all runs: {ALL_RUNS}; for one run: {script(NAME, '--run')}"
+    "nothing points Claude Code at the proxy",
+    f"For all runs: {ALL_RUNS}; for one run: {script('point_claude.py', '--run')}",
 )
 MODELS = ("ANTHROPIC_MODEL", "ANTHROPIC_SMALL_FAST_MODEL", "CLAUDE_CODE_SUBAGENT_MODEL")
 NO_NAMES = frozenset({"default", "best", "opusplan", "inherit"})  # Claude Code puts a model's name in their place

@@ -49,7 +49,6 @@ OTHERS: Json = {  # entries beside `env` and `permissions`
 }
 ALIAS = "ANTHROPIC_DEFAULT_"  # the variables that set the model of an alias start with it
 EXPORTED = "the exported variable"
-NAME = "point_claude.py"
 # Only an administrator can change the settings in this folder, and they override all others.
 MANAGED = Path("/Library/Application Support/ClaudeCode" if sys.platform == "darwin" else "/etc/claude-code")
 
@@ -229,7 +228,10 @@ class UserSettings:
                 self.record.unlink()
                 self.backup.unlink(missing_ok=True)
             raise
-        lines = [f"{self.path} now points Claude Code at {url}.", f"Undo this with: {script(NAME, '--undo')}"]
+        lines = [
+            f"{self.path} now points Claude Code at {url}.",
+            f"Undo this with: {script('point_claude.py', '--undo')}",
+        ]
         if "apiKeyHelper" in replaced_others:
             lines.append("Its apiKeyHelper is off until then: it adds a key that is not the proxy's.")
         if self.mode & 0o077 and not self.pointed:
@@ -315,5 +317,5 @@ def old_models(settings: Settings, environ: Mapping[str, str]) -> str:
     """What the user must know if the own settings have the models of an older template, else "". Raises ConfigError."""
     user = UserSettings(environ)
     if user.has_old_models(models_of(settings)):
-        return f"{user.path} has the models of an older template.\nGive it the new ones: {script(NAME)}"
+        return f"{user.path} has the models of an older template.\nGive it the new ones: {script('point_claude.py')}"
     return ""

@@ -16,7 +16,7 @@ from bundle.errors import ConfigError
 from bundle.files import make_private_folder, write_error, write_private
 
 NAME = "claude-cortex"
-MARK = "# Claude Code on Snowflake Cortex. Made by `make install-command`, removed by `make uninstall`.\n"
+MARK = "# Claude Code on Snowflake Cortex. The Makefile of that folder makes this file, and removes it.\n"
 
 
 def place(environ: Mapping[str, str]) -> Path:
