@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,8 @@ def python_packages(folder: Path, environ: Mapping[str, str], python: str = sys.
     if missing:
         raise ConfigError(
             f"pip reported success, but {', '.join(missing)} is not in {folder / '.venv'}.\n"
-            f"A setting of pip may be the reason: {inside} -m pip config list\nThen try again: {make('install')}"
+            f"A setting of pip may be the reason: {shlex.quote(inside)} -m pip config list\n"
+            f"Then try again: {make('install')}"
         )
 
 

@@ -195,7 +195,7 @@ def test_a_login_that_is_refused_at_a_later_start_is_said_and_the_user_can_be_ch
     write_private(env_file, f"SNOWFLAKE_ACCOUNT={ACCOUNT}\nSNOWFLAKE_USER=JANET\n")
     person = terminal()
     person.read_until("Snowflake refuses MYORG-MYACCT.JANET with this key.")
-    person.read_until("the statement needs the user's NAME")
+    person.read_until("the statement needs the user's NAME", 20)
     person.read_until("Type c and Enter to change it.")
     person.type("c")
     person.read_until("Account [MYORG-MYACCT]: ")
