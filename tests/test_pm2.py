@@ -253,6 +253,14 @@ def replaced(path: Path, content: bytes) -> None:
     new.replace(path)
 
 
+def test_status_shows_an_error_that_is_over_as_over(both: Machine) -> None:
+    both.stub.fault("no_role", times=1)
+    assert both.ask("hello").status_code == 403
+    wait_until(lambda: "\nlast error: error 403 to Claude Code: " in both.run("doctor.py", "--status").stdout, 10)
+    assert both.ask("hello").status_code == 200
+    wait_until(lambda: "\nlast error: (over since " in both.run("doctor.py", "--status").stdout, 10)
+
+
 @pytest.mark.keeps("restart")
 def test_litellm_replaced_under_the_proxy_is_noticed_patched_and_started_without_hands(both: Machine) -> None:
     before, said = both.pids(), len(both.said("claude-proxy"))
@@ -320,14 +328,6 @@ def machine(folder: Path) -> Iterator[Machine]:
     made.close()
 
 
-def test_status_shows_an_error_that_is_over_as_over(both: Machine) -> None:
-    both.stub.fault("no_role", times=1)
-    assert both.ask("hello").status_code == 403
-    wait_until(lambda: "\nlast error: error 403 to Claude Code: " in both.run("doctor.py", "--status").stdout, 10)
-    assert both.ask("hello").status_code == 200
-    wait_until(lambda: "\nlast error: (over since " in both.run("doctor.py", "--status").stdout, 10)
-
-
 def test_a_process_that_fails_again_and_again_shows_its_last_words(machine: Machine) -> None:
     refresher = machine.bundle / "auto_refresh.py"
     refresher.write_text(refresher.read_text() + "\n\nraise RuntimeError('not today')\n")
@@ -341,7 +341,8 @@ def test_a_process_that_fails_again_and_again_shows_its_last_words(machine: Mach
         wait_until(lambda: machine.said("token-refresher").count("not today") > 1, 60)
         words = "its last words: RuntimeError: not today"
         wait_until(lambda: words in machine.run("doctor.py", "--status").stdout, 20)
-        assert words in " ".join(machine.run("doctor.py").stdout.split())
+        said = " ".join(machine.run("doctor.py").stdout.split())
+        assert words in said, said.partition("Processes")[2]
     finally:
         starting.kill()
         starting.wait()

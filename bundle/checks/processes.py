@@ -32,6 +32,7 @@ from bundle.supervisor import (
     folder_of,
     interpreter,
     is_this_folder,
+    pm2_home,
     pm2_processes,
     pm2_version,
 )
@@ -84,7 +85,8 @@ def strays(listed: Sequence[Mapping[str, Any]], installation: Installation) -> F
     write the same files."""
     pids = {row.get("pid") for row in listed}
     for stray in running(installation.folder):
-        if stray.pid not in pids:
+        # (One that PM2 has started since it gave its list is not a stray.)
+        if stray.pid not in pids and stray.pm2_home != pm2_home(installation.environ):
             found = f"one runs with pid {stray.pid} that is not in PM2's list"
             yield Finding(stray.name, "fail", found, then_start([stray], installation))
 
