@@ -42,7 +42,7 @@ def patch() -> None:
     """Patch LiteLLM, if it is not patched. Raises ConfigError."""
     try:
         if apply_patch.inspect().state is not apply_patch.PatchState.PATCHED:
-            print(apply_patch.apply())
+            print(str(apply_patch.apply()).partition("\n")[0], flush=True)
     except apply_patch.PatchError as error:
         raise ConfigError(str(error)) from None
 
