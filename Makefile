@@ -48,7 +48,7 @@ node_modules/installed: package-lock.json
 start: ## ask for missing settings, start, wait for the first answer
 	@$(NEEDS_PYTHON)
 	@$(PYTHON) configure.py --first
-	@$(MAKE) --no-print-directory install
+	@$(MAKE) --no-print-directory --silent install
 	@$(PY) configure.py
 	@$(PY) start.py
 
