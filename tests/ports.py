@@ -33,3 +33,11 @@ _ports = ports()
 def free_port() -> int:
     """Return a port that nothing listens on. No other test gets it."""
     return next(_ports)
+
+
+def can_connect(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from bundle.account import parse_account, parse_host, with_region
 from bundle.errors import ConfigError
+from bundle.questions import shortest
 
 
 @pytest.mark.parametrize(
@@ -153,3 +154,18 @@ def test_a_host_without_https_or_with_more_than_a_name_is_refused(text: str) -> 
     with pytest.raises(ConfigError, match=r"^`host` of connection") as refused:
         parse_host(text, "`host` of connection [work]")
     assert "word" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("https://app.snowflake.com/myorg/my_acct/#/homepage", "MYORG-MY_ACCT"),
+        ("https://app.snowflake.com/eu-west-1/xy12345/", "xy12345.eu-west-1"),
+        ("https://xy12345.eu-central-1.snowflakecomputing.com/console", "xy12345.eu-central-1"),
+        ("myorg-acct.privatelink.snowflakecomputing.com", "myorg-acct.privatelink"),
+    ],
+)
+def test_an_account_is_kept_in_its_shortest_form_that_means_the_same(typed: str, kept: str) -> None:
+    understood = parse_account(typed)
+    assert shortest(typed, *understood) == kept
+    assert parse_account(kept) == understood

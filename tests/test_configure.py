@@ -15,11 +15,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 import configure
-from bundle.account import parse_account
-from bundle.env_file import set_in_env_file
 from bundle.errors import ConfigError
 from bundle.files import write_private
-from bundle.questions import shortest
 from bundle.settings import load_settings
 from bundle.tokens import load_key
 from configure import make_key_pair
@@ -390,50 +387,3 @@ def test_a_key_that_appears_at_the_same_moment_is_kept(tmp_path: Path, monkeypat
     with pytest.raises(ConfigError, match="at the same moment"):
         make_key_pair(path)
     assert path.read_text() == "theirs"
-
-
-def test_a_value_is_set_in_place_and_every_other_line_stays(tmp_path: Path) -> None:
-    path = tmp_path / ".env"
-    path.write_text("# mine\nSNOWFLAKE_ACCOUNT=\nexport SNOWFLAKE_USER = old # why\nPROXY_PORT=8002")
-    path.chmod(0o600)
-    for name, value in (("SNOWFLAKE_ACCOUNT", "A-B"), ("SNOWFLAKE_USER", "new"), ("OTHER", "x")):
-        set_in_env_file(path, name, value)
-    assert path.read_text().splitlines() == [
-        "# mine",
-        "SNOWFLAKE_ACCOUNT='A-B'",
-        "SNOWFLAKE_USER=new",
-        "PROXY_PORT=8002",
-        "OTHER=x",
-    ]
-    assert path.stat().st_mode & 0o777 == 0o600
-
-
-@pytest.mark.parametrize("user", ["jane.doe@example.com", "it's \\me", "a b # c", "${HOME}"])
-def test_any_user_name_reads_back_from_env_as_it_was_typed(tmp_path: Path, user: str) -> None:
-    set_in_env_file(tmp_path / ".env", "SNOWFLAKE_ACCOUNT", ACCOUNT)
-    set_in_env_file(tmp_path / ".env", "SNOWFLAKE_USER", user)
-    environ = {"HOME": str(tmp_path), "CORTEX_HOME": str(tmp_path)}
-    assert load_settings(environ).user == user.upper()
-
-
-def test_a_linked_env_file_stays_a_link(tmp_path: Path) -> None:
-    (tmp_path / "real").write_text("A=1\n")
-    (tmp_path / ".env").symlink_to("real")
-    set_in_env_file(tmp_path / ".env", "B", "2")
-    assert (tmp_path / ".env").is_symlink()
-    assert (tmp_path / "real").read_text() == "A=1\nB=2\n"
-
-
-@pytest.mark.parametrize(
-    ("typed", "kept"),
-    [
-        ("https://app.snowflake.com/myorg/my_acct/#/homepage", "MYORG-MY_ACCT"),
-        ("https://app.snowflake.com/eu-west-1/xy12345/", "xy12345.eu-west-1"),
-        ("https://xy12345.eu-central-1.snowflakecomputing.com/console", "xy12345.eu-central-1"),
-        ("myorg-acct.privatelink.snowflakecomputing.com", "myorg-acct.privatelink"),
-    ],
-)
-def test_an_account_is_kept_in_its_shortest_form_that_means_the_same(typed: str, kept: str) -> None:
-    understood = parse_account(typed)
-    assert shortest(typed, *understood) == kept
-    assert parse_account(kept) == understood

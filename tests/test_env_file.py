@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from bundle.env_file import parse, set_in_env_file, with_setting
 from bundle.errors import ConfigError
+from bundle.settings import load_settings
+from tests.set_up import ACCOUNT
 from tests.user import put
 
 PATH = Path("/somewhere/.env")
@@ -77,3 +79,35 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     set_in_env_file(path, "B", "3")
     assert path.read_text() == "A=1\nB=3\n"
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_value_is_set_in_place_and_every_other_line_stays(tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    path.write_text("# mine\nSNOWFLAKE_ACCOUNT=\nexport SNOWFLAKE_USER = old # why\nPROXY_PORT=8002")
+    path.chmod(0o600)
+    for name, value in (("SNOWFLAKE_ACCOUNT", "A-B"), ("SNOWFLAKE_USER", "new"), ("OTHER", "x")):
+        set_in_env_file(path, name, value)
+    assert path.read_text().splitlines() == [
+        "# mine",
+        "SNOWFLAKE_ACCOUNT='A-B'",
+        "SNOWFLAKE_USER=new",
+        "PROXY_PORT=8002",
+        "OTHER=x",
+    ]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("user", ["jane.doe@example.com", "it's \\me", "a b # c", "${HOME}"])
+def test_any_user_name_reads_back_from_env_as_it_was_typed(tmp_path: Path, user: str) -> None:
+    set_in_env_file(tmp_path / ".env", "SNOWFLAKE_ACCOUNT", ACCOUNT)
+    set_in_env_file(tmp_path / ".env", "SNOWFLAKE_USER", user)
+    environ = {"HOME": str(tmp_path), "CORTEX_HOME": str(tmp_path)}
+    assert load_settings(environ).user == user.upper()
+
+
+def test_a_linked_env_file_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("A=1\n")
+    (tmp_path / ".env").symlink_to("real")
+    set_in_env_file(tmp_path / ".env", "B", "2")
+    assert (tmp_path / ".env").is_symlink()
+    assert (tmp_path / "real").read_text() == "A=1\nB=2\n"

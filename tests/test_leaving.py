@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import socket
+import subprocess
+import sys
 from typing import Any
 
 import httpx
@@ -17,7 +21,7 @@ from bundle.cortex.refusals import MAX_FIELDS, MAX_MODELS, Refusals
 from bundle.errors import LINE, TEXT, SayOnce, clean, printable, say
 from bundle.settings import load_settings
 from bundle.sql_api import QueryError
-from tests.set_up import SetUp
+from tests.set_up import BUNDLE, SetUp
 from tests.test_usage import COLUMNS
 from usage import NUMBERS, to_numbers
 
@@ -135,3 +139,13 @@ def test_what_is_remembered_of_refusals_has_an_end() -> None:
     assert (f"g{2 * MAX_FIELDS - 1}",) in refusals.fields["m"]
     assert len(refusals.fields["m"]) <= MAX_FIELDS + 1
     assert len(refusals.betas) <= MAX_FIELDS + 1
+
+
+def test_a_message_comes_in_one_piece_with_its_end() -> None:
+    # Of a piece that does not end with its line, PM2 leaves out the last line: that is where the remedy stands.
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # keeps what is written apart
+    with ours, theirs:
+        code = "from bundle.errors import say; say('what is wrong\\nwhat fixes it')"
+        environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        subprocess.run([sys.executable, "-c", code], cwd=BUNDLE, env=environ, stdout=theirs.fileno(), check=True)
+        assert ours.recv(1000) == b"what is wrong\nwhat fixes it\n"

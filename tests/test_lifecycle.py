@@ -21,9 +21,9 @@ import pytest
 from bundle import lifecycle
 from bundle.errors import ConfigError
 from bundle.running import port_owner
-from tests.ports import free_port
+from tests.ports import can_connect, free_port
 from tests.set_up import BUNDLE, SetUp, copy_bundle, drop_root_powers, wait_until
-from tests.test_pm2 import APPS, PM2, can_connect, is_running
+from tests.test_pm2 import APPS, PM2, is_running
 
 ECOSYSTEM = "ecosystem.config.js"
 

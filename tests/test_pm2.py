@@ -10,7 +10,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from bundle.running import port_owner
 from bundle.supervisor import LOG_BYTES
 from patches import apply_patch
 from tests.checked import answering, head
+from tests.ports import can_connect
 from tests.set_up import BUNDLE, TOKEN, SetUp, copy_bundle, wait_until
 
 pytestmark = pytest.mark.real
@@ -159,16 +159,6 @@ def test_logs_are_in_a_folder_that_is_closed_to_others_and_hold_no_secret(both: 
         assert both.master_key not in both.said(name)
 
 
-def test_a_message_comes_in_one_piece_with_its_end() -> None:
-    # Of a piece that does not end with its line, PM2 leaves out the last line: that is where the remedy stands.
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # keeps what is written apart
-    with ours, theirs:
-        code = "from bundle.errors import say; say('what is wrong\\nwhat fixes it')"
-        environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        subprocess.run([sys.executable, "-c", code], cwd=BUNDLE, env=environ, stdout=theirs.fileno(), check=True)
-        assert ours.recv(1000) == b"what is wrong\nwhat fixes it\n"
-
-
 @pytest.mark.keeps("log-limit")
 @pytest.mark.parametrize("name", sorted(APPS))
 def test_a_log_is_cut_before_it_fills_the_disk_and_its_last_part_kept(both: Machine, name: str) -> None:
@@ -225,14 +215,6 @@ def test_stop_lets_open_answers_finish_and_refuses_new_ones_at_once(both: Machin
     assert "Traceback" not in both.said("claude-proxy")
     both.pm2("start", "claude-proxy")
     assert both.ask("hello").status_code == 200
-
-
-def can_connect(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def test_a_restart_in_the_middle_of_an_answer_costs_neither_it_nor_the_next_turn(both: Machine) -> None:
