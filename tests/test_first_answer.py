@@ -15,7 +15,7 @@ import pytest
 from bundle.bootstrap import make
 from bundle.checks import first_answer
 from bundle.checks.finding import read_installation
-from bundle.checks.first_answer import switch_to_offer, switched
+from bundle.checks.first_answer import switch_to_offer, switched, wait_for_proxy
 from bundle.checks.model_check import MESSAGES, Report
 from tests.set_up import BUNDLE, TOKEN, SetUp, wait_until
 from tests.terminal import Terminal
@@ -201,6 +201,20 @@ def test_a_start_with_a_word_that_is_no_route_says_which_there_are(set_up: SetUp
     done = set_up.run("tests/first_answer.py", CLAUDE_ROUTE="snowflake")
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.startswith("the environment: CLAUDE_ROUTE is 'snowflake'; it must be chat ")
+
+
+def test_a_process_that_fails_again_and_again_is_not_waited_for(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+
+    def loop(_: object) -> list[dict[str, object]]:
+        looked.append(len(looked))
+        return [{"name": "claude-proxy", "pm2_env": {"status": "launching", "restart_time": len(looked)}}]
+
+    monkeypatch.setattr(first_answer, "pm2_processes", loop)
+    monkeypatch.setattr(first_answer, "START_SECONDS", 20)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    assert not wait_for_proxy(read_installation(set_up.environ, time.time()))
+    assert looked == [0, 1, 2]
 
 
 def test_a_refresher_that_does_not_take_up_the_new_route_is_named(

@@ -21,6 +21,7 @@ from bundle.settings import CLAUDE_ROUTES, renew_key
 from bundle.supervisor import SCRIPTS, find_process, pm2_processes
 
 START_SECONDS = 150.0  # a slow machine needs half a minute
+LOOP_RESTARTS = 3
 SWITCH_SECONDS = 30.0  # a change of .env takes effect within four seconds
 
 
@@ -49,8 +50,10 @@ def wait_for_proxy(installation: Installation) -> bool:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         listed = pm2_processes(installation.environ) or []
-        states = {find_process(listed, name).get("pm2_env", {}).get("status", "online") for name in SCRIPTS}
-        if states & {"errored", "stopped"}:
+        rows = [find_process(listed, name).get("pm2_env", {}) for name in SCRIPTS]
+        states = {row.get("status", "online") for row in rows}
+        # The start has set PM2's counts of restarts to 0, so these are failures.
+        if states & {"errored", "stopped"} or any(row.get("restart_time", 0) >= LOOP_RESTARTS for row in rows):
             break
         state = installation.listener().state
         if state == "foreign":
