@@ -204,7 +204,7 @@ def test_a_start_with_a_word_that_is_no_route_says_which_there_are(set_up: SetUp
 
 
 def test_a_process_that_fails_again_and_again_is_not_waited_for(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked = []
+    looked: list[int] = []
 
     def loop(_: object) -> list[dict[str, object]]:
         looked.append(len(looked))
