@@ -9,6 +9,7 @@ answers have 30 seconds to finish. Exit status: 0 stopped, 78 a mistake in the s
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -28,6 +29,7 @@ from bundle.tokens import sign
 
 
 def main() -> int:
+    argparse.ArgumentParser(description="The proxy. PM2 runs it as claude-proxy.").parse_args()
     try:
         live_config.settings = settings = load_settings()
         make_readable(os.environ, settings.base_url)  # LiteLLM reads the variables of a proxy when it is imported

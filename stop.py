@@ -8,6 +8,7 @@ them). Exit status: 0 nothing is left, 1 something is.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 
@@ -17,6 +18,7 @@ from bundle.lifecycle import stop
 
 
 def main() -> int:
+    argparse.ArgumentParser(description="Stop everything that this folder has started.").parse_args()
     try:
         return 0 if stop(os.environ) else 1
     except ConfigError as error:

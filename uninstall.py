@@ -9,6 +9,7 @@ something is left, 78 a mistake that must be fixed first.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -27,12 +28,11 @@ from bundle.taking_back import forget_in_saved_lists, left_behind, remove_files,
 
 def stop() -> bool:
     """Stop what runs; returns whether nothing runs any more. It says itself what is left."""
-    stopper = BUNDLE / "stop.py"
-    command = [sys.executable, str(stopper)] if stopper.exists() else ["make", "-C", str(BUNDLE), "stop"]
-    return subprocess.run(command, check=False).returncode == 0
+    return subprocess.run([sys.executable, str(BUNDLE / "stop.py")], check=False).returncode == 0
 
 
 def main() -> int:
+    argparse.ArgumentParser(description="Stop, and take back what this bundle has put anywhere.").parse_args()
     environ = os.environ
     try:
         # First what a broken file may stop: then nothing has changed.

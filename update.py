@@ -8,6 +8,7 @@ does not, and the version before is back.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import subprocess
@@ -85,6 +86,8 @@ def works() -> bool:
 
 
 def main() -> int:
+    about = "Bring the newest version and start it; the version before comes back if no model answers then."
+    argparse.ArgumentParser(description=about).parse_args()
     try:
         before = version()
         edits = pull(before)

@@ -122,7 +122,10 @@ def require_home(environ: Mapping[str, str]) -> None:
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of this folder during the `with` block; wait for it. Where a folder cannot be locked, go on."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise write_error(folder / "lock", error) from None
     try:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import pytest
 from bundle import bootstrap
 from tests.set_up import BUNDLE
 
-SOURCES = [*sorted(BUNDLE.glob("*.py")), *sorted((BUNDLE / "bundle").rglob("*.py")), BUNDLE / "patches/apply_patch.py"]
+SCRIPTS = sorted(BUNDLE.glob("*.py"))
+SOURCES = [*SCRIPTS, *sorted((BUNDLE / "bundle").rglob("*.py")), BUNDLE / "patches/apply_patch.py"]
 TARGETS = set(re.findall(r"^([a-z-]+):", (BUNDLE / "Makefile").read_text(), re.MULTILINE))
 # A target or a script without its folder works in one folder only. (Nobody knows the new place of a folder that is
 # gone, and `(pid` follows after the name of a process.)
@@ -92,9 +94,23 @@ def test_each_printed_make_command_names_targets_that_exist() -> None:
             assert word in TARGETS or re.fullmatch(r"[A-Z]+=.*", word), call
 
 
+def ask(path: Path, option: str, home: Path) -> subprocess.CompletedProcess[str]:
+    environ = {"PATH": os.environ["PATH"], "HOME": str(home), "CORTEX_HOME": str(home), "PM2_HOME": str(home)}
+    command = [sys.executable, str(path), option]
+    return subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, BUNDLE / "patches/apply_patch.py"], ids=lambda path: path.name)
+def test_a_script_that_is_asked_for_help_or_for_an_unknown_option_does_nothing_else(path: Path, tmp_path: Path) -> None:
+    for option, status in (("--help", 0), ("--no-such-option", 2)):
+        done = ask(path, option, tmp_path)
+        assert (done.returncode, (done.stdout + done.stderr).startswith("usage: ")) == (status, True), done
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", sorted({call.words[0] or "" for call in ALL_CALLS if call.function == "script"}))
-def test_each_printed_script_takes_the_options_that_are_printed_with_it(name: str) -> None:
-    done = subprocess.run([sys.executable, BUNDLE / name, "--help"], capture_output=True, text=True, check=True)
+def test_each_printed_script_takes_the_options_that_are_printed_with_it(name: str, tmp_path: Path) -> None:
+    done = ask(BUNDLE / name, "--help", tmp_path)
     for call in ALL_CALLS:
         if call.function == "script" and call.words[0] == name:
             for word in call.words[1:]:
