@@ -108,6 +108,8 @@ def make_key_pair(path: Path) -> Path:
     from cryptography.hazmat.primitives.asymmetric import rsa  # noqa: PLC0415
 
     public = path.with_suffix(".pub")
+    if public == path:
+        raise ConfigError(f"SNOWFLAKE_PRIVATE_KEY_PATH is {path}, the name of a public key.\nName the private key.")
     for file in (path, public):
         if file.exists():
             move = shlex.join(["mv", "-n", str(file), f"{file}.old"])

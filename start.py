@@ -26,13 +26,14 @@ from bundle.errors import ConfigError
 from bundle.lifecycle import DEMO, check_pm2_home, refuse_other_copy, remove_rows_of_gone_folders
 from bundle.lifecycle import start as start_processes
 from bundle.render import check_template
-from bundle.settings import load_settings
+from bundle.settings import load_settings, saved_key
 from patches import apply_patch
 
 
 def check() -> None:
     """Raise ConfigError for every mistake that can be seen before anything changes."""
     settings = load_settings()
+    saved_key(settings)  # raises for a key that cannot protect the proxy
     check_template(settings)
     check_pm2_home(os.environ)
     refuse_other_copy(os.environ)

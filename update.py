@@ -107,8 +107,8 @@ def main() -> int:
             print(f"The version before ({before[:10]}) is back, and a model answers.", file=sys.stderr)
         else:
             print(
-                f"The version before ({before[:10]}) is back, but no model answers there either: the update is not the "
-                f"cause.\nFix what is named above, then: {make('update')}",
+                f"The version before ({before[:10]}) is back, but no model answers there either.\n"
+                f"Fix what is named above, then: {make('start')}",
                 file=sys.stderr,
             )
     except ConfigError as error:

@@ -92,7 +92,13 @@ def around_proxy(environ: Mapping[str, str]) -> dict[str, str]:
 def models_of(settings: Settings) -> dict[str, str]:
     """The variables of `aliases`, from the template of this set-up. Raises ConfigError."""
     try:
-        return aliases(settings.template_path.read_text(encoding="utf-8"))
+        try:
+            return aliases(settings.template_path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+            if not settings.config_path.exists():
+                raise
+            # A mistake in the template is not in force: the models of the last good one answer.
+            return aliases(settings.config_path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
         why = " ".join(str(error).split())
         raise ConfigError(f"cannot read the models in {settings.template_path}: {why}") from None

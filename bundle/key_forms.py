@@ -5,21 +5,24 @@ No command here writes over a file, also when it is pasted twice: `set -C` makes
 
 from __future__ import annotations
 
+import base64
+import binascii
 import shlex
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
 
 def how_to_make_a_key(path: Path) -> str:
     """The command that makes a key at `path`, or beside it if something is there."""
-    target = free_path(path)
+    target = free_path(path, ".p8" if path.suffix == ".pub" else None)
     return f"Make one with:\n{_writing(target, 'openssl genrsa 2048 | openssl pkcs8 -topk8 -nocrypt', path)}"
 
 
 def refusal(path: Path, content: bytes) -> str | None:
     """The message about a file that holds no PEM private key as Snowflake takes it; None if it may hold one."""
     if b"PRIVATE KEY-----" in content:
-        return _openssh(path) if b"BEGIN OPENSSH PRIVATE KEY-----" in content else None
+        return _openssh(path, content) if b"BEGIN OPENSSH PRIVATE KEY-----" in content else None
     if is_public(content):
         return f"{path} is a public key; the private key belongs to SNOWFLAKE_PRIVATE_KEY_PATH.\n{_private_half(path)}"
     if content.startswith(b"PuTTY-User-Key-File"):
@@ -38,8 +41,12 @@ def is_public(content: bytes) -> bool:
     return b"PRIVATE KEY-----" not in content and (ssh or b"PUBLIC KEY-----" in content)
 
 
-def _openssh(path: Path) -> str:
+def _openssh(path: Path, content: bytes) -> str:
     """ssh-keygen converts in place, so the command works on a copy."""
+    body = b"".join(content.partition(b"KEY-----")[2].partition(b"-----END")[0].split())
+    with suppress(binascii.Error):
+        if b"ssh-rsa" not in base64.b64decode(body):  # the type stands in it, also in an encrypted one
+            return f"{path} is not an RSA key; Snowflake accepts only RSA keys.\n{how_to_make_a_key(path)}"
     source, target = shlex.quote(str(path)), shlex.quote(str(free_path(path, ".p8")))
     command = f"(umask 077; set -C; cat {source} > {target} && ssh-keygen -p -m PKCS8 -f {target})"
     return (

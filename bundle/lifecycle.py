@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,7 @@ SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # what the system allow
 STOP_SECONDS = 60.0  # PM2 gives the proxy 35 seconds for open answers
 LIST_SECONDS = 20.0
 START_SECONDS = 300.0  # PM2 waits up to two minutes for each of the two processes
-GONE_SECONDS = 10.0
+GONE_SECONDS = 15.0
 
 
 def pm2(environ: Mapping[str, str], *arguments: str, seconds: float = STOP_SECONDS) -> subprocess.CompletedProcess[str]:
@@ -148,12 +149,34 @@ def remove_rows_of_gone_folders(environ: Mapping[str, str]) -> None:
 def start(environ: Mapping[str, str], ecosystem: Path) -> None:
     """Start what this file describes, and forget the restarts that PM2 has counted: those were the user's own. Raises
     ConfigError. (PM2 reports success also when a process has ended soon after its start.)"""
+    rows = our_rows(pm2_processes(environ) or [])
+    if any(row["pm2_env"].get("status") != "online" or row["pm2_env"].get("restart_time") for row in rows):
+        remove_rows(environ)
     done = pm2(environ, "start", str(ecosystem), seconds=START_SECONDS)
     if done.returncode:
-        said = "\n".join(printable(line) for line in done.stdout.splitlines() if line.strip())
+        remove_rows(environ)
+        done = pm2(environ, "start", str(ecosystem), seconds=START_SECONDS)
+    if done.returncode:
+        lines = re.sub(r"\x1b\[[\d;]*m", "", done.stdout).splitlines()
+        said = "\n".join(printable(line) for line in lines if line.strip() and not line.startswith("    at "))
         raise ConfigError(f"PM2 did not start the processes. It says:\n{said}\nThen try again: {make('stop', 'start')}")
     for row in our_rows(pm2_processes(environ) or []):
         pm2(environ, "reset", str(row["pm_id"]))
+
+
+def remove_rows(environ: Mapping[str, str]) -> None:
+    """Remove our rows and end their processes. PM2 starts a process that fails again and again by itself; a start or
+    stop in the same moment makes PM2 fail, or leaves a process that PM2 does not know and that keeps the port."""
+    for row in our_rows(pm2_processes(environ) or []):
+        pm2(environ, "delete", str(row["pm_id"]))
+    deadline, told = time.monotonic() + GONE_SECONDS, set[int]()
+    while (left := running(state_folder(environ))) and time.monotonic() < deadline:
+        for process in left:
+            if process.pid not in told:
+                told.add(process.pid)
+                with suppress(OSError):
+                    os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.2)
 
 
 # ----------------------------------------------------------------------------------------------------------------- stop
@@ -167,7 +190,7 @@ def stop(environ: Mapping[str, str], say: Callable[[str], None] = print) -> bool
     pids = [pid for home in homes for pid in stop_rows(home)]
     deadline = time.monotonic() + GONE_SECONDS
     left = left_over(pids)
-    while any(process.pid in pids for process in left) and time.monotonic() < deadline:
+    while pids and left and time.monotonic() < deadline:  # PM2 may have started one again while it stopped them
         time.sleep(0.2)
         left = left_over(pids)
     said = [f"{process} still runs. {how_to_stop(process, environ)}" for process in left]
@@ -188,9 +211,13 @@ def stop(environ: Mapping[str, str], say: Callable[[str], None] = print) -> bool
     return True
 
 
+def state_folder(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("CORTEX_HOME") or BUNDLE).expanduser().resolve()
+
+
 def proxy_port(environ: Mapping[str, str]) -> int:
     """The port of this folder's proxy. (The settings are not loaded: a mistake in them must not hinder a stop.)"""
-    env_file = Path(environ.get("CORTEX_HOME") or BUNDLE).expanduser() / ".env"
+    env_file = state_folder(environ) / ".env"
     given = [environ.get("PROXY_PORT", "")]
     with suppress(OSError):
         text = env_file.read_text(encoding="utf-8", errors="replace")

@@ -179,6 +179,9 @@ def test_the_models_of_both_settings_files_follow_the_template(
     assert said in processes.status(read_installation(home.set_up.environ, 0))[0]
     home.path.write_text(json.dumps(added(home.tree, {"env": {"ANTHROPIC_DEFAULT_OPUS_MODEL": "mine"}})))
     assert not old_models(settings, home.set_up.environ)  # what the user has chosen is not old
+    write_private(settings.config_path, template.read_text())
+    template.write_text("model_list: [")  # a mistake is not in force, and does not stop a run
+    assert proxy_entries(settings, {}) == written
 
 
 def test_an_alias_is_named_after_the_model_that_answers_and_asks_for_a_name_that_the_template_routes_to_it() -> None:

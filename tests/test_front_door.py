@@ -39,7 +39,7 @@ def refused(method: str = "POST", path: str = "/v1/messages", **headers: str | N
 def test_a_base_url_that_ends_in_v1_is_named_with_the_right_one(method: str, path: str) -> None:
     found = refused(method, f"/v1/v1{path}")
     assert found is not None
-    assert (found.status, found.final) == (404, True)
+    assert (found.status, found.final) == (400, True)
     assert found.message == "ANTHROPIC_BASE_URL must not end in /v1. Set it to http://127.0.0.1:8001"
 
 

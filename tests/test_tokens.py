@@ -12,11 +12,12 @@ from pathlib import Path
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from bundle.errors import ConfigError
 from bundle.settings import Settings
 from bundle.tokens import claims, fingerprint, load_key, sign, token_times
+from configure import make_key_pair
 from tests.set_up import pem, public_pem
 from tests.terminal import Terminal
 from tests.user import KEY, NOW, put
@@ -116,6 +117,26 @@ def test_a_key_in_another_form_is_named_and_the_printed_command_converts_a_copy(
     assert path.read_bytes() == content
     assert load_key(path.with_name(made), None).private_numbers() == KEY.private_numbers()
     assert str(refused.value).endswith(f"SNOWFLAKE_PRIVATE_KEY_PATH={shlex.quote(str(path.with_name(made)))}")
+
+
+def test_an_openssh_key_of_another_kind_is_not_converted_in_vain(tmp_path: Path) -> None:
+    content = ed25519.Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    path = put(tmp_path / "id_ed25519", content)
+    with pytest.raises(ConfigError, match="is not an RSA key") as refused:
+        load_key(path, None)
+    assert "ssh-keygen" not in str(refused.value)
+
+
+def test_no_private_key_is_put_under_the_name_of_a_public_one(tmp_path: Path) -> None:
+    path = put(tmp_path / "rsa_key.pub", public_pem(KEY).encode(), 0o644)
+    with pytest.raises(ConfigError, match="is a public key") as refused:
+        load_key(path, None)
+    assert f"> {tmp_path}/rsa_key.p8)" in str(refused.value)
+    with pytest.raises(ConfigError, match="name of a public key"):
+        make_key_pair(tmp_path / "new.pub")
+    assert not (tmp_path / "new.pub").exists()
 
 
 @pytest.mark.parametrize("content", [SSH_PUBLIC, public_pem(KEY).encode()])

@@ -90,14 +90,14 @@ def test_a_version_that_does_not_work_is_taken_back_with_the_edits_as_they_were(
     clones.assert_nothing_is_left_in_the_stash()
 
 
-def test_when_the_version_before_does_not_work_either_the_update_is_not_blamed(clones: Clones) -> None:
+def test_when_the_version_before_does_not_work_either_it_says_so(clones: Clones) -> None:
     clones.edit("mine\n")
     (clones.folder / "version").write_text("first, and broken by the user")
     clones.publish(version="first", Makefile=f"{MAKEFILE}# newer\n")
     done = clones.update()
     assert done.returncode == 1
-    assert "the update is not the cause" in done.stderr
-    assert f"make -C '{clones.folder}' update" in done.stderr
+    assert "but no model answers there either" in done.stderr
+    assert f"make -C '{clones.folder}' start" in done.stderr
     assert clones.files == ("first, and broken by the user", "mine\n")
 
 

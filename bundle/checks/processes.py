@@ -108,7 +108,8 @@ def process(name: str, row: Mapping[str, Any], installation: Installation) -> Fi
     # PM2 sets `created_at` when the user starts or restarts the process, and not after a failure.
     by_hand = (facts.get("created_at") or 0) / 1000
     words = last_words(log_lines(installation, str(row.get("name", name))))
-    is_failing = words.is_error and not 0 < words.at < int(by_hand)
+    # (`unstable_restarts`: it ended within a second of its start.)
+    is_failing = (words.is_error and not 0 < words.at < int(by_hand)) or facts.get("unstable_restarts", 0) >= 2
     if restarts and is_failing and (state == "launching" or (state == "online" and up < LOOP_SECONDS)):
         found = f"it fails and starts again ({restarts} restarts); its last words: {words.text}"
         return Finding(name, "fail", found, f"Fix that error, then: {make('stop', 'start')}")

@@ -81,7 +81,7 @@ def refusal(method: str, path: str, headers: dict[bytes, bytes], *, key: str, po
     route = (method, path)
     if (method, path.removeprefix("/v1")) in LITELLM_ROUTES | OWN_ROUTES and path.startswith("/v1/v1/"):
         message = f"ANTHROPIC_BASE_URL must not end in /v1. Set it to http://127.0.0.1:{port}"
-        return ErrorAnswer(404, "not_found_error", message)
+        return ErrorAnswer(400, "invalid_request_error", message)  # of a 404, Claude Code shows no words
     if route not in LITELLM_ROUTES | OWN_ROUTES:
         return ErrorAnswer(404, "not_found_error", f"There is no {printable(method, 20)} {printable(path, 100)} here.")
     if route not in WITHOUT_KEY and not has_key(headers, key):
