@@ -22,9 +22,9 @@ THEIRS = {"name": "theirs", "pm_exec_path": "/srv/theirs/app.js"}
 def machine() -> Iterator[SetUp]:
     """A copy of the bundle that runs under a PM2 of its own. (The path of its socket must be short.)"""
     folder = Path(tempfile.mkdtemp(prefix="un"))
-    made = SetUp(folder, bundle=copy_bundle(folder / "bundle"))
-    for name in ("node_modules", ".venv"):
-        (made.bundle / name).symlink_to(BUNDLE / name)
+    # With a LiteLLM of its own: the patch is taken out of one outside the folder, and other tests use that one.
+    made = SetUp(folder, bundle=copy_bundle(folder / "bundle", own_litellm=True))
+    (made.bundle / "node_modules").symlink_to(BUNDLE / "node_modules")
     shutil.copy(BUNDLE / "Makefile", made.bundle)
     made.environ |= {"PM2_DISCRETE_MODE": "1", "CORTEX_HOME": ""}
     try:
@@ -72,7 +72,7 @@ def test_after_it_nothing_of_the_bundle_is_left_but_the_user_s_own(machine: SetU
 
 
 def test_what_still_runs_stops_it_before_anything_else_is_removed(tmp_path: Path) -> None:
-    set_up = BareSetUp(tmp_path, bundle=copy_bundle(tmp_path / "bundle"))
+    set_up = BareSetUp(tmp_path, bundle=copy_bundle(tmp_path / "bundle", own_litellm=True))
     (set_up.bundle / "stop.py").write_text("print('claude-proxy (pid 1) still runs.')\nraise SystemExit(1)\n")
     (tmp_path / ".master_key").write_text("sk-key")
     done = set_up.run("uninstall.py")
