@@ -39,11 +39,12 @@ import signal
 import time
 from collections.abc import Sequence
 
+from bundle.bootstrap import state_folder
 from bundle.errors import ConfigError, WriteError, say
 from bundle.files import instance_lock
 from bundle.refresher import Refresher, clock_time, read_state, refresh, remove_leftovers, status_lines
 from bundle.render import render_config
-from bundle.settings import Settings, load_settings, state_folder
+from bundle.settings import Settings, load_settings
 from bundle.supervisor import (
     Folders,
     bound_log,

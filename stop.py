@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Stop everything that this folder has started, remove the demo, and look whether all of it is gone (`make stop`).
 
-Standard library only, for any Python from 3.8 on: it works without `.venv` and without `node_modules`, as long as some
+Standard library only, for any Python from 3.9 on: it works without `.venv` and without `node_modules`, as long as some
 PM2 is installed. What it does not stop: another copy of this bundle, and processes that were started by hand (it names
 them). Exit status: 0 nothing is left, 1 something is.
 """

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 
-from bundle.bootstrap import BUNDLE, EX_CONFIG, enter_venv, script
+from bundle.bootstrap import BUNDLE, EX_CONFIG, enter_venv, script, state_folder
 
 if __name__ == "__main__":
     enter_venv()
@@ -22,7 +22,6 @@ if __name__ == "__main__":
 from bundle.claude_settings import UserSettings
 from bundle.command import remove
 from bundle.errors import ConfigError
-from bundle.settings import state_folder
 from bundle.taking_back import forget_in_saved_lists, left_behind, remove_files, unpatch, what_remains
 
 
@@ -38,7 +37,7 @@ def main() -> int:
         # First what a broken file may stop: then nothing has changed.
         print("\n".join(UserSettings(environ).undo()), flush=True)
         if not stop():
-            print(f"Not everything has stopped, so nothing more was removed. Then: {script('uninstall.py')}")
+            print(f"Something still runs, so nothing more was removed. Stop it, then: {script('uninstall.py')}")
             return 1
         remains = what_remains(environ)  # before the files go that say who the user is
         done = [remove(environ), *forget_in_saved_lists(environ), *remove_files(state_folder(environ)), unpatch()]

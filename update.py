@@ -61,7 +61,7 @@ def pull(before: str) -> str:
         raise ConfigError(
             f"the new version changes the same lines as your edits of {', '.join(files)}. Nothing was changed.\n"
             f"Your edits: {here} -- {names}\nThe new version: {here} HEAD '@{{upstream}}' -- {names}\n"
-            f"Take back what the new version has too, then: {make('update')}"
+            f"Remove your edits of these lines, or bring them to the new version's form, then: {make('update')}"
         ) from error
     return edits
 
@@ -114,7 +114,10 @@ def main() -> int:
     except ConfigError as error:
         print(f"update.py: {error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print(f"\nInterrupted. To go on: {make('start')}", file=sys.stderr)
+        stash = f"git -C {shlex.quote(str(BUNDLE))} stash list"
+        print(
+            f"\nInterrupted. To go on: {make('start')}\nYour edits are in the files, or here: {stash}", file=sys.stderr
+        )
     return 1
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import httpx
 
 from bench.load import JSON, session_body, small_body
+from bundle.bootstrap import state_folder
 from bundle.files import write_private
 from bundle.proxy.server import LITELLM_ENVIRONMENT
 from bundle.render import render_config
-from bundle.settings import load_settings, state_folder
+from bundle.settings import load_settings
 from bundle.tokens import sign
 
 

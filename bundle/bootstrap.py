@@ -11,13 +11,18 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 BUNDLE = Path(__file__).absolute().parent.parent  # the folder that holds the scripts
 
 OWN_PM2 = BUNDLE / "node_modules" / ".bin" / "pm2"  # `make install` puts PM2 here, and not on PATH
 PM2 = shlex.quote(str(OWN_PM2)) if OWN_PM2.exists() else "pm2"  # for shell commands in messages
+
+
+def state_folder(environ: Mapping[str, str]) -> Path:
+    """The folder for the files that the bundle writes: CORTEX_HOME (which `make demo` sets), or the bundle's folder."""
+    return Path(environ["CORTEX_HOME"]).expanduser().resolve() if environ.get("CORTEX_HOME") else BUNDLE
 
 
 def make(*words: str) -> str:

@@ -70,7 +70,8 @@ def check(port: int, key: str, environ: Mapping[str, str], folder: Path) -> list
         host = "an invalid URL"
         with suppress(ValueError):  # raised by an invalid IPv6 address
             host = urlsplit(given).hostname or host  # show only the host: the URL may contain a password
-        problems.append(wrong_entry("ANTHROPIC_BASE_URL", f"leads to {host}, not to {url}"))
+        leads = "must not end in /v1" if given.rstrip("/") == f"{url}/v1" else f"leads to {host}, not to {url}"
+        problems.append(wrong_entry("ANTHROPIC_BASE_URL", leads))
     if values.get("ANTHROPIC_AUTH_TOKEN", "") != key:
         problems.append(wrong_entry("ANTHROPIC_AUTH_TOKEN", "is not the proxy's key"))
     return [*problems, *others]

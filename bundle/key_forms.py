@@ -24,7 +24,7 @@ def refusal(path: Path, content: bytes) -> str | None:
     if b"PRIVATE KEY-----" in content:
         return _openssh(path, content) if b"BEGIN OPENSSH PRIVATE KEY-----" in content else None
     if is_public(content):
-        return f"{path} is a public key; the private key belongs to SNOWFLAKE_PRIVATE_KEY_PATH.\n{_private_half(path)}"
+        return f"{path} is a public key; SNOWFLAKE_PRIVATE_KEY_PATH must name the private key.\n{_private_half(path)}"
     if content.startswith(b"PuTTY-User-Key-File"):
         fix = "In PuTTYgen, load it and choose Conversions, Export OpenSSH key. Then name the new file:"
         return f"{path} is a key of PuTTY.\n{fix}\n  SNOWFLAKE_PRIVATE_KEY_PATH=…"

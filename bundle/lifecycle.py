@@ -19,9 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bundle.bootstrap import BUNDLE, make
+from bundle.bootstrap import BUNDLE, make, state_folder
+from bundle.env_file import parse, read_text
 from bundle.errors import ConfigError, printable
-from bundle.running import Running, alive, port_owner, running, stop_command
+from bundle.running import Running, alive, is_from_pm2, port_owner, running, stop_command
 from bundle.supervisor import (
     QUIET,
     SCRIPTS,
@@ -166,16 +167,19 @@ def start(environ: Mapping[str, str], ecosystem: Path) -> None:
 
 def remove_rows(environ: Mapping[str, str]) -> None:
     """Remove our rows and end their processes. PM2 starts a process that fails again and again by itself; a start or
-    stop in the same moment makes PM2 fail, or leaves a process that PM2 does not know and that keeps the port."""
+    stop in the same moment makes PM2 fail, or leaves a process that PM2 does not know and that keeps the port. What the
+    user has started by hand goes on."""
     for row in our_rows(pm2_processes(environ) or []):
         pm2(environ, "delete", str(row["pm_id"]))
     deadline, told = time.monotonic() + GONE_SECONDS, set[int]()
-    while (left := running(state_folder(environ))) and time.monotonic() < deadline:
-        for process in left:
-            if process.pid not in told:
-                told.add(process.pid)
-                with suppress(OSError):
-                    os.kill(process.pid, signal.SIGTERM)
+    while time.monotonic() < deadline:
+        left = {process.pid for process in running(state_folder(environ)) if is_from_pm2(process.pid)}
+        if not left:
+            return
+        for pid in left - told:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGTERM)
+        told |= left
         time.sleep(0.2)
 
 
@@ -211,17 +215,12 @@ def stop(environ: Mapping[str, str], say: Callable[[str], None] = print) -> bool
     return True
 
 
-def state_folder(environ: Mapping[str, str]) -> Path:
-    return Path(environ.get("CORTEX_HOME") or BUNDLE).expanduser().resolve()
-
-
 def proxy_port(environ: Mapping[str, str]) -> int:
     """The port of this folder's proxy. (The settings are not loaded: a mistake in them must not hinder a stop.)"""
     env_file = state_folder(environ) / ".env"
     given = [environ.get("PROXY_PORT", "")]
-    with suppress(OSError):
-        text = env_file.read_text(encoding="utf-8", errors="replace")
-        given += re.findall(r"^\s*(?:export\s+)?PROXY_PORT\s*=\s*['\"]?(\d+)", text, re.MULTILINE)[-1:]
+    with suppress(OSError, UnicodeDecodeError, ConfigError):
+        given += [entry.value for entry in reversed(parse(read_text(env_file), env_file)) if entry.name == "PROXY_PORT"]
     return next((int(port) for port in given if port.isdecimal() and 0 < int(port) < 65536), DEFAULT_PORT)
 
 

@@ -131,7 +131,10 @@ def why_unreachable(host: str, through: str, error: BaseException) -> tuple[str,
         fix += f", or do not use the proxy: export NO_PROXY={host}"
         return f"the proxy {through} does not let the request through: {error}", fix
     if any(isinstance(each, socket.gaierror) for each in causes):
-        return f"there is no host {host}", "Check SNOWFLAKE_ACCOUNT in .env (a locator needs its region), DNS and VPN"
+        return (
+            f"there is no host {host}",
+            "Check the account (a locator needs its region), a SNOWFLAKE_HOST, DNS and VPN",
+        )
     fix = "Check network, VPN and firewall; in a company perhaps: export HTTPS_PROXY=http://HOST:PORT"
     return f"{host} cannot be reached: {str(error) or type(error).__name__}", fix
 

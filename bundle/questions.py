@@ -12,6 +12,7 @@ from contextlib import suppress
 from urllib.parse import urlsplit
 
 from bundle.account import parse_account
+from bundle.bootstrap import state_folder
 from bundle.env_file import set_in_env_file
 from bundle.errors import ConfigError, printable
 from bundle.host_check import trouble_with
@@ -22,7 +23,6 @@ from bundle.settings import (
     load_settings,
     read_connections,
     snowflake_home,
-    state_folder,
 )
 
 HOW_TO_FIND = """\

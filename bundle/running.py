@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from bundle.bootstrap import BUNDLE
+from bundle.bootstrap import state_folder
 from bundle.supervisor import SCRIPTS, is_this_folder, output_of
 
 PROC = Path("/proc")
@@ -36,15 +36,15 @@ class Running(NamedTuple):
         return f"{self.name} (pid {self.pid})"
 
 
-def running(state_folder: Path | None = None) -> list[Running]:
+def running(folder: Path | None = None) -> list[Running]:
     """The processes of this user that run the scripts of this folder, also those that began before it was renamed.
 
-    With `state_folder`: only those that write their files there."""
+    With `folder`: only those that write their files there."""
     found = []
     for pid, script in _scripts():
         where = _working_folder(pid)
         is_ours = is_this_folder(script.parent) or (where is not None and is_this_folder(where))
-        if is_ours and state_folder in {None, _state_folder(pid)}:
+        if is_ours and folder in {None, _state_folder(pid)}:
             found.append(Running(pid, _NAMES[script.name], script, _pm2_home(pid)))
     return sorted(found)
 
@@ -114,21 +114,30 @@ def _words(pid: int) -> list[str]:
 def _working_folder(pid: int) -> Path | None:
     if PROC.joinpath("self").exists():
         with suppress(OSError):
-            return Path(os.readlink(PROC / str(pid) / "cwd"))  # noqa: PTH115 - a Path has this since Python 3.9
+            return (PROC / str(pid) / "cwd").readlink()
         return None
     lines = output_of("lsof", "-a", "-p", str(pid), "-d", "cwd", "-Fn", environ=os.environ).splitlines()
     return next((Path(line[1:]) for line in lines if line.startswith("n")), None)
 
 
 def _state_folder(pid: int) -> Path:
-    """CORTEX_HOME in the environment of a process, which only its user can read; else the bundle's folder."""
+    """The folder where a process writes its files."""
+    return state_folder({"CORTEX_HOME": _variable(pid, "CORTEX_HOME")})
+
+
+def is_from_pm2(pid: int) -> bool:
+    """Whether some PM2 has started this process, also if PM2 does not know it any more."""
+    return bool(_variable(pid, "pm_out_log_path"))
+
+
+def _variable(pid: int, name: str) -> str:
+    """A variable in the environment of a process, which only its user can read; "" if there is none."""
     with suppress(OSError):
         variables = (PROC / str(pid) / "environ").read_bytes().decode("utf-8", "surrogateescape").split("\0")
-        given = next((word.partition("=")[2] for word in variables if word.startswith("CORTEX_HOME=")), "")
-        return Path(given).expanduser().resolve() if given else BUNDLE
+        return next((word.partition("=")[2] for word in variables if word.startswith(f"{name}=")), "")
     text = output_of("ps", "eww", "-o", "args=", "-p", str(pid), environ=os.environ)
-    found = re.search(r" CORTEX_HOME=(.+?)(?= \w+=|$)", text)
-    return Path(found[1]).expanduser().resolve() if found else BUNDLE
+    found = re.search(rf" {name}=(.+?)(?= \w+=|$)", text)
+    return found[1] if found else ""
 
 
 def _pm2_home(pid: int) -> Path | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.account import parse_account, parse_host, with_region
-from bundle.bootstrap import BUNDLE, EX_CONFIG, make, script
+from bundle.bootstrap import BUNDLE, EX_CONFIG, make, script, state_folder
 from bundle.env_file import Entry, parse, read_text
 from bundle.errors import ConfigError, printable, say
 from bundle.files import folder_lock, read_own, refuse_foreign, write_private
@@ -84,11 +84,6 @@ WAYS_TO_CONFIGURE = """Say which Snowflake account and user to use, in one of th
   1. SNOWFLAKE_ACCOUNT and SNOWFLAKE_USER in the environment or in {env_file} (copy .env.example)
   2. ACCOUNT and USER at the top of {script}
   3. a default connection in ~/.snowflake/connections.toml, as the command `snow` uses it"""
-
-
-def state_folder(environ: Mapping[str, str]) -> Path:
-    """The folder for the files that the bundle writes: CORTEX_HOME (which `make demo` sets), or the bundle's folder."""
-    return Path(environ["CORTEX_HOME"]).expanduser().resolve() if environ.get("CORTEX_HOME") else BUNDLE
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -355,6 +350,6 @@ def master_key(settings: Settings) -> str:
 def renew_key(settings: Settings) -> str:
     """Replace the proxy's key, because another program may have been sent it. Returns the message for the user."""
     if settings.given_master_key:
-        return f"It may have been sent LITELLM_MASTER_KEY: choose another key.\n{AFTER_NEW_KEY}"
+        return f"That program may have been sent LITELLM_MASTER_KEY: choose another key.\n{AFTER_NEW_KEY}"
     write_private(key_file(settings), f"sk-{secrets.token_urlsafe(32)}\n")
-    return f"It may have been sent the proxy's key, so {key_file(settings)} has a new one.\n{AFTER_NEW_KEY}"
+    return f"That program may have been sent the proxy's key, so {key_file(settings)} has a new one.\n{AFTER_NEW_KEY}"

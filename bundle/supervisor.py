@@ -97,13 +97,8 @@ def _is_gone(folder: Path) -> bool:
 def end_lost_daemon(environ: Mapping[str, str]) -> None:
     """End PM2's daemon if its own folder is gone with ours, as after deleting the demo: no command reaches it again."""
     home = environ.get("PM2_HOME")
-    if home and is_below(Path(home), BUNDLE) and _is_gone(Path(home)) and supervisor_channel(environ) is not None:
+    if home and Path(home).is_relative_to(BUNDLE) and _is_gone(Path(home)) and supervisor_channel(environ) is not None:
         os.kill(os.getppid(), signal.SIGTERM)
-
-
-def is_below(path: Path, folder: Path) -> bool:
-    """Whether `path` is inside `folder`. (A Path knows this only since Python 3.9.)"""
-    return folder in path.parents
 
 
 def output_of(*command: str, environ: Mapping[str, str]) -> str:

@@ -10,13 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bundle.bootstrap import BUNDLE
+from bundle.bootstrap import BUNDLE, state_folder
 from bundle.claude_settings import UserSettings
 from bundle.command import place
 from bundle.command import text as command_text
 from bundle.errors import ConfigError
 from bundle.refresher import read_state
-from bundle.settings import load_settings, state_folder
+from bundle.settings import load_settings
 from bundle.supervisor import pm2_home
 from patches import apply_patch
 

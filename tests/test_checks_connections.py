@@ -104,7 +104,7 @@ def test_a_host_that_does_not_exist_is_named(set_up: SetUp, monkeypatch: pytest.
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     host = findings(set_up, snowflake, SNOWFLAKE_HOST="nowhere.snowflakecomputing.com")["Host"]
     assert (host.state, host.found) == ("fail", "there is no host nowhere.snowflakecomputing.com")
-    assert "SNOWFLAKE_ACCOUNT" in host.fix
+    assert "SNOWFLAKE_HOST" in host.fix
 
 
 def test_a_certificate_of_a_company_s_own_is_named(set_up: SetUp, tmp_path: Path) -> None:

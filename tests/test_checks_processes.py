@@ -34,7 +34,7 @@ def test_a_pm2_that_does_not_run_is_named_and_not_started(set_up: SetUp) -> None
     with socket.socket(socket.AF_UNIX) as dead:  # a daemon that was killed leaves its socket
         dead.bind(str(home / "rpc.sock"))
     found = findings(set_up, processes)
-    assert (found["PM2"].state, found["PM2"].fix) == ("fail", f"Then: {make('start')}")
+    assert (found["PM2"].state, found["PM2"].fix) == ("fail", make("start"))
     assert [path.name for path in home.iterdir()] == ["rpc.sock"]
 
 
@@ -71,7 +71,7 @@ def test_pm2_s_list_is_read_behind_whatever_it_says_first(
         ),
         ({"restart_time": 7, "seconds": 60}, "warn", "7 restarts"),
         ({"restart_time": 7}, "ok", "7 restarts"),
-        ({"pm_exec_path": "/old/claude_proxy.py"}, "fail", "another copy: /old/claude_proxy.py"),
+        ({"pm_exec_path": "/old/claude_proxy.py"}, "fail", "was renamed or deleted: PM2 has /old/claude_proxy.py"),
         ({"exec_interpreter": "/old/bin/python"}, "warn", "/old/bin/python"),
         ({"env": {"AWS_SECRET_ACCESS_KEY": SECRET, "A": "1"}}, "warn", "PM2 has AWS_SECRET_ACCESS_KEY of a shell"),
         (

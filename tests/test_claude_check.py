@@ -110,3 +110,8 @@ def test_of_a_broken_template_nothing_is_said_here(
     for text in ("model_list: [", "model_list: 1", "[]", ""):
         (tmp_path / "litellm_config.template.yaml").write_text(text)
         assert not check_models(settings, {"HOME": str(tmp_path), "ANTHROPIC_MODEL": "gpt-5"}, tmp_path)
+
+
+def test_a_base_url_with_v1_is_named_as_one(tmp_path: Path) -> None:
+    (problem,) = check(8001, "sk-1", {**POINTED, "ANTHROPIC_BASE_URL": "http://127.0.0.1:8001/v1/"}, tmp_path)
+    assert problem.found.startswith("ANTHROPIC_BASE_URL must not end in /v1")

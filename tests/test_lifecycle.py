@@ -7,10 +7,9 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import pytest
 
 from bundle import lifecycle
 from bundle.errors import ConfigError
-from bundle.running import port_owner
+from bundle.running import is_from_pm2, port_owner
 from tests.ports import can_connect, free_port
 from tests.set_up import BUNDLE, SetUp, copy_bundle, drop_root_powers, wait_until
 from tests.test_pm2 import APPS, PM2, is_running
@@ -241,6 +240,8 @@ def test_a_refresher_that_was_started_by_hand_is_named_with_its_pid_and_nothing_
     before = home.pids()
     by_hand = home.start("auto_refresh.py")
     wait_until(lambda: "another refresher" in home.log("auto_refresh.py"), 30)
+    # A start after a failure ends what some PM2 has left behind, and nothing else.
+    assert [is_from_pm2(pid) for pid in (*before.values(), by_hand.pid)] == [True, True, False]
     done = home.run("stop.py")
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
@@ -366,41 +367,3 @@ def test_a_home_that_cannot_be_written_is_named_at_once(tmp_path: Path) -> None:
         here.close()
     assert f"PM2 cannot write into its folder {closed}/.pm2: Permission denied." in here.log("start.py")
     assert f"ls -ld '{closed}'" in here.log("start.py")
-
-
-@pytest.fixture
-def bare(tmp_path: Path) -> Path:
-    """A clone in which nothing is installed."""
-    folder = copy_bundle(tmp_path / "bare clone")
-    shutil.copy(BUNDLE / "Makefile", folder)
-    return folder
-
-
-@pytest.mark.parametrize("target", ["status", "doctor", "usage", "claude", "logs"])
-def test_a_target_before_anything_is_installed_is_one_line_with_the_command(bare: Path, target: str) -> None:
-    done = make(bare, target)
-    assert done.returncode != 0
-    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("make:")]
-    assert commands_in(line) == [["make", "-C", str(bare), "start"]]
-
-
-def test_stop_before_anything_is_installed_says_that_nothing_is_left(bare: Path) -> None:
-    done = make(bare, "stop")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "Stopped.\n", "")
-
-
-def test_stop_looks_at_the_proxy_s_port_and_names_the_program_that_has_it(bare: Path) -> None:
-    with socket.create_server(("127.0.0.1", free_port())) as held:
-        port = held.getsockname()[1]
-        (bare / ".env").write_text(f"PROXY_PORT={port}\n")
-        done = make(bare, "stop")
-    first, last = done.stdout.splitlines()
-    assert first.startswith(f"Port {port} is still open, but not for this folder: ")
-    assert f"(pid {os.getpid()})" in first
-    assert (last, done.returncode) == ("Stopped.", 0)
-
-
-def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environ = {"PATH": os.environ["PATH"], "HOME": str(folder.parent)}
-    command: Sequence[str] = ["make", "--no-print-directory", "-C", str(folder), *words]
-    return subprocess.run(command, env=environ, cwd="/", capture_output=True, text=True, timeout=60, check=False)

@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
+from bundle.bootstrap import state_folder
 from bundle.errors import ConfigError, clean, printable
 from bundle.proof import Listener, listener
-from bundle.settings import Settings, load_settings, saved_key, state_folder
+from bundle.settings import Settings, load_settings, saved_key
 
 
 @dataclass(frozen=True)

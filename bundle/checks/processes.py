@@ -92,6 +92,8 @@ def strays(listed: Sequence[Mapping[str, Any]], installation: Installation) -> F
 
 
 def then_start(strays: Sequence[Running], installation: Installation) -> str:
+    if not strays:
+        return make("start")
     return "\n".join([*(how_to_stop(stray, installation.environ) for stray in strays), f"Then: {make('start')}"])
 
 
@@ -102,8 +104,11 @@ def process(name: str, row: Mapping[str, Any], installation: Installation) -> Fi
     facts = row["pm2_env"]
     state, up = facts.get("status"), installation.now - facts.get("pm_uptime", 0) / 1000
     if not is_this_folder(folder_of(row)):
-        fix = make("start") if is_gone(row) else f"{stop_command(folder_of(row))} && {make('start')}"
-        return Finding(name, "fail", f"PM2 runs another copy: {facts.get('pm_exec_path')}", fix)
+        script_path = facts.get("pm_exec_path")
+        if is_gone(row):
+            return Finding(name, "fail", f"its folder was renamed or deleted: PM2 has {script_path}", make("start"))
+        fix = f"{stop_command(folder_of(row))} && {make('start')}"
+        return Finding(name, "fail", f"PM2 runs another copy: {script_path}", fix)
     restarts, memory = facts.get("restart_time", 0), row.get("monit", {}).get("memory", 0) // 2**20
     # PM2 sets `created_at` when the user starts or restarts the process, and not after a failure.
     by_hand = (facts.get("created_at") or 0) / 1000

@@ -23,11 +23,12 @@ import httpx
 import yaml
 
 from bundle import files
+from bundle.bootstrap import state_folder
 from bundle.cortex.answers import RequestFacts
 from bundle.errors import ConfigError, say
 from bundle.files import Stamp
 from bundle.render import is_cortex
-from bundle.settings import Settings, load_settings, state_folder
+from bundle.settings import Settings, load_settings
 from bundle.tokens import sign, token_times
 
 MARGIN_SECONDS = 60  # a token with less time left may expire before the request reaches Cortex
