@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from bundle.bootstrap import script
-from bundle.cortex.names import FAMILIES
+from bundle.cortex.catalogue import FAMILIES
 from bundle.errors import ConfigError
 from bundle.files import make_private_folder, write_private
 from bundle.settings import Settings, master_key

@@ -29,20 +29,27 @@ class QueryError(Exception):
         self.code, self.detail = code, detail
 
 
-def query(settings: Settings, sql: str, sleep: Callable[[float], None] = time.sleep) -> list[dict[str, str | None]]:
-    """Run one statement as the configured user; returns one dict (column: text) per row. QueryError, ConfigError."""
+def query(
+    settings: Settings, sql: str, sleep: Callable[[float], None] = time.sleep, *, patience: float = PATIENCE_SECONDS
+) -> list[dict[str, str | None]]:
+    """Run one statement as the configured user, for at most `patience` seconds. Returns one dict (column: text) per
+    row. Raises QueryError, ConfigError."""
     headers = auth_headers(sign(settings, time.time()).value)
     headers |= {"Accept": "application/json", "User-Agent": "claude-code-on-snowflake-cortex"}
-    body = {"statement": sql, "timeout": PATIENCE_SECONDS}
+    body: dict[str, Any] = {"statement": sql, "timeout": int(patience)}
     if settings.warehouse:
         body["warehouse"] = settings.warehouse
     try:
-        with httpx.Client(headers=headers, timeout=60, transport=transport_to(settings.base_url)) as client:
+        with httpx.Client(
+            headers=headers, timeout=min(60, patience), transport=transport_to(settings.base_url)
+        ) as client:
             answer = client.post(settings.base_url + STATEMENTS, json=body)
             waited, pause = 0.0, 0.5
             while answer.status_code == 202:
-                if waited >= PATIENCE_SECONDS:
-                    raise QueryError(f"the query is still running after {PATIENCE_SECONDS} s: ask for fewer --days.")
+                if waited >= patience:
+                    raise QueryError(
+                        f"the query is still running after {patience:g} s. Try again later, or ask for less."
+                    )
                 sleep(pause)
                 waited, pause = waited + pause, min(pause * 1.5, 5.0)
                 answer = client.get(_own_url(settings, _document(settings, answer).get("statementStatusUrl")))

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("nobody_s_environment")
 def test_each_distinct_model_is_asked_once_and_a_family_under_a_made_up_name(set_up: SetUp) -> None:
     set_up.refresh()
     server = FakeProxy(set_up.port, set_up.master_key)
-    server.refused = {"claude-opus-4-7": "Opus is not in your region.\nALTER ACCOUNT …", "claude-opus-4-5": "No."}
+    server.refused = {"claude-opus-5": "Opus is not in your region.\nALTER ACCOUNT …", "claude-opus-4-5": "No."}
     with serving(server):
         found = findings(set_up, models)
     rows = yaml.safe_load(set_up.config.read_text())["model_list"]
@@ -26,10 +26,10 @@ def test_each_distinct_model_is_asked_once_and_a_family_under_a_made_up_name(set
     assert len(server.asked) == len(found)
     # Each request has all the kinds of fields that Claude Code sends.
     assert all({"tools", "thinking", "system", "stream", "metadata"} <= asked.keys() for asked in server.asked)
-    assert found["openai/claude-sonnet-4-6"].state == "ok"
+    assert found["openai/claude-sonnet-5"].state == "ok"
     # Claude Code uses the first model by itself; the second is only in its list.
-    assert found["openai/claude-opus-4-7"].state == "fail"
-    assert found["openai/claude-opus-4-7"].fix == "ALTER ACCOUNT …"
+    assert found["openai/claude-opus-5"].state == "fail"
+    assert found["openai/claude-opus-5"].fix == "ALTER ACCOUNT …"
     assert found["openai/claude-opus-4-5"].state == "warn"
 
 

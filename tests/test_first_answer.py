@@ -60,8 +60,8 @@ def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Refusing]:
     made.close()
 
 
-ALL = "claude-haiku-4-5, claude-opus-4-7, claude-sonnet-4-6"
-ALL_ANSWER = "claude-haiku-4-5, claude-opus-4-7 and claude-sonnet-4-6 on Snowflake Cortex answer.\n"
+ALL = "claude-haiku-4-5, claude-opus-5, claude-sonnet-5"
+ALL_ANSWER = "claude-haiku-4-5, claude-opus-5 and claude-sonnet-5 on Snowflake Cortex answer.\n"
 REFUSED_ON_CHAT = "claude-haiku-4-5: Cortex refuses `reasoning` on chat completions and takes it on the Messages API"
 REFUSED_ON_MESSAGES = "claude-haiku-4-5: Cortex refuses `thinking` on the Messages API and takes it on chat completions"
 

@@ -265,7 +265,7 @@ def test_no_token_is_in_the_body_of_an_error(running: SetUp, fault: str, stream:
         ("us.anthropic.claude-opus-4-6-v1", "claude-opus-4-6"),
         ("anthropic/claude-sonnet-4.5", "claude-sonnet-4-5"),
         ("haiku", "claude-haiku-4-5"),
-        ("opus", "claude-opus-4-7"),  # what `claude --model 'opus[1m]'` asks for
+        ("opus", "claude-opus-5"),  # what `claude --model 'opus[1m]'` asks for
     ],
 )
 def test_a_name_of_another_provider_is_answered(running: SetUp, asked: str, answered: str) -> None:

@@ -34,7 +34,7 @@ def test_a_model_that_is_added_answers_within_seconds_and_one_that_is_removed_no
 def test_a_changed_mapping_takes_effect_within_seconds_and_leaves_open_answers_alone(day: Day) -> None:
     with day.open_answer() as finish:
         day.edit(
-            "model_name: claude-opus-*\n    litellm_params: { <<: *cortex, model: openai/claude-opus-4-7 }",
+            "model_name: claude-opus-*\n    litellm_params: { <<: *cortex, model: openai/newest }",
             "model_name: claude-opus-*\n    litellm_params: { <<: *cortex, model: openai/claude-opus-4-6 }",
         )
         wait_until(lambda: day.answered("claude-opus-9-9")["model"] == "claude-opus-4-6", SECONDS)
@@ -51,7 +51,7 @@ def test_another_model_can_answer_for_a_family_of_claude_models(day: Day) -> Non
 
 @pytest.mark.real
 def test_a_wildcard_row_that_is_removed_answers_no_more(day: Day) -> None:
-    assert day.answered("claude-of-the-future")["model"] == "claude-sonnet-4-6"
+    assert day.answered("claude-of-the-future")["model"] == "claude-sonnet-5"
     row = day.shipped.index("  - model_name: claude-*\n")
     day.edit(day.shipped[row : day.shipped.index("\n\n", row)], "")
     wait_until(lambda: day.ask("hello", "claude-of-the-future").status_code == 400, SECONDS, lambda: day.log(PROXY))

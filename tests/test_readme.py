@@ -116,13 +116,16 @@ def test_the_patch_by_hand_is_the_one_that_is_applied() -> None:
 def test_the_table_of_models_is_the_template_s() -> None:
     rows = yaml.safe_load((BUNDLE / "litellm_config.template.yaml").read_text())["model_list"]
     answers = {row["model_name"]: row["litellm_params"]["model"].partition("/")[2] for row in rows}
-    expected = {name: model for name, model in answers.items() if "*" in name or name[-8:].isdecimal()}
+    expected = {name: model for name, model in answers.items() if name[-8:].isdecimal()}
+    newest = {"claude-opus-*": "Opus", "claude-sonnet-*": "Sonnet", "claude-haiku-*": "Haiku", "claude-*": "Sonnet"}
+    expected |= {name: f"the newest {family}" for name, family in newest.items()}
     shown = {
         re.sub(r"(any other )?`(.*?)(…)?`", lambda m: m[2] + ("*" if m[3] else ""), asked): model.strip("`")
         for asked, model in table("## Models", "docs/routes.md")
         if "a name that" not in asked
     }
     assert shown == expected
+    assert {answers[name] for name in newest} == {"newest"}
     assert all(name == model for name, model in answers.items() if name not in expected)
 
 

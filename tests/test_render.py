@@ -170,7 +170,7 @@ def test_a_row_that_is_a_comment_works_when_its_marks_are_removed_by_hand_or_by_
     text = re.sub(rows_of_three_lines, lambda row: re.sub(rf"(?m)^  {removed}", "  ", row[0]), text, flags=re.MULTILINE)
     document = yaml.safe_load(render(text, VALUES))
     rows = {row["litellm_params"]["model"]: row for row in document["model_list"]}
-    assert {"openai/openai-gpt-4.1", "openai/openai-gpt-5", "openai/gemini-3-pro"} <= rows.keys()
+    assert {"openai/openai-gpt-4.1", "openai/openai-gpt-5.1", "openai/openai-gpt-5.2"} <= rows.keys()
     row = rows["openai/llama4-maverick"]
     assert (row["model_name"], row["model_info"]["max_output_tokens"]) == ("llama4-maverick", 8192)
     assert row["model_info"]["cortex"] is True

@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection
 from fnmatch import fnmatchcase
 
-FAMILIES = ("opus", "sonnet", "haiku", "fable")  # the aliases of /model
+from bundle.cortex.catalogue import FAMILIES
 
 # What providers put around Anthropic's name: `us.anthropic.` before it and `-v1:0` after it (Bedrock), `@` before the
 # date (Vertex), `anthropic/` before it and `:beta` after it (gateways). `[1m]` is Claude Code's own.

@@ -1,0 +1,77 @@
+"""The models that the account lists, as the refresher keeps them beside its state: `.models.json`.
+
+The refresher and models.py write this file, whole. Everybody else reads it. It has no secret in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bundle.cortex.catalogue import ENDED, LEGACY, Listed
+from bundle.files import read_own, write_private
+from bundle.settings import Settings
+
+FILE = ".models.json"
+
+
+@dataclass(frozen=True)
+class ModelList:
+    """What an account lists. `asked_at` is in seconds since the epoch. `region` is the account's own region, and
+    `cross_region` its CORTEX_ENABLED_CROSS_REGION; "" if Snowflake did not say."""
+
+    account: str
+    host: str
+    asked_at: int
+    models: tuple[Listed, ...] = ()
+    region: str = ""
+    cross_region: str = ""
+
+    def find(self, name: str) -> Listed | None:
+        return next((model for model in self.models if model.name == name), None)
+
+    def needs_cross_region(self, model: Listed) -> bool:
+        """Whether the account's region does not serve a model itself (docs/cortex.md#sql-models-region)."""
+        return bool(self.region) and self.region not in model.regions
+
+
+def save(settings: Settings, listed: ModelList) -> None:
+    """Write the list. Raises ConfigError."""
+    write_private(settings.folder / FILE, json.dumps(asdict(listed), indent=1) + "\n")
+
+
+def read(settings: Settings) -> ModelList | None:
+    """The list that was kept for this account; None if there is none, or if the file is damaged."""
+    try:
+        kept: dict[str, Any] = json.loads(read_own(settings.folder / FILE))
+        models = tuple(Listed(**{**model, **_tuples(model)}) for model in kept.pop("models"))
+        listed = ModelList(**kept, models=models)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return None
+    return listed if (listed.account, listed.host) == (settings.account, settings.base_url) else None
+
+
+def _tuples(model: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(model[name]) for name in ("regions", "scopes")}
+
+
+def ending(models: Collection[str], listed: ModelList | None, today: str) -> list[str]:
+    """A sentence for each of these models that is past its legacy date, or that has ended. `today` is YYYY-MM-DD."""
+    found = [model for name in dict.fromkeys(models) if listed and (model := listed.find(name))]
+    return [_warning(model) for model in found if is_legacy(model, today)]
+
+
+def is_legacy(model: Listed, today: str) -> bool:
+    """Whether only accounts that have used this model before may use it, or none (docs/cortex.md#sql-models)."""
+    dated = model.legacy[:10].replace("/", "-")
+    return model.stage in {LEGACY, ENDED} or (dated[:4].isdecimal() and len(dated) == len(today) and dated <= today)
+
+
+def _warning(model: Listed) -> str:
+    if model.stage == ENDED:
+        return f"{model.name} has ended on Cortex{f' ({model.ends})' if model.ends else ''}"
+    since = f" since {model.legacy}" if model.legacy else ""
+    ends = f"it ends on {model.ends}" if model.ends[:4].isdecimal() else f"its end: {model.ends or 'not dated yet'}"
+    return f"{model.name} is a legacy model{since}; {ends}"
