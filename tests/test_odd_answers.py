@@ -278,3 +278,20 @@ def test_no_session_ends_on_what_a_model_refuses_on_messages(choosy: SetUp, tmp_
         assert session.say(ask([call("Bash", command="true")], "two"), model=OLD) == "two"
         answer = choosy.ask("[[text: so]]", MODEL, **THINKING)
         assert answer.headers["x-cortex-left-out"] == "thinking"
+
+
+@ON_CHAT
+def test_no_session_ends_on_thinking_that_another_account_has_signed(choosy: SetUp) -> None:
+    choosy.stub.set_options(refused_fields=[], refused_marks=[])
+    foreign = {"type": "thinking", "thinking": "so", "signature": "of another account"}
+    use = {"type": "tool_use", "id": "toolu_1", "name": "Bash", "input": {}}
+    told = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "out"}
+    history: list[JSON] = [
+        {"role": "user", "content": "[[text: on]]"},
+        {"role": "assistant", "content": [foreign, use]},
+    ]
+    body = {"model": "claude-opus-4-6", "messages": [*history, {"role": "user", "content": [told]}], "tools": [TOOL]}
+    assert choosy.post({**body, **THINKING}).status_code == 503
+    again = choosy.post({**body, **THINKING})
+    assert (again.status_code, again.headers["x-cortex-left-out"]) == (200, "reasoning_details")
+    assert choosy.log("claude_proxy.py").count("Cortex refused reasoning_details for claude-opus-4-6") == 1
