@@ -68,6 +68,8 @@ def test_a_field_that_an_answer_names_is_left_out_for_that_model(words: str, lea
     "words",
     [
         "invalid request parameters: messages.3: Invalid `signature` in `thinking` block",
+        "messages.1: Invalid signature of the thinking",
+        "Expected `thinking` or `redacted_thinking`, but found `text`",
         "messages.1.reasoning_details: Extra inputs are not permitted",
         "`thinking` or `redacted_thinking` blocks in the latest assistant message cannot be modified",
         THINKING_ALONE,

@@ -118,6 +118,13 @@ def test_after_a_long_turn_the_next_prompt_still_finds_what_the_turn_has_stored(
     assert marked(cache_marks(messages)) == [(3, 0), (len(messages) - 1, 0)]
 
 
+def test_marks_of_the_client_come_before_what_the_previous_request_marked() -> None:
+    prompts = [user(text(words, **MARKED)) for words in ("x", "y", "z")]
+    turn = [*TURN, so("more", "b"), result("b"), *many(9, "c"), so("done")]
+    out = cache_marks([system(text("s", **MARKED)), *prompts[:2], *turn, *prompts[2:]])
+    assert marked(out) == [(0, 0), (1, 0), (2, 0), (len(out) - 1, 0)]
+
+
 def test_a_prefix_that_has_lost_its_thinking_is_not_looked_for() -> None:
     details: JSON = {"reasoning_details": [{}]}
     messages = [user("x"), *TURN, {**so("more", "b"), **details}, result("b"), *many(9, "c"), so("done")]
@@ -131,7 +138,8 @@ def test_marks_move_past_a_role_whose_marks_are_refused() -> None:
     assert marked(cache_marks(messages, ["user"])) == [(0, 0), (4, 0)]
     assert marked(cache_marks(messages, ["system"])) == [(1, 0), (4, 0)]
     assert marked(cache_marks(messages, ["assistant", "user", "system"])) == []
-    assert marked(cache_marks([*messages, user(text("y", **MARKED))], ["user"])) == [(0, 0), (4, 0)]
+    prompt = [system(text("s")), user("x"), *TURN, so("more"), user(text("y", **MARKED))]
+    assert marked(cache_marks(prompt, ["user"])) == [(0, 0), (4, 0)]
 
 
 def test_a_role_whose_marks_are_refused_is_named_when_it_makes_a_difference() -> None:

@@ -10,7 +10,7 @@ from bundle.cortex.models import JSON, Limits
 from bundle.cortex.requests import chat_request
 from bundle.cortex.thinking import DETAILS, signed_details
 from bundle.cortex.turns import turn_start
-from tests.conversations import GPT, LLAMA, assistant, cortex, result, text, thought, tool, user
+from tests.conversations import GPT, LLAMA, assistant, cortex, result, system, text, thought, tool, user
 from tests.cortex_rules import check_chat, thinking_signature
 from tests.recorded import THINKING
 
@@ -86,6 +86,12 @@ def test_a_request_that_does_not_ask_for_thinking_has_none() -> None:
     assert details(cortex(user("x"), thinks("one", "a"), result("a"), tools=[tool()])) == []
 
 
+def test_thinking_of_a_request_that_was_rewritten_before_stays_as_it_is() -> None:
+    once = cortex(user("x"), thinks("one", "a"), result("a"), **THINK)
+    messages = once.pop("messages")
+    assert cortex(*messages, **once) == {**once, "messages": messages}
+
+
 def test_thinking_goes_back_in_its_own_turn_only() -> None:
     older = [user("x"), thinks("one", "a"), result("a"), thinks("two", says="done")]
     first = cortex(*older, user("y"), **THINK)
@@ -101,6 +107,7 @@ def test_what_a_user_adds_to_results_belongs_to_the_same_turn() -> None:
         assert turn_start(history[:end]) == start
     assert turn_start([*history, assistant("done"), user("y"), user("z")]) == 7
     assert turn_start([assistant("x")]) == 0
+    assert turn_start([user("x"), assistant("so"), system(text("s")), assistant("so")]) == 0
 
 
 def test_thinking_that_a_model_has_refused_is_no_longer_sent_and_is_named() -> None:

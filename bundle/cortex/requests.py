@@ -112,7 +112,7 @@ def claude_only(messages: list[JSON], refused: Collection[str] | None) -> tuple[
     """The messages with cache marks and signed thinking, less what this model has refused, and the names of what was
     left out. `refused` is None for a model that is not Claude: it gets neither (docs/cortex.md#chat-cache-ignored)."""
     if refused is None:
-        return without_details(without_marks(messages)), []
+        return without_marks(messages), []  # (thinking goes out with `reasoning` only, which is Claude's)
     marks = [name for name in refused if name.startswith("cache_control ")]
     out = cache_marks(messages, [name.removeprefix("cache_control ") for name in marks])
     left_out = marks if marks and out != cache_marks(messages) else []
