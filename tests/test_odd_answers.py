@@ -250,7 +250,7 @@ def choosy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SetUp]:
 def test_no_session_ends_on_what_a_model_refuses_on_chat(choosy: SetUp, tmp_path: Any) -> None:
     """Thinking, stop sequences, long answers and marks: each is refused once, and said."""
     refused = ["reasoning", "stop", "response_format"]
-    choosy.stub.set_options(refused_fields=refused, refused_marks=["user"], output_cap=16_384)
+    choosy.stub.set_options(refused_fields=refused, refused_marks=["user", "assistant"], output_cap=16_384)
     session = Session(choosy, tmp_path / "project")
     work_all_day(session)
     again = choosy.ask("[[text: so]]", "claude-sonnet-5", stop_sequences=["x"], temperature=0.5)
@@ -258,7 +258,7 @@ def test_no_session_ends_on_what_a_model_refuses_on_chat(choosy: SetUp, tmp_path
     assert again.json()["error"]["message"].endswith("left out from now on.\nTrying again without that field.")
     assert "x-should-retry" not in again.headers
     log = choosy.log("claude_proxy.py")
-    for what in ("reasoning", "cache_control on user", "more than 16384 output tokens"):
+    for what in ("reasoning", "cache_control on user", "cache_control on assistant", "more than 16384 output tokens"):
         assert log.count(f"Cortex refused {what} for claude-sonnet-4-6") == 1
     answer = choosy.ask("[[text: so]]", "claude-sonnet-4-6", **THINKING)
     assert (

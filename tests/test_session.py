@@ -191,6 +191,26 @@ def test_litellm_hands_over_signed_thinking_unchanged(running: SetUp) -> None:
     assert (detail["text"], detail["signature"]) == (words, thinking["signature"])
 
 
+def test_the_mark_of_a_result_arrives_on_the_text_before_its_call(running: SetUp) -> None:
+    mark = {"cache_control": {"type": "ephemeral"}}
+
+    def turn(words: str, **more: Any) -> list[JSON]:
+        use = {"type": "tool_use", "id": f"toolu_{words}", "name": "T", "input": {}}
+        told = {"type": "tool_result", "tool_use_id": f"toolu_{words}", "content": "out", **more}
+        return [
+            {"role": "assistant", "content": [{"type": "text", "text": words}, use]},
+            {"role": "user", "content": [told]},
+        ]
+
+    messages = [{"role": "user", "content": "[[text: so]]"}, *turn("one"), *turn("two", **mark)]
+    body = {"model": "claude-sonnet-4-6", "max_tokens": 100, "messages": messages}
+    assert running.post({**body, "tools": [{"name": "T", "input_schema": {"type": "object"}}]}).status_code == 200
+    sent = [message["content"] for message in running.stub.requests[-1]["body"]["messages"]]
+    assert sent[0] == [{"type": "text", "text": "[[text: so]]", **mark}]
+    assert sent[1] == [{"type": "text", "text": "one"}]
+    assert sent[3] == [{"type": "text", "text": "two", **mark}]
+
+
 @pytest.mark.parametrize("signed", [False, True])
 def test_thinking_is_shown_with_the_signature_that_came(running: SetUp, signed: bool) -> None:
     thinking = {"type": "enabled", "budget_tokens": 1500}

@@ -110,7 +110,8 @@ def chat_request(
 
 def claude_only(messages: list[JSON], refused: Collection[str] | None) -> tuple[list[JSON], list[str]]:
     """The messages with cache marks and signed thinking, less what this model has refused, and the names of what was
-    left out. `refused` is None for a model that is not Claude: it gets neither (docs/cortex.md#chat-cache-ignored)."""
+    left out. `refused` is None for a model that is not Claude: it ignores marks (docs/cortex.md#chat-cache-ignored).
+    Its assistant's texts stay strings, because no source says that it takes a list there."""
     if refused is None:
         return without_marks(messages), []  # (thinking goes out with `reasoning` only, which is Claude's)
     marks = [name for name in refused if name.startswith("cache_control ")]
