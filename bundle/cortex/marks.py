@@ -61,21 +61,22 @@ def chosen_places(messages: Sequence[JSON], roles: Collection[str]) -> list[Plac
     """
     ends = carriers(messages, roles)
     marked: set[Place] = set()
-    nearest: dict[bool, Place] = {}  # the newest carrier so far, by whether an assistant's text may be one
+    nearest: Place | None = None
+    nearest_user: Place | None = None  # or of the system
     for position, message in enumerate(messages):
         if position in ends:
-            place = (position, ends[position])
-            nearest |= {True: place} if message["role"] == "assistant" else {True: place, False: place}
+            nearest = (position, ends[position])
+            nearest_user = nearest_user if message["role"] == "assistant" else nearest
         numbers = [number for number, block in enumerate(blocks_of(message.get("content"))) if mark_of(block)]
         if message["role"] in roles:
             marked |= {(position, number) for number in numbers}
             numbers = []
         if numbers or mark_of(message) or mark_within(message.get("tool_calls")):  # ignored there
-            marked |= {*nearest.values()}
+            marked |= {place for place in (nearest, nearest_user) if place}
     shared = sorted(place for place in marked if messages[place[0]]["role"] == "system")
     others = sorted(marked - {*shared})
-    before = [place for place in out_of_reach(messages, ends, others[-1:]) if place not in others]
-    return by_importance(shared, others, before)[:MAX_MARKS]
+    before = out_of_reach(messages, ends, others[-1]) if others else None
+    return by_importance(shared, others, [before] if before and before not in others else [])[:MAX_MARKS]
 
 
 def by_importance(shared: list[T], others: list[T], before: Sequence[T] = ()) -> list[T]:
@@ -104,22 +105,20 @@ def carriers(messages: Sequence[JSON], roles: Collection[str]) -> dict[int, int]
     }
 
 
-def out_of_reach(messages: Sequence[JSON], ends: dict[int, int], newest: Sequence[Place]) -> list[Place]:
+def out_of_reach(messages: Sequence[JSON], ends: dict[int, int], newest: Place) -> Place | None:
     """The place that the previous request has most likely marked, if the newest mark would not find it. A request ends
     with a user's block or with results, so that place is on a user or on a text before a call."""
     turn = turn_start(messages)
-    size = 0
-    for last, last_number in newest:
-        size = last_number + 1
-        for position in range(last - 1, -1, -1):
-            message = messages[position]
-            size += len(message.get("tool_calls") or ())
-            # An older turn is sent without its thinking, so nothing finds what its marks have stored.
-            changed = position < turn and DETAILS in message
-            if position in ends and (message["role"] == "user" or message.get("tool_calls")) and not changed:
-                return [(position, ends[position])] if size > REACH else []
-            size += len(blocks_of(message.get("content")))
-    return []
+    distance = newest[1] + 1  # in blocks
+    for position in range(newest[0] - 1, -1, -1):
+        message = messages[position]
+        distance += len(message.get("tool_calls") or ())
+        # An older turn is sent without its thinking, so nothing finds what its marks have stored.
+        changed = position < turn and DETAILS in message
+        if position in ends and (message["role"] == "user" or message.get("tool_calls")) and not changed:
+            return (position, ends[position]) if distance > REACH else None
+        distance += len(blocks_of(message.get("content")))
+    return None
 
 
 def without_marks(messages: Sequence[JSON]) -> list[JSON]:
