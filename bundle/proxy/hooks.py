@@ -72,9 +72,9 @@ Adapted = tuple[dict[str, Any], list[str], list[str]]
 def limits_of(kwargs: dict[str, Any], refusals: Refusals) -> Limits:
     """The limits in a row's `model_info`. If an error of Cortex has named a lower limit of the output, that one is
     used."""
-    info = kwargs["model_info"]
-    known = [limit for limit in (info.get("max_output_tokens"), refusals.limits.get(bare(kwargs["model"]))) if limit]
-    return Limits(max_output_tokens=min(known, default=None), cache_tool_results=bool(info.get("cache_tool_results")))
+    configured = kwargs["model_info"].get("max_output_tokens")
+    known = [limit for limit in (configured, refusals.limits.get(bare(kwargs["model"]))) if limit]
+    return Limits(max_output_tokens=min(known, default=None))
 
 
 def bare(model: str) -> str:
