@@ -5,82 +5,26 @@ The real LiteLLM runs against the strict stand-in, and once the real Claude Code
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
 import pytest
 
-from bundle.cortex.catalogue import Listed
-from bundle.files import write_private
-from bundle.model_list import ModelList
-from bundle.render import render
-from bundle.settings import load_settings
-from bundle.tokens import sign
 from tests.cortex_rules import MODELS
 from tests.cortex_stub import CHAT, MESSAGES
-from tests.set_up import TOKEN, SetUp, events, wait_until
+from tests.family import NEW, OPUS, PROXY, Family, a_family
+from tests.set_up import TOKEN, events
 
 pytestmark = pytest.mark.real
-PROXY = "claude_proxy.py"
 PATHS = {"chat": CHAT, "messages": MESSAGES}
-OPUS = ["claude-opus-5", "claude-opus-4-8", "claude-opus-4-7", "claude-opus-4-6", "claude-opus-4-5"]
-NEW = {"claude-opus-5-5": 128_000, "claude-opus-5-1": 128_000}  # models that no row of the template names
-_NUMBERS = itertools.count()
-
-
-class Family(SetUp):
-    """A running proxy whose rows a test may write anew."""
-
-    def write_rows(self, route: str, listed: Sequence[str] = (), info: str = "") -> None:
-        """Give the proxy rows for this route that have refused nothing yet. `listed` are the generally available models
-        of the account's list, and `info` is added to the `model_info` of the rows that say `newest`."""
-        settings, number, before = load_settings(self.environ), next(_NUMBERS), self.log(PROXY).count("models: ")
-        template = settings.template_path.read_text()
-        row = "openai/newest }\n    model_info: { <<: *info"
-        assert row in template
-        models = tuple(Listed(name, "GA") for name in listed)
-        rendered = render(
-            template.replace(row, f"{row}, number: {number}{info}"),
-            {
-                "SNOWFLAKE_JWT": sign(settings, time.time()).value,
-                "LITELLM_MASTER_KEY": self.master_key,
-                "CORTEX_URL": settings.base_url,
-            },
-            route,
-            ModelList(settings.account, settings.base_url, 0, models) if models else None,
-        )
-        write_private(self.config, rendered)
-        wait_until(lambda: self.log(PROXY).count("models: ") > before, 10, lambda: self.log(PROXY))
-
-    def refuse(self, *models: str) -> None:
-        """Let these models be unknown on the REST API."""
-        known = {**MODELS, **NEW}
-        self.stub.set_options(models={name: limit for name, limit in known.items() if name not in models})
-
-    def asked_for(self, since: int = 0) -> list[str]:
-        """The models that Cortex was asked for, from this request on."""
-        return [record["body"]["model"] for record in self.stub.requests[since:]]
-
-    def patiently(self, model: str = "claude-opus-latest", **more: Any) -> list[httpx.Response]:
-        """Ask until the answer is final, as Claude Code does."""
-        answers: list[httpx.Response] = []
-        while not answers or (answers[-1].status_code == 503 and len(answers) < 10):
-            answers.append(self.ask("[[text: hello]]", model, **more))
-        return answers
 
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
-    made = Family(tmp_path_factory.mktemp("family"))
-    try:
-        made.refresh()
-        made.start_proxy()
+    with a_family(tmp_path_factory.mktemp("family")) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(params=PATHS)

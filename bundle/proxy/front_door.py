@@ -196,8 +196,10 @@ class FrontDoor:
             elif path == proof.PATH:
                 answer = proof.proof(self._key, self._port, scope["query_string"])
                 await _send_bytes(send, 200 if answer else 400, answer or b"")
+            elif path == "/":  # Claude Code looks whether anybody is there
+                await _send_json(send, 200, None)
             else:
-                await self._answer_from_memory(path, send)
+                await self._answer_about_models(path, send)
         except BodyError as bad:
             await self._refuse(method, path, ErrorAnswer(bad.status, bad.kind, str(bad), bad.status != 408), send)
         finally:
@@ -247,15 +249,12 @@ class FrontDoor:
         elif self._refusals == REFUSALS_A_MINUTE + 1:
             say("… further refusals in this minute are not logged")
 
-    async def _answer_from_memory(self, path: str, send: Send) -> None:
-        """Answer the requests for models, and the `HEAD /` with which Claude Code looks who is there."""
+    async def _answer_about_models(self, path: str, send: Send) -> None:
         self._config.reload()
         if path == MODELS:
             data = entries(self._config.rows, self._config.refused)
             first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
             await _send_json(send, 200, {"data": data, "has_more": False, "first_id": first, "last_id": last})
-        elif not _is_of_one_model(path):
-            await _send_json(send, 200, None)
         elif entry := entry_of(asked := path[len(MODELS) + 1 :], self._config.rows, self._config.refused):
             await _send_json(send, 200, entry)
         else:
@@ -295,7 +294,7 @@ class FrontDoor:
                     if error_status != CLIENT_LEFT:
                         say(f"error {error.status} to Claude Code: {error.message}")
                         self._after_error = True
-                    await _send_error(send, error)
+                    await _send_error(send, error, _told(exchange, self._config))
 
         headers = [pair for pair in scope["headers"] if pair[0] in PASSED_HEADERS]
         passed = {**scope, "headers": headers, "query_string": b""}
@@ -374,9 +373,10 @@ def _error_event(kind: str, message: str) -> bytes:
     return b"event: error\ndata: " + json.dumps(error).encode() + b"\n\n"
 
 
-async def _send_error(send: Send, error: ErrorAnswer) -> None:
+async def _send_error(send: Send, error: ErrorAnswer, more_headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     content = {"type": "error", "error": {"type": error.kind, "message": clean(error.message)}}
-    await _send_json(send, error.status, content, [(b"x-should-retry", b"false")] if error.final else [])
+    final = [(b"x-should-retry", b"false")] if error.final else []
+    await _send_json(send, error.status, content, [*final, *more_headers])
 
 
 async def _send_json(
