@@ -36,6 +36,7 @@ class ModelWatch:
     ) -> None:
         self._log, self._ask, self._say_once = log, ask, SayOnce(log=log)
         self._rows: list[dict[str, Any]] = []
+        self._listed: ModelList | None = None
         self._seen: Stamp = ()
         self._thread: threading.Thread | None = None
         self._tried_at, self._tried_for = float("-inf"), ("", "", "")
@@ -92,12 +93,16 @@ class ModelWatch:
         self._seen = found
         return None
 
-    def follow(self, settings: Settings, now: float) -> dict[str, Any]:
+    def look(self, settings: Settings) -> None:
+        """Before a refresh: take note of the list and of the rows that it makes. A list that comes during the refresh
+        then causes another one. Raises ConfigError for a mistake in the template."""
+        self._seen, self._listed = stamp([settings.folder / FILE]), read(settings)
+        self._rows = template_rows(settings, settings.claude_route)
+
+    def follow(self, now: float) -> dict[str, Any]:
         """After a refresh: log which model took over from which, and each model in use that will end. Returns what
         `--status` needs to know."""
-        self._seen = stamp([settings.folder / FILE])
-        listed = read(settings)
-        self._rows = template_rows(settings, settings.claude_route)
+        listed = self._listed
         before, rows = self._state["rows"], newest_models(self._rows)
         for name, model in rows.items():
             if before.get(name, model) != model:

@@ -152,6 +152,7 @@ class Refresher:
         before, self.settings = self.settings, self._load()
         if before.proxy_port != self.settings.proxy_port:
             self._log(f"PROXY_PORT changed: takes effect with `{PM2} restart claude-proxy`")
+        self._watch.look(self.settings)
         token, self.last = refresh(self.settings, now)
         self._forced, self._failures, self._logged_error = False, 0, None
         self.state = RefresherState(
@@ -164,8 +165,7 @@ class Refresher:
             user=self.settings.user,
         )
         self._log(f"new token, valid until {clock_time(token.expires_at)}, because {reason}")
-        with suppress(ConfigError):  # nothing about models may count as a failed refresh
-            self.state.models = self._watch.follow(self.settings, now)
+        self.state.models = self._watch.follow(now)
         self._save_state()
         self._follow_template()
 

@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from bundle.model_list import FILE, ModelList, read, save, warnings
 from bundle.model_query import ask_models, listed
 from bundle.model_watch import ModelWatch, status_lines
 from bundle.refresher import read_state
+from bundle.render import render_config
 from bundle.settings import Settings, load_settings
 from bundle.sql_api import QueryError
 from tests.set_up import SetUp
@@ -94,6 +96,25 @@ def test_it_asks_once_a_day_and_after_a_failure_once_an_hour(world: World, home:
     assert len([line for line in world.lines if "cannot be read" in line]) == 1
 
 
+def test_a_list_that_comes_while_the_configuration_is_written_causes_another_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = world.refresher.settings
+    told = replace(account(*FIRST), account=settings.account, host=settings.base_url, asked_at=int(world.now))
+
+    def render_then_list(*arguments: Any) -> str:
+        text = render_config(*arguments)
+        save(settings, told)
+        return text
+
+    with monkeypatch.context() as patched:
+        patched.setattr("bundle.refresher.render_config", render_then_list)
+        assert world.after(3001)
+    assert rows(world)["claude-opus-*"] == "claude-opus-5"
+    assert world.after(2)
+    assert rows(world)["claude-opus-*"] == "claude-opus-4-8"
+
+
 def test_a_list_that_never_comes_delays_no_token(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> ModelList:
         time.sleep(30)
@@ -156,7 +177,9 @@ def test_a_model_in_use_is_warned_of_before_it_ends_and_one_that_nobody_has_chos
 
 def test_a_damaged_state_of_the_models_is_as_good_as_none(environ: dict[str, str]) -> None:
     for kept in (None, {}, {"rows": [1], "changes": "x"}, {"rows": {"a": None}, "changes": [1]}):
-        ModelWatch(print, kept).follow(load_settings(environ), TODAY)
+        watch = ModelWatch(print, kept)
+        watch.look(load_settings(environ))
+        watch.follow(TODAY)
     assert status_lines("nonsense") == status_lines({"rows": 5}) == []
 
 
