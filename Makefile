@@ -86,6 +86,10 @@ status: ## show one screen: token, processes, last error
 doctor: ## show what is wrong and how to fix it (ARGS=--live asks every model)
 	@$(INSTALLED); $(HERE); $(PY) doctor.py $(ARGS)
 
+.PHONY: models
+models: ## show the models of your account, and which row uses each of them
+	@$(INSTALLED); $(HERE); $(PY) models.py $(ARGS)
+
 .PHONY: usage
 usage: ## show the tokens spent, by day and model (ARGS='--days 30')
 	@$(INSTALLED); $(HERE); $(PY) usage.py $(ARGS)

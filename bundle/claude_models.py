@@ -27,10 +27,11 @@ SUFFIX = "[1m]"  # behind a name: Claude Code then takes the window for a millio
 NO_LARGE_WINDOW = "CLAUDE_CODE_DISABLE_1M_CONTEXT"
 WINDOW_OF_UNKNOWN = {"CLAUDE_CODE_MAX_CONTEXT_TOKENS": str(WINDOW)}
 # The prompt and the requested output may count together (docs/cortex.md#status-context-full). So Claude Code must
-# compact before the prompt leaves no room for an answer. Without the first variable some models are not watched at all;
-# a smaller window of the model counts. 88 percent (of the window without 20,000) is 862,400 tokens of a million, where
-# up to 128,000 are requested, and 158,400 of 200,000, where 32,000 are.
-COMPACTION = {"CLAUDE_CODE_AUTO_COMPACT_WINDOW": str(LARGE_WINDOW), "CLAUDE_AUTOCOMPACT_PCT_OVERRIDE": "88"}
+# compact before the prompt leaves no room for an answer. 88 percent (of the window without 20,000) is 862,400 tokens of
+# a million, where up to 128,000 are requested, and 158,400 of 200,000, where 32,000 are.
+PERCENT = {"CLAUDE_AUTOCOMPACT_PCT_OVERRIDE": "88"}
+# Without this entry Claude Code compacts some models only after a refusal. A smaller window of the model counts.
+COMPACTION = {"autoCompactWindow": LARGE_WINDOW}
 START_MODEL, START_EFFORT = "sonnet", "medium"  # the README says why
 # What Claude Code starts with: the entry that sets it, and the variable that has priority over that entry.
 MODEL, EFFORT = ("model", "ANTHROPIC_MODEL"), ("effortLevel", "CLAUDE_CODE_EFFORT_LEVEL")
@@ -118,10 +119,11 @@ def start_words(entries: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return f"Claude Code starts with {shown}, at {printable(str(effort), 20)} effort. {others}"
 
 
-def compaction(theirs: Mapping[str, Any]) -> dict[str, str]:
-    """The variables of COMPACTION, without those that the user has set in some way."""
-    chosen = {*theirs.get("env", {}), *(["CLAUDE_CODE_AUTO_COMPACT_WINDOW"] if theirs.get("autoCompactWindow") else [])}
-    return {name: value for name, value in COMPACTION.items() if name not in chosen}
+def compaction(theirs: Mapping[str, Any]) -> Json:
+    """The entries that make Claude Code compact in time. What the user has set, as /autocompact does, stays."""
+    entries = {name: value for name, value in COMPACTION.items() if not theirs.get(name)}
+    env = {name: value for name, value in PERCENT.items() if not theirs.get("env", {}).get(name)}
+    return {**entries, "env": env}
 
 
 def _with_window(model: str, rows: Sequence[Json]) -> str:

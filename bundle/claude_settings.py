@@ -46,7 +46,7 @@ OTHERS: Json = {  # entries beside `env` and `permissions`
     "skipWebFetchPreflight": True,  # else WebFetch asks claude.ai about each domain, and fails where that is blocked
     "apiKeyHelper": "",  # a program of the user that prints another key
 }
-BESIDE = (*OTHERS, "model", "effortLevel")  # all entries of ours beside `env` and `permissions`
+BESIDE = (*OTHERS, "model", "effortLevel", "autoCompactWindow")  # all entries of ours beside `env` and `permissions`
 EXPORTED = "the exported variable"
 # Only an administrator can change the settings in this folder, and they override all others.
 MANAGED = Path("/Library/Application Support/ClaudeCode" if sys.platform == "darwin" else "/etc/claude-code")
@@ -76,18 +76,19 @@ def proxy_entries(settings: Settings, theirs: Json) -> Json:
     variables = theirs.get("env", {})
     rows = claude_models.rows_of(settings)
     start = claude_models.start_entries(settings, rows, theirs)
+    compaction = claude_models.compaction(theirs)
     env = {
         "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{settings.proxy_port}",
         "ANTHROPIC_AUTH_TOKEN": master_key(settings),
         **claude_models.variables(rows),
         **SWITCHES,
-        **claude_models.compaction(theirs),
+        **compaction.pop("env"),
         **start.pop("env"),
         **dict.fromkeys(CONFLICTS, ""),
         **dict.fromkeys(filter(is_conflict, variables), ""),
         **around_proxy(variables),
     }
-    return {**start, "env": env, "permissions": {"deny": [DENIED]}, **OTHERS}
+    return {**start, "env": env, "permissions": {"deny": [DENIED]}, **compaction, **OTHERS}
 
 
 def config_folder(environ: Mapping[str, str]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
@@ -45,13 +46,13 @@ class SayOnce:
     """Says a line only the first time, because every turn of a session needs the same changes. Others choose the names
     in these lines, so their number has an end."""
 
-    def __init__(self, most: int = 1_000) -> None:
-        self._most, self._said = most, set[str]()
+    def __init__(self, most: int = 1_000, log: Callable[[str], None] | None = None) -> None:
+        self._most, self._log, self._said = most, log or say, set[str]()
 
     def __call__(self, line: str) -> None:
         if line not in self._said and len(self._said) < self._most:
             self._said.add(line)
-            say(line if len(self._said) < self._most else "… further lines of this kind are not logged")
+            self._log(line if len(self._said) < self._most else "… further lines of this kind are not logged")
 
 
 class ConfigError(Exception):

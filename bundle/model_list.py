@@ -6,6 +6,8 @@ The refresher and models.py write this file, whole. Everybody else reads it. It 
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -57,21 +59,25 @@ def _tuples(model: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(model[name]) for name in ("regions", "scopes")}
 
 
-def ending(models: Collection[str], listed: ModelList | None, today: str) -> list[str]:
-    """A sentence for each of these models that is past its legacy date, or that has ended. `today` is YYYY-MM-DD."""
+def warnings(models: Collection[str], listed: ModelList | None) -> list[str]:
+    """A sentence for each of these models that is past its legacy date, or that has ended."""
     found = [model for name in dict.fromkeys(models) if listed and (model := listed.find(name))]
-    return [_warning(model) for model in found if is_legacy(model, today)]
+    return [sentence for model in found if listed and (sentence := _warning(model, listed.asked_at))]
 
 
-def is_legacy(model: Listed, today: str) -> bool:
-    """Whether only accounts that have used this model before may use it, or none (docs/cortex.md#sql-models)."""
-    dated = model.legacy[:10].replace("/", "-")
-    return model.stage in {LEGACY, ENDED} or (dated[:4].isdecimal() and len(dated) == len(today) and dated <= today)
-
-
-def _warning(model: Listed) -> str:
+def _warning(model: Listed, asked_at: int) -> str:
+    """docs/cortex.md#sql-models-stages. The list is at most a day old, so its day is as good as today."""
+    day, past = time.strftime("%Y-%m-%d", time.gmtime(asked_at)), _as_date(model.legacy)
     if model.stage == ENDED:
         return f"{model.name} has ended on Cortex{f' ({model.ends})' if model.ends else ''}"
+    if model.stage != LEGACY and not (past and past <= day):
+        return ""
     since = f" since {model.legacy}" if model.legacy else ""
-    ends = f"it ends on {model.ends}" if model.ends[:4].isdecimal() else f"its end: {model.ends or 'not dated yet'}"
+    ends = f"it ends on {model.ends}" if _as_date(model.ends) else f"its end: {model.ends or 'not dated yet'}"
     return f"{model.name} is a legacy model{since}; {ends}"
+
+
+def _as_date(text: str) -> str:
+    """YYYY-MM-DD if a free text of Snowflake is just a date, else ""."""
+    found = re.fullmatch(r"(\d{4})[-/](\d{2})[-/](\d{2})", text.strip())
+    return "-".join(found.groups()) if found else ""

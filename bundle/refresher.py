@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from bundle.bootstrap import PM2
 from bundle.claude_settings import follow_template, old_models
 from bundle.errors import ConfigError, say
 from bundle.files import Stamp, stamp, write_private
+from bundle.model_list import FILE as MODEL_LIST
+from bundle.model_watch import ModelWatch
+from bundle.model_watch import status_lines as model_lines
 from bundle.render import render_config
 from bundle.settings import Settings, key_file, master_key
 from bundle.tokens import Token, sign
@@ -28,7 +31,7 @@ ERROR_SECONDS = 600  # when the token has less time left, a failed refresh is lo
 
 def remove_leftovers(settings: Settings) -> None:
     """Remove temporary files of a refresher that was killed while writing. Call this only while holding the lock."""
-    for name in (settings.config_path.name, STATE_FILE):
+    for name in (settings.config_path.name, STATE_FILE, MODEL_LIST):
         for leftover in settings.folder.glob(f".{name}.*.tmp"):
             leftover.unlink(missing_ok=True)
 
@@ -95,6 +98,7 @@ class RefresherState:
     key_fingerprint: str | None = None
     account: str | None = None
     user: str | None = None
+    models: dict[str, Any] = field(default_factory=dict)  # what ModelWatch.follow returns
 
 
 class Refresher:
@@ -106,9 +110,11 @@ class Refresher:
         clock: Callable[[], float] = time.time,
         log: Callable[[str], None] = say,
         environ: Mapping[str, str] = os.environ,
+        watch: ModelWatch | None = None,
     ) -> None:
         self._load, self._clock, self._log, self._environ = load, clock, log, environ
         self.settings = load()
+        self._watch = watch or ModelWatch(log, read_state(self.settings.folder).get("models"))
         self.last: Written | None = None
         self.state = RefresherState(pid=os.getpid())
         self._forced = False  # a signal asked for a refresh, and none has succeeded since
@@ -121,10 +127,12 @@ class Refresher:
     def step(self, *, force: bool = False) -> bool:
         """Refresh if a refresh is due; return whether a new configuration was written. Never raises ConfigError."""
         now = self._clock()
+        self._watch.ask_if_due(self.settings, now)
         sources = _stamp_of_sources(self.settings)
         self._forced = self._forced or force
         config = stamp([self.settings.config_path])
         reason = "a signal (SIGHUP) asked for it" if self._forced else due(now, self.last, sources, config)
+        reason = reason or self._watch.reason(self.settings)
         if reason is None:
             self._clear_error()
             return False
@@ -156,6 +164,8 @@ class Refresher:
             user=self.settings.user,
         )
         self._log(f"new token, valid until {clock_time(token.expires_at)}, because {reason}")
+        with suppress(ConfigError):  # nothing about models may count as a failed refresh
+            self.state.models = self._watch.follow(self.settings, now)
         self._save_state()
         self._follow_template()
 
@@ -219,6 +229,7 @@ def status_lines(state: Mapping[str, Any], now: float) -> list[str]:
             f"next:     {clock_time(state['next_refresh'])}",
             f"identity: {state['account']}.{state['user']}",
             f"key:      {state['key_fingerprint']}",
+            *model_lines(state.get("models")),
         ]
     if state.get("last_error"):
         lines.append(f"error:    {state['last_error']} (at {clock_time(state['last_error_at'])})")

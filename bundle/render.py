@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -14,7 +14,7 @@ import yaml
 from bundle.bootstrap import BUNDLE
 from bundle.cortex.catalogue import NEWEST, candidates, output_of, window_of
 from bundle.errors import ConfigError
-from bundle.model_list import ModelList, read
+from bundle.model_list import ModelList, read, warnings
 from bundle.settings import CLAUDE_ROUTES, Settings, master_key
 from bundle.tokens import Token
 
@@ -149,15 +149,17 @@ def _with_newest(number: int, row: dict[str, Any], listed: ModelList | None) -> 
 
 
 def _with_facts(row: dict[str, Any], listed: ModelList | None) -> dict[str, Any]:
-    """Add the model's window and output limit, if the row does not say them, and `listed: false` if the account does
-    not list the model. (Cortex may answer all the same: docs/cortex.md#sql-models-rest.)"""
+    """Add the model's window and output limit, if the row does not say them; `listed: false` if the account does not
+    list the model (Cortex may answer all the same: docs/cortex.md#sql-models-rest); and `legacy`, a warning."""
     if not _uses_token(row["litellm_params"]):
         return row
     model, info = row["litellm_params"]["model"].partition("/")[2], row.get("model_info") or {}
     facts = {key: value for key, value in zip(LIMITS, (window_of(model), output_of(model)), strict=True) if value}
     absent = {"listed": False} if listed and listed.models and not listed.find(model) else {}
+    warning = next(iter(warnings([model], listed)), None)
+    legacy = {"legacy": warning} if warning else {}
     given = {key: value for key, value in info.items() if value is not None}
-    return {**row, "model_info": {**facts, **absent, **given}}
+    return {**row, "model_info": {**facts, **absent, **legacy, **given}}
 
 
 def _apply_claude_route(row: dict[str, Any], claude_route: str) -> dict[str, Any]:
@@ -230,6 +232,15 @@ def template_rows(settings: Settings, claude_route: str) -> list[dict[str, Any]]
     """The rows that this value of CLAUDE_ROUTE produces, without secrets; raises ConfigError."""
     values = {"SNOWFLAKE_JWT": "-", "LITELLM_MASTER_KEY": "-", "CORTEX_URL": settings.base_url}
     return list(yaml.safe_load(render(_read_template(settings), values, claude_route, read(settings)))["model_list"])
+
+
+def newest_models(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The rows that say `newest`, each with the model that was filled in: `claude-opus-*` with `claude-opus-5`."""
+    return {
+        row["model_name"]: row["litellm_params"]["model"].partition("/")[2]
+        for row in rows
+        if NEWEST in (row.get("model_info") or {})
+    }
 
 
 def check_template(settings: Settings) -> None:

@@ -23,7 +23,7 @@ from patches import apply_patch
 # What the bundle writes into its folder, apart from what `make install` installs there. `.env` is the user's.
 WRITTEN = (
     *("litellm_config.yaml", "litellm_config.yaml.*", ".master_key", "claude.json"),
-    *(".refresher.json", ".refresher.lock", "logs", "cortex-report.md", ".*.tmp"),
+    *(".refresher.json", ".refresher.lock", ".models.json", "logs", "cortex-report.md", ".*.tmp"),
 )
 
 

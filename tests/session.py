@@ -15,7 +15,6 @@ from typing import Any
 from bundle.claude_models import ALIAS, variables
 from tests.claude_home import TEMPLATE, answered_by, rows_of
 from tests.cortex_rules import JSON
-from tests.cortex_scripts import is_side_call
 from tests.set_up import CLAUDE, SetUp
 
 OLD = "claude-sonnet-4-5-20250929"  # an id for which Claude Code asks for `enabled` thinking
@@ -171,26 +170,22 @@ WINDOWS = {"opus": "1m", "sonnet": "1m", "haiku": "200k", "small sonnet": "200k"
 
 
 def fill_the_window(session: Session, alias: str, window: int) -> None:
-    """Prompts of 6,000 tokens each, until Claude Code compacts by itself, and two more. No request is too large for the
+    """Prompts of 6,000 tokens each, until Claude Code compacts by itself, and one more. No request is too large for the
     window, in which the requested output counts too. The stand-in counts the first prompt as most of a window."""
     session.set_up.stub.set_options(windows={}, window_counts_output=True)
     first, words = int(0.88 * window) - 90_000, "lorem ipsum dolor sit amet " * 900
-    prompts = iter([f"[{first} tokens more]", *[words] * 20])
-
-    def go_on() -> list[bool]:
-        number = len(session.runs)
-        said = session.say(f"{next(prompts)} part {number} [[text: done {number}]]", model=alias)
-        assert said == f"done {number}"
+    largest = [window]  # request of each turn, in tokens
+    for number, weight in enumerate((f"[{first} tokens more]", *[words] * 20)):
+        before = len(session.requests)
+        session.say(f"{weight} part {number} [[text: done {number}]]", model=alias)
         refused = [record for record in session.requests if record["status"] != 200]
         assert not refused, (refused[0].get("overflow"), refused[0].get("refusal"))
-        return [is_side_call(record["body"]) for record in session.requests]
-
-    while not any(go_on()):
-        pass
-    assert not any(go_on()[-1:]), "it is compacted again and again"
-    sizes = [sum(record["usage"][kind] for kind in PROMPT) for record in session.requests]
-    assert 0.75 * window < max(sizes), sizes
-    assert max(sizes[-1:]) < 0.6 * window, sizes
+        largest.append(max(sum(record["usage"][kind] for kind in PROMPT) for record in session.requests[before:]))
+        if largest[-1] < window / 2:
+            break
+    assert largest[-1] < window / 2, "it was never compacted"
+    assert max(largest[1:]) > 0.7 * window, largest
+    assert session.say("and now [[text: on]]", model=alias) == "on"
 
 
 def fill_the_context(session: Session) -> None:

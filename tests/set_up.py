@@ -73,7 +73,8 @@ def link_or_copy(source: str, target: str) -> None:
 def copy_bundle(folder: Path, *, own_litellm: bool = False) -> Path:
     """A copy of the bundle. A test may edit its files and, with `own_litellm`, replace the LiteLLM in its `.venv`."""
     folder.mkdir()
-    for file in (*BUNDLE.glob("*.py"), BUNDLE / "litellm_config.template.yaml", BUNDLE / "ecosystem.config.js"):
+    others = ("litellm_config.template.yaml", "prices.yaml", "ecosystem.config.js")
+    for file in (*BUNDLE.glob("*.py"), *(BUNDLE / name for name in others)):
         shutil.copy(file, folder)
     for package in ("bundle", "patches"):
         shutil.copytree(BUNDLE / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))

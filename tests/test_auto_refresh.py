@@ -28,6 +28,8 @@ from bundle.tokens import fingerprint, public_der, register_statement
 from tests.set_up import BUNDLE, copy_bundle, drop_root_powers, pem
 from tests.user import KEY, put
 
+NOWHERE = "http://127.0.0.1:9"  # nobody answers there: a refresher asks its account for models
+
 
 def run(
     environ: dict[str, str],
@@ -118,7 +120,7 @@ def refresher(environ: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
 def start(environ: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-u", str(BUNDLE / "auto_refresh.py")],
-        env={**environ, "PATH": os.environ["PATH"]},
+        env={"SNOWFLAKE_HOST": NOWHERE, **environ, "PATH": os.environ["PATH"]},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -179,7 +181,7 @@ def at_a_terminal(environ: dict[str, str], *, nohup: bool) -> tuple[int, int, su
 
     process = subprocess.Popen(
         [sys.executable, "-u", str(BUNDLE / "auto_refresh.py")],
-        env={**environ, "PATH": os.environ["PATH"]},
+        env={"SNOWFLAKE_HOST": NOWHERE, **environ, "PATH": os.environ["PATH"]},
         preexec_fn=prepare,  # noqa: PLW1509
         stdin=follower,
         stdout=follower,

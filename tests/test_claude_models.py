@@ -13,6 +13,7 @@ from bundle.claude_models import (
     ALIAS,
     COMPACTION,
     NO_LARGE_WINDOW,
+    PERCENT,
     aliases,
     compaction,
     rows_of,
@@ -156,10 +157,9 @@ def test_start_model_and_effort_are_settings(environ: dict[str, str]) -> None:
 
 
 def test_a_limit_for_compaction_that_the_user_has_set_stays() -> None:
-    assert compaction({}) == COMPACTION
-    name, percent = COMPACTION
-    assert compaction({"env": {name: "500000"}}) == compaction({"autoCompactWindow": 500_000}) == {percent: "88"}
-    assert compaction({"env": {percent: "50"}}) == {name: str(LARGE_WINDOW)}
+    assert compaction({}) == {**COMPACTION, "env": PERCENT} == {"autoCompactWindow": LARGE_WINDOW, "env": PERCENT}
+    assert compaction({"autoCompactWindow": 300_000}) == {"env": PERCENT}
+    assert compaction({"env": dict.fromkeys(PERCENT, "50")}) == {**COMPACTION, "env": {}}
 
 
 def test_a_family_answered_by_another_model_is_named_after_that_model() -> None:

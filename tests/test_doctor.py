@@ -14,6 +14,9 @@ from bundle.checks import report as report_module
 from bundle.checks.finding import Finding, Installation, read_installation
 from bundle.checks.report import CHECKS, FOLLOWERS, causes, examine
 from bundle.checks.this_machine import private_key
+from bundle.model_list import save
+from bundle.model_query import ask_models
+from bundle.settings import load_settings
 from tests.set_up import BUNDLE, TOKEN, SetUp
 
 pytestmark = pytest.mark.usefixtures("nobody_s_environment")
@@ -23,6 +26,8 @@ pytestmark = pytest.mark.usefixtures("nobody_s_environment")
 
 
 def test_a_healthy_set_up_is_all_green(healthy: SetUp) -> None:
+    settings = load_settings(healthy.environ)
+    save(settings, ask_models(settings, time.time()))
     found = examine(read_installation(healthy.environ, time.time()), live=True)
     assert [finding for finding in found if finding.state != "ok"] == []
     assert list(dict.fromkeys(finding.group for finding in found)) == [*CHECKS, "Models"]

@@ -24,7 +24,7 @@ def bare(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("target", ["status", "doctor", "usage", "claude", "logs"])
+@pytest.mark.parametrize("target", ["status", "doctor", "models", "usage", "claude", "logs"])
 def test_a_target_before_anything_is_installed_is_one_line_with_the_command(bare: Path, target: str) -> None:
     done = make(bare, target)
     assert done.returncode != 0

@@ -39,7 +39,7 @@ def test_nothing_is_lost_and_undo_gives_the_same_bytes_and_mode(home: Home, text
     deny = tree.get("permissions", {}).get("deny", [])
     assert home.tree["env"] == {**tree.get("env", {}), **ours}
     assert home.tree["permissions"]["deny"] == [*deny, *([] if "WebSearch" in deny else ["WebSearch"])]
-    start = {"model": "sonnet", "effortLevel": "medium"}
+    start = {"model": "sonnet", "effortLevel": "medium", "autoCompactWindow": 1_000_000}
     expected = {**start, **tree, "env": 0, "permissions": 0, "skipWebFetchPreflight": True}
     assert {**home.tree, "env": 0, "permissions": 0} == expected
     assert list(home.tree)[: len(tree)] == list(tree)
@@ -132,8 +132,7 @@ def test_what_the_user_has_chosen_stays_for_one_run_too(home: Home) -> None:
     home.write('{"model": "haiku", "effortLevel": "high", "autoCompactWindow": 300000}')
     home.good("--file")
     tree = json.loads((home.set_up.folder / "claude.json").read_text())
-    assert not {"model", "effortLevel"} & tree.keys()
-    assert "CLAUDE_CODE_AUTO_COMPACT_WINDOW" not in tree["env"]
+    assert not {"model", "effortLevel", "autoCompactWindow"} & tree.keys()
     home.good("--file", CLAUDE_START_MODEL="opus")
     assert json.loads((home.set_up.folder / "claude.json").read_text())["model"] == "opus"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import jwt
@@ -14,8 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from bundle import refresher as refresher_module
 from bundle.claude_settings import UserSettings, proxy_entries, run_file, to_text
 from bundle.files import Stamp, write_private
+from bundle.model_list import ModelList
+from bundle.model_watch import ModelWatch
 from bundle.refresher import Refresher, Written, due, read_state, retry_delay
-from bundle.settings import load_settings
+from bundle.settings import Settings, load_settings
+from bundle.sql_api import QueryError
 from bundle.tokens import fingerprint
 from tests.claude_home import TEMPLATE
 from tests.set_up import pem
@@ -62,9 +66,20 @@ class World:
 
     def __init__(self, environ: dict[str, str]) -> None:
         self.environ, self.now, self.lines = environ, NOW, list[str]()
-        self.refresher = Refresher(lambda: load_settings(self.environ), lambda: self.now, self.lines.append, environ)
+        self.listed: ModelList | None = None  # what the account says when it is asked
+        self.asked: list[float] = []
+        self.watch = ModelWatch(self.lines.append, read_state(Path(environ["CORTEX_HOME"])).get("models"), self.ask)
+        self.refresher = Refresher(
+            lambda: load_settings(self.environ), lambda: self.now, self.lines.append, environ, self.watch
+        )
         self.refresher.refresh(self.now, "the refresher has started")
         self.config = Path(environ["CORTEX_HOME"]) / "litellm_config.yaml"
+
+    def ask(self, settings: Settings, now: float) -> ModelList:
+        self.asked.append(now)
+        if self.listed is None:
+            raise QueryError("the warehouse of models is closed.\nOpen it.")
+        return replace(self.listed, account=settings.account, host=settings.base_url, asked_at=int(now))
 
     def after(self, seconds: float) -> bool:
         self.now += seconds

@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from bundle.claude_models import aliases
+from bundle.cortex.catalogue import Listed
 from bundle.errors import ConfigError
+from bundle.model_list import ModelList
 from bundle.render import check_template, render, render_config, template_rows
 from bundle.settings import CLAUDE_ROUTES, Settings
 from bundle.tokens import sign
@@ -188,3 +190,58 @@ def test_the_recipe_of_the_template_makes_another_model_answer_for_a_family(sett
     assert asked not in rows  # so the row with the * answers
     assert asked.startswith("claude-haiku-")
     assert rows["claude-haiku-*"] == "openai/openai-gpt-4.1"
+
+
+# --------------------------------------------------------------------------------------------------------------- newest
+
+
+def filled(name: str, model: str = "openai/newest", route: str = "chat", *models: Listed) -> dict[str, Any]:
+    text = "model_list:\n" + ROW % (name, model) + "\n" + GENERAL
+    row = yaml.safe_load(render(text, VALUES, route, ModelList("", "", 0, models)))["model_list"][0]
+    return {"model": row["litellm_params"]["model"], **row["model_info"]}
+
+
+def test_newest_is_filled_in_with_its_window_its_limit_and_the_older_ones() -> None:
+    row = filled(
+        "claude-opus-*", "openai/newest", "chat", Listed("claude-opus-4-8", "GA"), Listed("claude-opus-5", "PUPR")
+    )
+    assert row["model"] == "openai/claude-opus-4-8"
+    assert (row["max_input_tokens"], row["max_output_tokens"]) == (1_000_000, 128_000)
+    assert row["newest"][:2] == ["claude-opus-4-8", "claude-opus-4-7"]
+
+
+def test_newest_follows_the_route_and_a_row_s_own_prefix() -> None:
+    assert filled("claude-haiku-*", route="messages")["model"] == "snowflake/claude-haiku-4-5"
+    assert filled("claude-haiku-*", "snowflake/newest")["model"] == "snowflake/claude-haiku-4-5"
+    assert filled("claude-*")["model"] == "openai/claude-sonnet-5"
+
+
+@pytest.mark.parametrize("name", ["my-model", "claude-opus-5", "opus-*", "claude-nothing-*"])
+def test_newest_in_a_row_of_no_family_is_a_mistake_with_its_line(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"litellm_config.template.yaml, line 2: the row .* Write a model's name there"
+    ):
+        filled(name)
+
+
+def test_what_the_row_says_of_a_model_counts_more_than_what_is_known() -> None:
+    text = "model_list:\n" + (ROW % ("claude-opus-5", "openai/claude-opus-5"))[:-1]
+    row = f"{text}, model_info: {{max_input_tokens: 300000, max_output_tokens: 16384}}}}\n{GENERAL}"
+    info = yaml.safe_load(render(row, VALUES))["model_list"][0]["model_info"]
+    assert (info["max_input_tokens"], info["max_output_tokens"]) == (300_000, 16_384)
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "many", "true", "1.5"])
+def test_a_window_that_is_no_count_is_a_mistake(value: str) -> None:
+    text = (
+        "model_list:\n" + (ROW % ("a", "openai/a"))[:-1] + f", model_info: {{max_input_tokens: {value}}}}}\n{GENERAL}"
+    )
+    with pytest.raises(ConfigError, match="the row a: max_input_tokens must be a whole number"):
+        render(text, VALUES)
+
+
+def test_a_model_that_the_account_does_not_list_is_marked_and_one_of_another_service_is_not() -> None:
+    models = [Listed("claude-opus-4-8", "GA")]
+    assert filled("claude-opus-4-8", "openai/claude-opus-4-8", "chat", *models).get("listed") is None
+    assert filled("x", "openai/claude-opus-4-7", "chat", *models)["listed"] is False
+    assert filled("x", "openai/claude-opus-4-7", "chat").get("listed") is None, "nothing is known of the account"

@@ -14,7 +14,16 @@ from bundle.checks.connections import claude, proxy, snowflake
 from bundle.checks.finding import Finding, Findings, Installation, NotConfiguredError, finding_from_message
 from bundle.checks.model_check import Report
 from bundle.checks.processes import processes, token
-from bundle.checks.this_machine import account, machine, patch, private_key, programs, secret_files, template
+from bundle.checks.this_machine import (
+    account,
+    machine,
+    model_list,
+    patch,
+    private_key,
+    programs,
+    secret_files,
+    template,
+)
 from bundle.errors import ConfigError
 from bundle.render import is_cortex
 
@@ -49,7 +58,7 @@ def check_model(installation: Installation, model: str, name: str) -> Report:
 CHECKS: Mapping[str, Sequence[Callable[[Installation], Findings]]] = {
     "This machine": (programs, machine),
     "Key": (private_key,),
-    "Configuration": (account, template, secret_files),
+    "Configuration": (account, template, model_list, secret_files),
     "Processes": (processes, token),
     "Patch": (patch,),
     "Proxy": (proxy,),

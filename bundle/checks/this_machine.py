@@ -13,7 +13,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bundle.bootstrap import BUNDLE, make
-from bundle.checks.finding import Finding, Findings, Installation, finding_from_message, make_finding
+from bundle.checks.finding import Finding, Findings, Installation, duration, finding_from_message, make_finding
+from bundle.model_list import read as read_list
 from bundle.refresher import read_state
 from bundle.render import template_rows
 from bundle.supervisor import interpreter, output_of, pm2_version
@@ -115,3 +116,20 @@ def patch(_: Installation) -> Findings:
         yield finding_from_message("openai.py", patch_report.detail, "ok" if patch_report.ok else "fail")
     except apply_patch.PatchError as error:
         yield finding_from_message("openai.py", error)
+
+
+def model_list(installation: Installation) -> Findings:
+    """The account's list of models, which fills in the rows that say `newest`. Without it, the documentation does."""
+    listed = read_list(installation.settings)
+    if listed is None or not listed.models:
+        found = "Snowflake's was not read yet; the newest models that Snowflake documents are used"
+        yield Finding("Model list", "skip", f"{found}. To read it: {make('models')}")
+        return
+    age = duration(installation.now - listed.asked_at)
+    yield Finding("Model list", "ok", f"{len(listed.models)} models, as Snowflake listed them {age} ago")
+    kept = read_state(installation.folder).get("models")
+    for warning in kept.get("warnings", ()) if isinstance(kept, dict) else ():
+        fix = (
+            f"Choose another model in its row of litellm_config.template.yaml. To see which there are: {make('models')}"
+        )
+        yield Finding("Model", "warn", warning, fix)

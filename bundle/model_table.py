@@ -1,0 +1,63 @@
+"""The models of an account side by side with the rows of the template: what `make models` shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from bundle.cortex.catalogue import FAMILIES, NEWEST, Listed, claude_family, output_of, window_of
+from bundle.cortex.models import version_of
+from bundle.model_list import ModelList
+from bundle.prices import Price
+from bundle.render import is_cortex
+
+NOT_LISTED = "not listed"
+# Models of other kinds and other products are in Snowflake's list too (docs/cortex.md#models-not-rest).
+_ON_REST = re.compile(r"(claude|openai-(1p-)?gpt|(snowflake-)?llama|mistral|deepseek)(?!.*(embed|guard|scout|gpt-4o))")
+
+
+def by_model(
+    rows: Sequence[Mapping[str, Any]], listed: ModelList, prices: Mapping[str, Price], *, everything: bool = False
+) -> list[dict[str, Any]]:
+    """One entry for each model that the account lists or that a row names: Claude first, the newest first.
+
+    `rows` are the rendered rows. `cross_region` is whether the model needs cross-region inference (None: not known),
+    `rows` are the names for which it answers, `newest` those of them that follow the account by themselves.
+    """
+    names: dict[str, list[Mapping[str, Any]]] = {}
+    for row in filter(_is_on_cortex, rows):
+        names.setdefault(row["litellm_params"]["model"].partition("/")[2], []).append(row)
+    known = {model.name: model for model in listed.models if everything or _ON_REST.match(model.name)}
+    known |= {name: listed.find(name) or Listed(name, NOT_LISTED) for name in names}
+    return [_entry(known[name], names.get(name, ()), listed, prices.get(name)) for name in sorted(known, key=_order)]
+
+
+def _is_on_cortex(row: Mapping[str, Any]) -> bool:
+    return is_cortex(dict(row))
+
+
+def _entry(model: Listed, rows: Sequence[Mapping[str, Any]], listed: ModelList, price: Price | None) -> dict[str, Any]:
+    info: Mapping[str, Any] = rows[0]["model_info"] if rows else {}
+    is_listed = model.stage != NOT_LISTED
+    return {
+        "model": model.name,
+        "stage": model.stage,
+        "legacy": model.legacy,
+        "ends": model.ends,
+        "window": info.get("max_input_tokens") or window_of(model.name),
+        "output": info.get("max_output_tokens") or output_of(model.name),
+        "price": asdict(price) if price else None,
+        "cross_region": listed.needs_cross_region(model) if is_listed and listed.region else None,
+        "rows": [row["model_name"] for row in rows],
+        "newest": [row["model_name"] for row in rows if NEWEST in row["model_info"]],
+    }
+
+
+def _order(name: str) -> tuple[int, tuple[int, ...], str]:
+    """Claude first, family by family, the newest first; then the others by name."""
+    family = claude_family(name)
+    if family:
+        return FAMILIES.index(family), tuple(-number for number in version_of(name)), name
+    return len(FAMILIES) + (not name.startswith("claude")), (), name

@@ -1,0 +1,141 @@
+"""Follows the account's list of models for the refresher: asks for it once a day, and says what has changed by it.
+
+The list is asked for in a thread of its own, so no token ever waits for it. Without a list, the one that was kept is
+used, and without that, the documentation (cortex/catalogue.py).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from bundle.errors import ConfigError, SayOnce, printable
+from bundle.files import Stamp, stamp
+from bundle.model_list import FILE, ModelList, read, save, warnings
+from bundle.model_query import ask_models
+from bundle.render import is_cortex, newest_models, template_rows
+from bundle.settings import Settings
+from bundle.sql_api import QueryError
+
+DAY_SECONDS = 24 * 3600
+RETRY_SECONDS = 3600  # after a failure
+MOST_CHANGES = 5
+
+
+class ModelWatch:
+    """What the refresher knows of the account's models. `kept` is what `state` has given before, perhaps damaged."""
+
+    def __init__(
+        self,
+        log: Callable[[str], None],
+        kept: Mapping[str, Any] | None = None,
+        ask: Callable[[Settings, float], ModelList] = ask_models,
+    ) -> None:
+        self._log, self._ask, self._say_once = log, ask, SayOnce(log=log)
+        self._rows: list[dict[str, Any]] = []
+        self._seen: Stamp = ()
+        self._thread: threading.Thread | None = None
+        self._tried_at, self._tried_for = float("-inf"), ("", "", "")
+        self._error = ""
+        self._state: dict[str, Any] = {
+            "rows": _dict(kept, "rows"),
+            "changes": _list(kept, "changes"),
+            "warnings": [],
+            "source": "",
+        }
+
+    # ---------------------------------------------------------------------------------------------------- asking for it
+
+    def ask_if_due(self, settings: Settings, now: float) -> None:
+        """Start to ask, if the kept list is older than a day or belongs to another account. Returns at once."""
+        who = (settings.account, settings.user, settings.base_url)
+        tried_lately = who == self._tried_for and 0 <= now - self._tried_at < RETRY_SECONDS
+        if tried_lately or (self._thread is not None and self._thread.is_alive()):
+            return
+        self._tried_at, self._tried_for = now, who
+        kept = read(settings)
+        if kept is None or not 0 <= now - kept.asked_at < DAY_SECONDS:
+            self._thread = threading.Thread(target=self._renew, args=(settings, now), daemon=True)
+            self._thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the list that is being asked for is there."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _renew(self, settings: Settings, now: float) -> None:
+        try:
+            listed = self._ask(settings, now)
+            save(settings, listed)
+            error = "" if listed.models else "Snowflake lists no model for this user's default role"
+        except (ConfigError, QueryError) as caught:
+            error = str(caught).partition("\n")[0]
+        except Exception as caught:  # noqa: BLE001 - a traceback of a thread helps nobody
+            error = f"{type(caught).__name__}: {printable(caught)}"
+        if error and error != self._error:
+            self._log(f"the account's list of models cannot be read, trying again in an hour: {error}")
+        self._error = error
+
+    # --------------------------------------------------------------------------------------------- what follows from it
+
+    def reason(self, settings: Settings) -> str | None:
+        """Why the list needs a new configuration, or None. The list is read only after it has changed."""
+        found = stamp([settings.folder / FILE])
+        if found == self._seen:
+            return None
+        with suppress(ConfigError):
+            if template_rows(settings, settings.claude_route) != self._rows:
+                return "the account's list of models changed"
+        self._seen = found
+        return None
+
+    def follow(self, settings: Settings, now: float) -> dict[str, Any]:
+        """After a refresh: log which model took over from which, and each model in use that will end. Returns what
+        `--status` needs to know."""
+        self._seen = stamp([settings.folder / FILE])
+        listed = read(settings)
+        self._rows = template_rows(settings, settings.claude_route)
+        before, rows = self._state["rows"], newest_models(self._rows)
+        for name, model in rows.items():
+            if before.get(name, model) != model:
+                change = f"{name}: {model} answers now, in place of {before[name]}"
+                self._log(change)
+                minute = time.strftime("%Y-%m-%d %H:%M", time.localtime(now))
+                self._state["changes"] = [*self._state["changes"], f"{minute} {change}"][-MOST_CHANGES:]
+        found = warnings([*rows.values(), *_chosen(self._rows)], listed)
+        for warning in found:
+            self._say_once(f"WARNING: {warning}")
+        source = "the account's list" if listed and listed.models else "Snowflake's documentation"
+        self._state |= {"rows": rows, "warnings": found, "source": source}
+        return self._state
+
+
+def _chosen(rows: list[dict[str, Any]]) -> list[str]:
+    """The models that answer under another name: somebody has chosen them."""
+    pairs = [(row["model_name"], row["litellm_params"]["model"].partition("/")[2]) for row in rows if is_cortex(row)]
+    return [model for name, model in pairs if not name.startswith(model)]
+
+
+def _dict(kept: Mapping[str, Any] | None, name: str) -> dict[str, str]:
+    value = (kept or {}).get(name)
+    return {str(key): str(text) for key, text in value.items()} if isinstance(value, dict) else {}
+
+
+def _list(kept: Mapping[str, Any] | None, name: str) -> list[str]:
+    value = (kept or {}).get(name)
+    return [str(text) for text in value] if isinstance(value, list) else []
+
+
+def status_lines(models: object) -> list[str]:
+    """What `--status` prints about the models: `models` is the state that `ModelWatch.follow` has returned."""
+    kept = models if isinstance(models, dict) else {}
+    rows = _dict(kept, "rows")
+    if not rows:
+        return []
+    shown = [f"{name.removeprefix('claude-').rstrip('-*') or 'others'} {model}" for name, model in rows.items()]
+    lines = [f"models:   {', '.join(shown)} (newest of {kept.get('source')})"]
+    lines += [f"changed:  {change}" for change in _list(kept, "changes")[-1:]]
+    return [*lines, *(f"warning:  {warning}" for warning in _list(kept, "warnings"))]

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Show which models this account has, and which row of the template uses each of them.
+
+Snowflake lists the models that the user's default role may use. This script reads that list through the SQL API: this
+needs no warehouse and costs nothing. The list also goes to token-refresher, which fills in the rows that say `newest`.
+
+Exit status: 0 done; 1 Snowflake did not answer, or lists no model; 78 a configuration error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from bundle.bootstrap import EX_CONFIG, enter_venv, make
+
+if __name__ == "__main__":
+    enter_venv()
+
+from rich.console import Console
+from rich.table import Table
+
+from bundle.errors import ConfigError, say
+from bundle.model_list import save
+from bundle.model_query import ask_models
+from bundle.model_table import NOT_LISTED, by_model
+from bundle.prices import read_prices
+from bundle.render import template_rows
+from bundle.settings import load_settings
+from bundle.sql_api import QueryError
+
+STAGES = {"GA": "GA", "PUPR": "preview", "PRPR": "private preview", "LEGACY": "legacy", "EOL": "ended"}
+REFRESH = "CALL SNOWFLAKE.MODELS.CORTEX_BASE_MODELS_REFRESH();"
+
+
+def stage(row: dict[str, Any]) -> str:
+    """The stage of a model in words, with its dates."""
+    words = STAGES.get(row["stage"], row["stage"].lower() or "not said")
+    dates = [f"since {row['legacy']}"] if row["legacy"] else []
+    dates += [f"ends {row['ends']}"] if row["ends"] else []
+    return f"{words} ({', '.join(dates)})" if dates else words
+
+
+def dollars(row: dict[str, Any]) -> str:
+    price = row["price"] or {}
+    shown = [price.get("input"), price.get("output")]
+    return " / ".join("?" if number is None else f"{number:.2f}" for number in shown) if any(shown) else "no price"
+
+
+def region(row: dict[str, Any]) -> str:
+    if row["stage"] == NOT_LISTED:
+        return ""
+    return {True: "cross-region", False: "in the account's region", None: "not known"}[row["cross_region"]]
+
+
+def table(rows: Sequence[dict[str, Any]], width: int) -> None:
+    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for title, right in (("model", False), ("stage", False), ("window", True), ("$ in / out", True)):
+        shown.add_column(title, justify="right" if right else "left", overflow="fold", no_wrap=title == "window")
+    shown.add_column("region", overflow="fold")
+    shown.add_column("answers for", overflow="fold")
+    for row in rows:
+        names = ", ".join(row["rows"])
+        shown.add_row(row["model"], stage(row), f"{row['window']:,}", dollars(row), region(row), names)
+    Console(highlight=False, markup=False, width=width).print(shown)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="The models of this account, and the rows that use them.")
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    parser.add_argument("--all", action="store_true", help="also models that the REST API does not serve")
+    options = parser.parse_args(arguments)
+    try:
+        settings, prices = load_settings(), read_prices()
+        listed = ask_models(settings, time.time())
+        save(settings, listed)  # before the rows are made: those that say `newest` follow this list
+        rows = by_model(template_rows(settings, settings.claude_route), listed, prices, everything=options.all)
+    except (ConfigError, QueryError) as error:
+        say(f"models.py: {error}", sys.stderr)
+        return EX_CONFIG if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        return 130
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return 0 if listed.models else 1
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+    if not listed.models:
+        say(f"Snowflake lists no model for {settings.user}. As ACCOUNTADMIN, this renews the list:\n{REFRESH}")
+        return 1
+    print(f"Models that {settings.user} may use on {settings.account}.")
+    print("Prices are in dollars per million tokens.\n", flush=True)
+    table(rows, width)
+    print(f"\nThe account's region: {listed.region or 'not known'}. Cross-region inference", end=" ")
+    print(f"(CORTEX_ENABLED_CROSS_REGION): {listed.cross_region or 'not known'}.")
+    print("Snowflake's list is not the REST API's: a model in it may still be unknown there.")
+    print(f"To ask each model of the template: {make('doctor', 'ARGS=--live')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
