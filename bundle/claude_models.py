@@ -100,8 +100,7 @@ def start_entries(settings: Settings, rows: Sequence[Json], theirs: Mapping[str,
     env: dict[str, str] = {}
     choices = ((MODEL, _with_window(given, rows), default), (EFFORT, settings.start_effort, START_EFFORT))
     for (entry, variable), ours, otherwise in choices:
-        chosen = theirs.get(entry) or theirs.get("env", {}).get(variable)
-        if ours or (otherwise and not chosen):
+        if ours or (otherwise and not _chosen(theirs, entry, variable)):
             entries[entry] = ours or otherwise
         if ours and theirs.get("env", {}).get(variable):
             env[variable] = ""
@@ -111,12 +110,18 @@ def start_entries(settings: Settings, rows: Sequence[Json], theirs: Mapping[str,
 def start_words(entries: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """What Claude Code starts with, for people, and what sets another choice."""
     model, effort = (
-        entries.get(entry) or theirs.get("env", {}).get(variable) or theirs.get(entry) or ""
-        for entry, variable in (MODEL, EFFORT)
+        printable(entries.get(entry) or _chosen(theirs, entry, variable), 60) for entry, variable in (MODEL, EFFORT)
     )
-    shown = printable(str(model), 60) or "its own default model"
     others = "CLAUDE_START_MODEL and CLAUDE_START_EFFORT in .env set others."
-    return f"Claude Code starts with {shown}, at {printable(str(effort), 20)} effort. {others}"
+    return f"Claude Code starts with {model or 'its own default model'}, at {effort or 'its own'} effort. {others}"
+
+
+def _chosen(theirs: Mapping[str, Any], entry: str, variable: str) -> str:
+    """What the user's settings say for `entry`, or "". Newer releases keep an effort beside each model's name."""
+    by_model = theirs.get("modelSettings")
+    kept = [found.get(entry) for found in by_model.values() if isinstance(found, dict)] if by_model else []
+    found = (theirs.get("env", {}).get(variable), theirs.get(entry), *kept)
+    return next((str(value) for value in found if value), "")
 
 
 def compaction(theirs: Mapping[str, Any]) -> Json:

@@ -110,6 +110,8 @@ def test_claude_code_starts_with_sonnet_at_medium_effort_unless_the_user_has_cho
     assert start_entries(settings, ROWS, {}) == {"model": "sonnet", "effortLevel": "medium", "env": {}}
     for theirs in USER_S:
         assert start_entries(settings, ROWS, theirs) == {"env": {}}
+    by_model = {"modelSettings": {"claude-opus-5": {"effortLevel": "high"}, "x": {}}}  # how 2.1.332 keeps /effort
+    assert start_entries(settings, ROWS, by_model) == {"model": "sonnet", "env": {}}
     assert start_entries(settings, ROWS, {"model": "opus"}) == {"effortLevel": "medium", "env": {}}
     assert "model" not in start_entries(settings, [row("openai-gpt-4.1", "openai-gpt-4.1")], {})
 
