@@ -125,7 +125,7 @@ def try_route(claude: Path, folder: Path, route: str) -> None:
         if not is_old(claude):
             fill_the_context(Session(set_up, folder / "full", claude))
             assert (shown := windows_shown(Session(set_up, folder / "context", claude))) == WINDOWS, shown
-        for alias, window in (("sonnet", 1_000_000), ("haiku", 200_000)):
+        for alias, window in (("sonnet", 1_000_000), ("haiku", 200_000)) if route == "chat" else ():
             fill_the_window(Session(set_up, folder / alias, claude, options=with_entries(set_up)), alias, window)
     finally:
         set_up.close()
