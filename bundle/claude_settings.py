@@ -267,9 +267,10 @@ def theirs_in_force(environ: Mapping[str, str], folder: Path) -> Json:
     """The settings that a `claude` started in `folder` gets without our entries, with all variables as `env`. A file
     that cannot be read counts as empty: it must not stop a run."""
     merged: Json = {"env": dict(environ)}
+    user, *others = files(environ, folder)
     with suppress(ConfigError):
         merged = _over(merged, UserSettings(environ).own)
-    for path in files(environ, folder)[1:]:
+    for path in [path for path in others if path != user]:  # (in the home folder, the project's file is the user's)
         with suppress(ConfigError):
             merged = _over(merged, read_settings(path)[1])
     return merged

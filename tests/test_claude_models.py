@@ -71,7 +71,7 @@ def test_a_window_that_the_row_says_counts_more_than_the_model_s_own() -> None:
     assert asked_by_opus(row("claude-opus-*", "openai-gpt-4.1", **large)) == "claude-opus-latest[1m]"
     named = row("claude-opus-5", "claude-opus-5", **small)  # so this name leads to another row, with another window
     assert asked_by_opus(named, row("claude-opus-*", "claude-opus-5")) == "claude-opus-latest[1m]"
-    elsewhere = row("claude-opus-5", "claude-opus-4-5")
+    elsewhere = row("claude-opus-5", "claude-opus-4-8")
     assert asked_by_opus(elsewhere, row("claude-opus-*", "claude-opus-5")) == "claude-opus-latest[1m]"
     assert asked_by_opus(row("claude-opus-*", "claude-opus-5", max_input_tokens=400_000)) == "claude-opus-latest"
 

@@ -13,6 +13,7 @@ import pytest
 from bundle.bootstrap import script
 from bundle.checks import processes
 from bundle.checks.finding import read_installation
+from bundle.claude_models import NO_LARGE_WINDOW
 from bundle.claude_settings import (
     OTHERS,
     around_proxy,
@@ -195,6 +196,18 @@ def test_the_models_of_both_settings_files_follow_the_template(
     write_private(settings.config_path, render(template.read_text(), VALUES))
     template.write_text("model_list: [")  # a mistake is not in force, and does not stop a run
     assert proxy_entries(settings, {}) == written
+
+
+def test_the_switch_of_an_older_release_against_large_windows_goes(home: Home) -> None:
+    settings = load_settings(home.set_up.environ)
+    entries = proxy_entries(settings, {})
+    old = {**entries, "env": {**entries["env"], NO_LARGE_WINDOW: "1"}}
+    write_private(run_file(settings), to_text(old))
+    follow_template(settings)
+    assert json.loads(run_file(settings).read_text()) == entries
+    home.settings.point(old)
+    home.settings.point(entries)
+    assert NO_LARGE_WINDOW not in home.tree["env"]
 
 
 def test_a_company_proxy_is_told_to_leave_loopback_alone() -> None:

@@ -135,6 +135,10 @@ def test_what_the_user_has_chosen_stays_for_one_run_too(home: Home) -> None:
     assert not {"model", "effortLevel", "autoCompactWindow"} & tree.keys()
     home.good("--file", CLAUDE_START_MODEL="opus")
     assert json.loads((home.set_up.folder / "claude.json").read_text())["model"] == "opus"
+    home.write("{}")
+    home.good()
+    home.good("--file")  # what all runs have got from us is no choice of the user
+    assert json.loads((home.set_up.folder / "claude.json").read_text())["model"] == "sonnet"
 
 
 def test_check_is_content_after_pointing_and_not_before(home: Home) -> None:
