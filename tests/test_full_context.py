@@ -85,7 +85,8 @@ def test_a_number_that_equals_the_requested_output_is_an_output_limit(running: S
 
 
 def test_too_much_output_is_no_full_context(running: SetUp) -> None:
-    with running.template(lambda text: text.replace("max_output_tokens: 64000", "max_output_tokens: 100000")):
+    row = f"model: openai/{MODEL} }}\n    model_info: {{ <<: *info"
+    with running.template(lambda text: text.replace(row, f"{row}, max_output_tokens: 100000")):
         answers = [running.ask("hello", MODEL, max_tokens=90_000) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [503, 200], "64000 is what the model takes: learnt"
     assert running.stub.requests[-1]["body"]["max_completion_tokens"] == 64_000
