@@ -29,7 +29,7 @@ def findings(set_up: SetUp, check: Check, **environ: str) -> dict[str, Finding]:
 class FakeProxy(http.server.ThreadingHTTPServer):
     """Answers what the doctor asks of the proxy.
 
-    `refused` has the words of an error by model, and `said` a text in place of "OK".
+    `refused` has the words of an error by model, `said` a text in place of "OK", and `headers` those of a good answer.
     """
 
     daemon_threads = True
@@ -40,6 +40,7 @@ class FakeProxy(http.server.ThreadingHTTPServer):
         self.key, self.asked = key, list[Any]()
         self.refused: dict[str, str] = {}
         self.said: dict[str, str] = {}
+        self.headers: dict[str, dict[str, str]] = {}
         super().__init__((address, port), answers or FakeAnswers)
 
 
@@ -72,6 +73,8 @@ class FakeAnswers(http.server.BaseHTTPRequestHandler):
         text = {"type": "text_delta", "text": self.server.said.get(asked["model"], "OK")}
         events = ({"type": "content_block_delta", "delta": text}, {"type": "message_stop"})
         self.send_response(200)
+        for header in self.server.headers.get(asked["model"], {}).items():
+            self.send_header(*header)
         self.end_headers()
         self.wfile.write(b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events))
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from bundle.cortex.models import JSON, Limits, family_of
 from bundle.cortex.requests import chat_request
+from tests.cortex_rules import thinking_signature
 
 CLAUDE, GPT, LLAMA = "openai/claude-sonnet-4-5", "openai/openai-gpt-5", "openai/llama4-maverick"
 MARK: JSON = {"cache_control": {"type": "ephemeral"}}
@@ -43,6 +44,12 @@ def user(*content: JSON | str, **more: Any) -> JSON:
 
 def assistant(content: Any = None, *ids: str, **more: Any) -> JSON:
     return {"role": "assistant", "content": content, **({"tool_calls": [*map(call, ids)]} if ids else {}), **more}
+
+
+def thought(words: str, signature: str, index: int = 0) -> JSON:
+    """Signed thinking of an assistant as it goes back to Cortex."""
+    made = {"type": "reasoning.text", "format": "anthropic-claude-v1", "id": f"reasoning-text-{index + 1}"}
+    return {**made, "index": index, "signature": signature, "text": words}
 
 
 def call(identity: str, arguments: Any = "{}", name: str = "Bash", **more: Any) -> JSON:
@@ -183,7 +190,7 @@ class Maker:
             return {"role": "assistant", "content": self.text()}, []
         content: list[JSON] = []
         if self.chance(3):
-            content.append({"type": "thinking", "thinking": "secret", "signature": "c2lnbmVk"})
+            content.append({"type": "thinking", "thinking": "secret", "signature": thinking_signature("secret")})
         if self.chance(8):
             content.append({"type": "redacted_thinking", "data": "c2VjcmV0"})
         content += self.blocks(2, attachments=False)
@@ -283,7 +290,8 @@ def sessions(draw: st.DrawFn) -> list[JSON]:
     No message is empty: LiteLLM drops empty messages, and then treats the messages before and after as one turn.
     """
     make = Maker(draw, marks=draw(st.booleans()))
-    fixed = {"max_tokens": 32_000, "tools": [{"name": "Read", "input_schema": {"type": "object"}}], **make.system()}
+    fixed: JSON = {"thinking": {"type": "adaptive"}} if make.chance(2) else {}
+    fixed |= {"max_tokens": 32_000, "tools": [{"name": "Read", "input_schema": {"type": "object"}}], **make.system()}
     messages = [{"role": "user", "content": "Hello."}, *map(make.not_empty, make.user())]
     asked = []
 

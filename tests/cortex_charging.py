@@ -67,6 +67,7 @@ def chat_blocks(body: JSON, options: Options) -> list[Block]:
         role = message["role"]
         barrier = role == "tool" and not options.mark_covers_tool_results
         content = message.get("content")
+        blocks += [Block(f"thinking:{detail['text']}") for detail in message.get("reasoning_details") or ()]
         parts: list[JSON] = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
         for part in parts:
             mark = "cache_control" in part and role in {"system", "developer", "user", "assistant"}

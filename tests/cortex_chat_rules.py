@@ -51,6 +51,7 @@ THINKING_FIRST = (
     "invalid request parameters: Expected `thinking` or `redacted_thinking`, but found `tool_use`. When `thinking` is "
     "enabled, a final `assistant` message must start with a thinking block."
 )
+THINKING_ALONE = "invalid request parameters: `thinking` blocks are accepted only when thinking is enabled."
 THINKING_FORCED = "invalid request parameters: Thinking may not be enabled when tool_choice forces tool use."
 
 
@@ -143,6 +144,8 @@ def _chat_thinking(body: JSON, messages: Sequence[JSON], options: Options) -> No
             if given.get("signature") not in (None, thinking_signature(str(given.get("text")))):
                 refuse(f"invalid request parameters: messages.{index}: Invalid `signature` in `thinking` block")
     if body.get("reasoning") is None:
+        if any(message.get("reasoning_details") for message in messages) and not options.details_alone:
+            refuse(THINKING_ALONE)
         return
     choice = body.get("tool_choice")
     if choice == "required" or isinstance(choice, dict):

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from tests.cortex_stub import CortexStub
 
 
+SETTABLE = frozenset(
+    {"skew", "underscores", "issued_ahead", "warehouse", "region", "cross_region", "listed", "sql_rows", "sql_page"}
+)
+
+
 async def control(stub: CortexStub, request: web.Request) -> tuple[int, JSON]:
     """Do what a request to `/_stub/…` asks; status and body of the answer."""
     what = f"{request.method} {request.path.removeprefix('/_stub/')}"
@@ -54,7 +59,7 @@ def _set(stub: CortexStub, values: JSON) -> None:
     for name, value in values.items():
         if name == "missing_models":
             stub.missing_models = frozenset(value)
-        elif name in {"skew", "underscores", "issued_ahead", "warehouse", "cross_region", "sql_rows", "sql_page"}:
+        elif name in SETTABLE:
             setattr(stub, name, value)
         else:
             raise ValueError(f"no attribute {name!r} to set")

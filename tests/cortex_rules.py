@@ -20,6 +20,7 @@ from types import MappingProxyType
 
 from tests.cortex_chat_rules import (
     FINAL_ASSISTANT,
+    THINKING_ALONE,
     THINKING_FIRST,
     THINKING_FORCED,
     THINKING_TEMPERATURE,
@@ -50,6 +51,7 @@ __all__ = [
     "MAX_BODY",
     "MODELS",
     "NO_PREFILL",
+    "THINKING_ALONE",
     "THINKING_FIRST",
     "THINKING_FORCED",
     "THINKING_TEMPERATURE",
@@ -135,6 +137,7 @@ class Options:
     thinking_needs_temperature: bool = True  # does `reasoning` need an explicit `temperature: 1`?
     thinking_mid_turn: bool = False  # is thinking accepted after tool calls of this turn without thinking?
     signed_streams: bool = False  # does a stream's thinking end with its signature?
+    details_alone: bool = False  # is signed thinking in the history accepted without `reasoning`?
     stream_extras: bool = False  # do the deltas of a stream have the empty keys of an unstreamed answer?
     prefill: bool = False  # do Claude 4.6 and newer accept an assistant message at the end?
     newest_temperature: bool = False  # do Claude 4.7 and newer accept a temperature other than 1?

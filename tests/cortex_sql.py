@@ -49,7 +49,8 @@ class World:
     failures: Mapping[str, str]
     requests: Sequence[JSON]
     rows: tuple[Sequence[str], Sequence[Sequence[str | None]]] | None = None
-    models: Sequence[str] = ()  # what the account lists
+    models: Sequence[JSON] = ()  # what the account lists: each with a name, and with the columns that are not usual
+    region: str = "AWS_US_WEST_2"
     cross_region: str = "DISABLED"
 
 
@@ -81,7 +82,7 @@ def run_statement(statement: str, world: World) -> tuple[int, JSON]:
         "CURRENT_USER": world.user,
         "CURRENT_ROLE": "CORTEX_DEVELOPER",
         "CURRENT_WAREHOUSE": world.warehouse,
-        "CURRENT_REGION": "AWS_US_WEST_2",
+        "CURRENT_REGION": world.region,
         "CURRENT_VERSION": "10.0.0",
     }
     items = select_list(text)
@@ -92,21 +93,38 @@ def run_statement(statement: str, world: World) -> tuple[int, JSON]:
     return SQL_FAULTS["sql_failed"]
 
 
+# The columns of SHOW CORTEX BASE MODELS, with what a model has that its region serves itself.
+MODEL_COLUMNS: Mapping[str, str | None] = {
+    "created_on": "2026-07-23 00:00:00.000 -0700",
+    "name": None,
+    "model_type": "CORTEX_BASE",
+    "database_name": "SNOWFLAKE",
+    "schema_name": "MODELS",
+    "owner": "SNOWFLAKE",
+    "lifecycle_status": "GA",
+    "in_region_availability": None,
+    "legacy_date": None,
+    "eol_date": None,
+    "cross_region_availability": '["ANY_REGION"]',
+}
+
+
 def base_models(statement: str, world: World) -> tuple[int, JSON]:
-    """What the user's role may use (docs/cortex.md#sql-models); without its schema the list is empty."""
-    names = (
-        *("created_on", "name", "lifecycle_status", "in_region_availability"),
-        *("cross_region_availability", "legacy_date", "eol_date"),
-    )
+    """What the user's role may use (docs/cortex.md#sql-models); without its schema the list is empty. An array may be
+    given as a list. A model without `in_region_availability` is in the account's own region."""
     pattern = re.search(r"\bLIKE '([^']*)'", statement, re.IGNORECASE)
     like = re.escape(pattern.group(1)).replace("%", ".*") if pattern else ".*"
-    listed = world.models if re.search(r"\bIN SCHEMA SNOWFLAKE\.MODELS$", statement, re.IGNORECASE) else ()
+    models = world.models if re.search(r"\bIN SCHEMA SNOWFLAKE\.MODELS$", statement, re.IGNORECASE) else ()
+    if unknown := {name for model in models for name in model} - MODEL_COLUMNS.keys():
+        raise ValueError(f"SHOW CORTEX BASE MODELS has no column {sorted(unknown)}")
+    usual = {**MODEL_COLUMNS, "in_region_availability": [world.region]}
     rows = [
-        ["2026-07-23 00:00:00.000 -0700", name.upper(), "GA", '["AWS_US_WEST_2"]', '["ANY_REGION"]', None, None]
-        for name in listed
-        if re.fullmatch(like, name, re.IGNORECASE)
+        [json.dumps(value) if isinstance(value, (list, tuple)) else value for value in row.values()]
+        for model in models
+        if re.fullmatch(like, model["name"], re.IGNORECASE)
+        for row in [{**usual, **model, "name": model["name"].upper()}]
     ]
-    return _table([(name, "text") for name in names], rows)
+    return _table([(name, "text") for name in MODEL_COLUMNS], rows)
 
 
 def _table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | None]]) -> tuple[int, JSON]:

@@ -63,9 +63,10 @@ class CortexStub(Server):
 
     To set: `options`, `script` (tuple of `Script`), `skew` (seconds that the service's clock is ahead), `underscores`,
     `issued_ahead` (seconds that an `iat` may lie in the future), `missing_models` (not in the region), `warehouse` (the
-    user's default or None), `cross_region` (CORTEX_ENABLED_CROSS_REGION), `sql_rows` (columns and rows in place of its
-    own log), `sql_page` (rows per partition), `replay` (answers to give unchanged, one per request: an object, or the
-    text of a stream). To read: `url`, `requests`, `login_failures` (reason by uuid).
+    user's default or None), `region` (the account's), `cross_region` (CORTEX_ENABLED_CROSS_REGION), `listed` (what SHOW
+    CORTEX BASE MODELS lists: a sequence of dicts with the columns; None: all of `options.models`, as GA), `sql_rows`
+    (columns and rows in place of its own log), `sql_page` (rows per partition), `replay` (answers to give unchanged,
+    one per request: an object, or the text of a stream). To read: `url`, `requests`, `login_failures` (reason by uuid).
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class CortexStub(Server):
         self.issued_ahead = 30.0
         self.missing_models: frozenset[str] = frozenset()
         self.warehouse: str | None = "COMPUTE_WH"
+        self.region = "AWS_US_WEST_2"
         self.cross_region = "DISABLED"
+        self.listed: Sequence[JSON] | None = None
         self.sql_rows: tuple[Sequence[str], Sequence[Sequence[str | None]]] | None = None
         self.sql_page = 1000
         self.replay: list[JSON | str] = []
@@ -368,7 +371,8 @@ class CortexStub(Server):
             failures=self.login_failures,
             requests=self.requests,
             rows=self.sql_rows,
-            models=tuple(self.options.models),
+            models=[{"name": name} for name in self.options.models] if self.listed is None else self.listed,
+            region=self.region,
             cross_region=self.cross_region,
         )
         return run_statement(statement, world)

@@ -27,6 +27,7 @@ from bundle.checks.model_check import (
     report,
     request,
     with_remedy,
+    with_successor,
 )
 from bundle.settings import Settings, load_settings
 from tests.cortex_rules import check_chat, check_messages
@@ -164,6 +165,32 @@ def test_what_the_proxy_leaves_out_is_read_from_its_header() -> None:
     answer = stream(START, TEXT, STOP)
     assert of_proxy(200, {"x-cortex-left-out": "reasoning, top_k"}, answer).left_out == ("reasoning", "top_k")
     assert of_proxy(200, {"x-cortex-left-out": ""}, answer) == Verdict("good")
+
+
+PLACE = {"x-cortex-model": "claude-opus-4-8", "x-cortex-refused": "403 Model claude-opus-5 not allowed"}
+WHOLE_ANSWER = stream(START, TEXT, STOP)
+
+
+def test_a_report_says_which_model_stands_in_why_and_what_brings_the_newer_one() -> None:
+    here = of_proxy(200, PLACE, WHOLE_ANSWER)
+    found = with_successor(report(here, CHAT), here, "claude-opus-5", "claude-opus-*")
+    said = "claude-opus-4-8 answers in place of claude-opus-5, which Cortex refuses: Model claude-opus-5 not allowed"
+    assert (found.answers, found.found, found.model) == ("whole", said, "claude-opus-4-8")
+    assert "CORTEX_MODELS_ALLOWLIST" in found.remedy
+    assert found.remedy.endswith("write it in place of `newest` in the row claude-opus-*.")
+
+
+def test_a_report_about_a_refused_field_says_it_too_and_keeps_its_own_words() -> None:
+    here = of_proxy(200, {**PLACE, "x-cortex-left-out": "reasoning"}, WHOLE_ANSWER)
+    found = with_successor(report(here, None), here, "claude-opus-5", "claude-opus-*")
+    assert found.found.endswith("not allowed. answers without `reasoning`, which Cortex refuses")
+    assert (found.answers, found.model) == ("in part", "claude-opus-4-8")
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-cortex-model": "claude-opus-5"}])
+def test_a_model_that_answers_itself_stands_in_for_none(headers: dict[str, str]) -> None:
+    here = of_proxy(200, headers, WHOLE_ANSWER)
+    assert with_successor(Report("whole", "answers"), here, "claude-opus-5", "claude-opus-*").model == ""
 
 
 def test_asking_again_ends_with_the_first_verdict_that_is_final_and_after_six_tries(

@@ -1,4 +1,4 @@
-"""Contents of messages as Cortex takes them (bundle/cortex/contents.py): plain blocks, few images, useful marks."""
+"""Contents of messages as Cortex takes them (bundle/cortex/contents.py): plain blocks, few images."""
 
 from __future__ import annotations
 
@@ -11,36 +11,30 @@ import pytest
 
 from bundle.cortex.contents import (
     EMPTY,
-    END_OF_RESULTS,
     IMAGE_TOO_OLD,
     IMAGES_ABOVE,
     IMAGES_BELOW,
     MAX_IMAGE_BYTES,
     NO_OUTPUT,
-    cache_marks,
     excess_images,
     limit_images,
-    marks_after_results,
     plain_contents,
     text_only_results,
-    without_marks,
 )
-from bundle.cortex.models import JSON, Limits, no_note
+from bundle.cortex.marks import cache_marks, without_marks
+from bundle.cortex.models import JSON, no_note
+from bundle.cortex.thinking import of_this_turn, without_details
 from bundle.cortex.turns import ends_with_user, one_call_per_turn, results_follow_calls, tools_in_words
 from tests.conversations import (
-    GPT,
-    LLAMA,
     MARK,
     assistant,
-    call,
-    cortex,
     image,
-    marked,
     result,
     sent,
     shape,
     system,
     text,
+    thought,
     tool,
     urls,
     user,
@@ -62,6 +56,10 @@ CONTENTS: dict[str, tuple[JSON, list[JSON]]] = {
     "thinking": (
         assistant("x", thinking_blocks=[{"type": "thinking", "thinking": "t"}], reasoning_content="t"),
         [assistant("x")],
+    ),
+    "signed thinking": (
+        assistant("x", "a", thinking_blocks=[{"type": "thinking", "thinking": "t", "signature": "s"}]),
+        [assistant("x", "a", reasoning_details=[thought("t", "s")])],
     ),
     "nothing but thinking": (assistant("", reasoning_content="t", thinking_blocks=[{"type": "thinking"}]), []),
     "a refusal": (assistant(None, refusal="No."), [assistant("No.")]),
@@ -151,8 +149,9 @@ def test_twenty_images_pass_untouched() -> None:
 def test_of_too_many_images_the_oldest_go_ten_at_a_time(count: int, left: int) -> None:
     each = [image(base64.b64encode(b"%d" % n).decode()) for n in range(count)]
     notes: list[str] = []
-    out = limit_images([user("x", *each[:7]), assistant("y"), user(*each[7:])], notes.append)
-    assert sent(user("x", *each[:7]), assistant("y"), user(*each[7:])) == out
+    messages = [user("x", *each[:7]), assistant([text("y")]), user(*each[7:])]
+    out = limit_images(messages, notes.append)
+    assert sent(*messages) == out
     assert urls(out) == urls([user(*each[count - left :])])
     assert json.dumps(out).count(IMAGE_TOO_OLD) == count - left
     assert notes == [f"{count - left} oldest images replaced by words"]
@@ -189,106 +188,12 @@ def test_an_image_that_goes_leaves_its_mark() -> None:
     assert out[0]["content"][0] == text(IMAGE_TOO_OLD, **MARK)
 
 
-CACHED = Limits(cache_tool_results=True)
-
-
-def test_a_mark_is_ephemeral_and_nothing_else() -> None:
-    long = {"cache_control": {"type": "ephemeral", "ttl": "1h", "scope": "global"}}
-    expected = [system(text("s", **MARK)), user(text("x", **MARK))]
-    assert sent(system(text("s", **long)), user(text("x", **long))) == expected
-
-
-def test_of_too_many_marks_the_last_of_the_system_and_the_newest_of_the_users_stay() -> None:
-    messages = [system(text("s", **MARK), text("t", **MARK)), *[user("x", text("y", **MARK))] * 5]
-    assert marked(cache_marks(messages)) == [(0, 1), (3, 1), (4, 1), (5, 1)]
-
-
-def test_room_that_the_users_leave_goes_to_the_rest_of_the_system() -> None:
-    messages = [system(*[text("s", **MARK)] * 5), user(text("x", **MARK))]
-    assert marked(cache_marks(messages)) == [(0, 2), (0, 3), (0, 4), (1, 0)]
-
-
-def test_without_a_system_the_users_get_all_marks() -> None:
-    assert marked(cache_marks([user(*[text("x", **MARK)] * 5)])) == [(0, 1), (0, 2), (0, 3), (0, 4)]
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        assistant("so", **MARK),
-        assistant("so", tool_calls=[call("a", **MARK)]),
-        result("a", **MARK),
-    ],
-    ids=["assistant", "call", "result"],
-)
-def test_a_mark_that_cortex_would_ignore_moves_back_to_where_it_counts(message: JSON) -> None:
-    out = cache_marks([system(text("s")), user("x", "y"), message, user("z")])
-    assert marked(out) == [(1, 1)]
-    assert marked(cache_marks([message, user("z")])) == []
-
-
-def test_a_mark_inside_a_result_counts_as_one_on_it() -> None:
-    out = sent(user("x"), assistant(None, "a"), result("a", [text("out", **MARK)]))
-    assert marked(out) == [(0, 0)]
-
-
-def test_a_block_that_is_already_marked_is_marked_once() -> None:
-    messages = [user(text("x", **MARK)), assistant("so", **MARK)]
-    assert marked(cache_marks(messages)) == [(0, 0)]
-
-
-def test_marks_on_users_and_system_arrive_whether_or_not_results_are_cached() -> None:
-    before = [system(text("s", **MARK)), user(text("x", **MARK))]
-    for limits in (Limits(), CACHED):
-        out = sent(*before, assistant(None, "a"), result("a"), user(text("y", **MARK)), limits=limits)
-        blocks = [out[position]["content"][number] for position, number in marked(out)]
-        assert blocks == [text("s", **MARK), text("x", **MARK), text("y", **MARK)]
-
-
-def test_a_mark_that_moves_on_leaves_the_words_as_they_were() -> None:
-    plain = [user("x"), assistant("yz"), {"role": "user", "content": "x"}, {"role": "system", "content": "x"}]
-    marked_then = [
-        user(text("x", **MARK)),
-        assistant([text("y"), text("z", **MARK)]),
-        user(text("x", **MARK)),
-        system(text("x", **MARK)),
-    ]
-    assert without_marks(sent(*marked_then)) == sent(*plain)
-
-
-def test_no_mark_is_sent_to_other_models() -> None:
-    history = [system(text("s", **MARK)), user(text("x", **MARK)), assistant(None, tool_calls=[call("a", **MARK)])]
-    for model in (GPT, LLAMA):
-        assert "cache_control" not in json.dumps(cortex(*history, result("a", **MARK), model=model, tools=[tool()]))
-
-
-def test_with_cache_tool_results_a_constant_block_after_the_results_has_the_mark() -> None:
-    history = [user("x"), assistant(None, "a"), result("a", **MARK)]
-    assert sent(*history, limits=CACHED)[3:] == [user(text(END_OF_RESULTS, **MARK))]
-    later = sent(*history[:2], result("a"), assistant(None, "b"), result("b", **MARK), limits=CACHED)
-    assert later[3:6] == [user(END_OF_RESULTS), assistant(None, "b"), result("b")]
-    assert later[6:] == [user(text(END_OF_RESULTS, **MARK))]
-
-
-@pytest.mark.parametrize(
-    ("messages", "expected"),
-    [
-        ([result("a", **MARK), user("x", "y")], [user(text(END_OF_RESULTS, **MARK)), user("x", "y")]),
-        ([result("a", [image()], **MARK)], [user(IMAGES_ABOVE, image(**MARK))]),
-        ([result("a", [image()], **MARK), user("x")], [user(IMAGES_ABOVE, image(**MARK)), user("x")]),
-    ],
-    ids=["before the user's text", "after the images", "between images and the user's text"],
-)
-def test_the_mark_of_a_result_moves_to_what_ends_the_results(messages: list[JSON], expected: list[JSON]) -> None:
-    assert sent(user("x"), assistant(None, "a"), *messages, limits=CACHED)[3:] == expected
-
-
 @pytest.mark.parametrize(
     "function",
     [
         *(results_follow_calls, one_call_per_turn, tools_in_words, ends_with_user),
         *(plain_contents, text_only_results, limit_images),
-        *(marks_after_results, cache_marks, without_marks),
+        *(cache_marks, without_marks, of_this_turn, without_details),
     ],
 )
 def test_no_function_changes_the_messages_it_is_given(function: Callable[[list[JSON]], list[JSON]]) -> None:

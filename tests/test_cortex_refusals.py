@@ -10,7 +10,15 @@ import pytest
 from bundle.cortex.errors import MAX_CHARACTERS
 from bundle.cortex.refusals import FIELDS, Refusals
 from bundle.cortex.requests import BESIDE_REASONING
-from tests.cortex_rules import FINAL_ASSISTANT, NO_PREFILL, THINKING_FIRST, THINKING_TEMPERATURE, TOOL_PAIRING
+from bundle.cortex.thinking import DETAILS
+from tests.cortex_rules import (
+    FINAL_ASSISTANT,
+    NO_PREFILL,
+    THINKING_ALONE,
+    THINKING_FIRST,
+    THINKING_TEMPERATURE,
+    TOOL_PAIRING,
+)
 
 JSON = dict[str, Any]
 MODEL = "claude-sonnet-4-6"
@@ -54,6 +62,32 @@ def test_a_field_that_an_answer_names_is_left_out_for_that_model(words: str, lea
     assert refusals.learn_chat(words, BODY) == [f"{learned} for {MODEL}"]
     assert refusals.chat == {MODEL: {learned}}
     assert refusals.learn_chat(words, {**BODY, "model": "claude-opus-5"}) != [], "another model is another matter"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "invalid request parameters: messages.3: Invalid `signature` in `thinking` block",
+        "messages.1: Invalid signature of the thinking",
+        "Expected `thinking` or `redacted_thinking`, but found `text`",
+        "messages.1.reasoning_details: Extra inputs are not permitted",
+        "`thinking` or `redacted_thinking` blocks in the latest assistant message cannot be modified",
+        THINKING_ALONE,
+        THINKING_FIRST,
+    ],
+)
+def test_thinking_that_was_sent_back_is_left_out_when_an_answer_is_about_it(words: str) -> None:
+    refusals = Refusals()
+    thinking = {"role": "assistant", "content": None, "tool_calls": [], DETAILS: [{"text": "t", "signature": "s"}]}
+    sent = {"model": MODEL, "messages": [thinking], "reasoning": {"effort": "low"}}
+    assert refusals.learn_chat(words, sent) == [f"{DETAILS} for {MODEL}"]
+    assert refusals.chat == {MODEL: {DETAILS}}
+    assert DETAILS not in str(refusals.learn_chat(words, BODY)), "nothing was sent back"
+
+
+def test_an_answer_that_refuses_all_thinking_leaves_out_all_thinking() -> None:
+    sent = {"model": MODEL, "messages": [{"role": "assistant", DETAILS: []}], "reasoning": {"effort": "low"}}
+    assert Refusals().learn_chat("reasoning is not supported here", sent) == [f"reasoning for {MODEL}"]
 
 
 @pytest.mark.parametrize("words", ["reasoning is not supported here", "thinking is not available", THINKING_FIRST])

@@ -186,15 +186,35 @@ def test_the_other_route_is_offered_only_where_no_model_loses_by_it(reports: lis
 @pytest.mark.real
 def test_a_model_that_does_not_answer_is_named_at_the_start_and_is_no_reason_to_fail(refusing: Refusing) -> None:
     refusing.refuse("user", "CLAUDE_ROUTE=chat\n")  # a field that is never sent
-    refusing.stub.missing_models = frozenset({"claude-opus-4-7"})
+    refusing.stub.missing_models = frozenset({"claude-haiku-4-5"})  # the only one of its family
     try:
         done = refusing.run("tests/first_answer.py")
     finally:
         refusing.stub.missing_models = frozenset()
     assert done.returncode == 0
-    assert "Warning: claude-opus-4-7: Snowflake Cortex: model claude-opus-4-7 is not available" in done.stdout
+    assert "Warning: claude-haiku-4-5: Snowflake Cortex: model claude-haiku-4-5 is not available" in done.stdout
     assert "CORTEX_ENABLED_CROSS_REGION" in done.stdout
-    assert done.stdout.endswith("claude-haiku-4-5 and claude-sonnet-4-6 on Snowflake Cortex answer.\n")
+    assert done.stdout.endswith("claude-opus-5 and claude-sonnet-5 on Snowflake Cortex answer.\n")
+
+
+@pytest.mark.real
+def test_a_model_that_stands_in_for_a_newer_one_is_named_with_the_way_to_the_newer_one(refusing: Refusing) -> None:
+    refusing.refuse("user", "CLAUDE_ROUTE=chat\n")
+    refusing.stub.missing_models = frozenset({"claude-opus-5", "claude-opus-4-8"})
+    try:
+        started = [refusing.run("tests/first_answer.py") for _ in range(2)]  # it learns, and it knows already
+        found = json.loads(refusing.run("doctor.py", "--live", "--json").stdout)["findings"]
+    finally:
+        refusing.stub.missing_models = frozenset()
+    said = "claude-opus-4-7 answers in place of claude-opus-5, which Cortex refuses: model claude-opus-5 is not "
+    for done in started:
+        assert done.returncode == 0
+        assert f"Warning: claude-opus-5: {said}available in your region" in done.stdout
+        assert "As ACCOUNTADMIN:\nALTER ACCOUNT SET CORTEX_ENABLED_CROSS_REGION" in done.stdout
+        *_, last = done.stdout.splitlines()
+        assert last == "claude-haiku-4-5, claude-opus-4-7 and claude-sonnet-5 on Snowflake Cortex answer."
+    (opus,) = (finding for finding in found if finding["name"] == "openai/claude-opus-5")
+    assert (opus["state"], opus["found"].startswith(said)) == ("warn", True)
 
 
 def test_a_start_with_a_word_that_is_no_route_says_which_there_are(set_up: SetUp) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from bundle.cortex.contents import cache_marks, limit_images
+from bundle.cortex.contents import limit_images
 from bundle.cortex.errors import MAX_CHARACTERS, explain, explain_failure, words_of
+from bundle.cortex.marks import cache_marks
 from bundle.cortex.messages import plain_messages, results_after_calls
 from bundle.cortex.models import JSON, Limits, no_note
 from bundle.cortex.refusals import Refusals
@@ -100,6 +101,7 @@ HISTORIES: dict[str, tuple[Callable[[Any], object], Callable[[int], Any]]] = {
         cache_marks,
         lambda n: [*marked(n), *({"role": "assistant", "content": "a", **MARK} for _ in range(n))],
     ),
+    "marked calls": (cache_marks, lambda n: [{"role": "assistant", "content": None, **MARK} for _ in range(n)]),
     "images": (limit_images, lambda n: [{"role": "user", "content": [TINY] * n}]),
     "alternatives of a schema": (
         object_schema,

@@ -250,7 +250,7 @@ def choosy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SetUp]:
 def test_no_session_ends_on_what_a_model_refuses_on_chat(choosy: SetUp, tmp_path: Any) -> None:
     """Thinking, stop sequences, long answers and marks: each is refused once, and said."""
     refused = ["reasoning", "stop", "response_format"]
-    choosy.stub.set_options(refused_fields=refused, refused_marks=["user"], output_cap=16_384)
+    choosy.stub.set_options(refused_fields=refused, refused_marks=["user", "assistant"], output_cap=16_384)
     session = Session(choosy, tmp_path / "project")
     work_all_day(session)
     again = choosy.ask("[[text: so]]", "claude-sonnet-5", stop_sequences=["x"], temperature=0.5)
@@ -258,7 +258,7 @@ def test_no_session_ends_on_what_a_model_refuses_on_chat(choosy: SetUp, tmp_path
     assert again.json()["error"]["message"].endswith("left out from now on.\nTrying again without that field.")
     assert "x-should-retry" not in again.headers
     log = choosy.log("claude_proxy.py")
-    for what in ("reasoning", "cache_control on user", "more than 16384 output tokens"):
+    for what in ("reasoning", "cache_control on user", "cache_control on assistant", "more than 16384 output tokens"):
         assert log.count(f"Cortex refused {what} for claude-sonnet-4-6") == 1
     answer = choosy.ask("[[text: so]]", "claude-sonnet-4-6", **THINKING)
     assert (
@@ -278,3 +278,20 @@ def test_no_session_ends_on_what_a_model_refuses_on_messages(choosy: SetUp, tmp_
         assert session.say(ask([call("Bash", command="true")], "two"), model=OLD) == "two"
         answer = choosy.ask("[[text: so]]", MODEL, **THINKING)
         assert answer.headers["x-cortex-left-out"] == "thinking"
+
+
+@ON_CHAT
+def test_no_session_ends_on_thinking_that_another_account_has_signed(choosy: SetUp) -> None:
+    choosy.stub.set_options(refused_fields=[], refused_marks=[])
+    foreign = {"type": "thinking", "thinking": "so", "signature": "of another account"}
+    use = {"type": "tool_use", "id": "toolu_1", "name": "Bash", "input": {}}
+    told = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "out"}
+    history: list[JSON] = [
+        {"role": "user", "content": "[[text: on]]"},
+        {"role": "assistant", "content": [foreign, use]},
+    ]
+    body = {"model": "claude-opus-4-6", "messages": [*history, {"role": "user", "content": [told]}], "tools": [TOOL]}
+    assert choosy.post({**body, **THINKING}).status_code == 503
+    again = choosy.post({**body, **THINKING})
+    assert (again.status_code, again.headers["x-cortex-left-out"]) == (200, "reasoning_details")
+    assert choosy.log("claude_proxy.py").count("Cortex refused reasoning_details for claude-opus-4-6") == 1

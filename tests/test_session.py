@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.cortex_rules import JSON, Options
+from tests.cortex_rules import JSON, Options, thinking_signature
 from tests.cortex_stub import CHAT, FAULTS, MESSAGES
 from tests.session import FUTURE, OLD, Session, ask, call, work_all_day
 from tests.set_up import SetUp, events
@@ -44,6 +44,7 @@ OTHERWISE = {
     "thinking_needs_temperature": False,
     "thinking_mid_turn": True,
     "signed_streams": True,
+    "details_alone": True,
     "stream_extras": True,
     "prefill": True,
     "newest_temperature": True,
@@ -137,14 +138,77 @@ def test_what_is_cached_stays_a_prefix_of_the_next_request(session: Session) -> 
     assert pairs >= 12
 
 
-def test_thinking_is_asked_for_at_the_start_of_a_turn_and_shown(running: SetUp) -> None:
-    before = len(running.stub.requests)
-    for model in (OLD, FUTURE):
-        assert running.claude(ask([call("Bash", command="true")], "done"), "--model", model)["result"] == "done"
-    first = [record for record in running.stub.requests[before:] if record["turn"] == 0]
-    asked = [record["body"].get("reasoning") for record in running.stub.requests[before:]]
-    assert [bool(effort) for effort in asked] == [True, False, True, False]
-    assert {record["body"].get("temperature") for record in first} == {1}
+@pytest.mark.parametrize("model", [OLD, FUTURE])
+def test_a_turn_goes_on_thinking_if_its_thinking_comes_with_a_signature(running: SetUp, model: str) -> None:
+    calls = [[call("Bash", command=f"echo {number}")] for number in range(3)]
+    for signed in (True, False):
+        before = len(running.stub.requests)
+        running.stub.set_options(signed_streams=signed)
+        try:
+            assert running.claude(ask(*calls, "done"), "--model", model)["result"] == "done"
+        finally:
+            running.stub.set_options(signed_streams=False)
+        asked = running.stub.requests[before:]
+        assert [record["status"] for record in asked] == [200] * 4
+        bodies = [record["body"] for record in asked]
+        assert [bool(body.get("reasoning")) for body in bodies] == [True, signed, signed, signed]
+        assert bodies[0]["temperature"] == 1
+        sent_back = [sum("reasoning_details" in message for message in body["messages"]) for body in bodies]
+        assert sent_back == ([0, 1, 2, 3] if signed else [0] * 4)
+
+
+def test_signed_thinking_of_a_turn_with_parallel_calls_and_of_an_older_turn_is_refused_nowhere(
+    running: SetUp, tmp_path: Path
+) -> None:
+    session = Session(running, tmp_path / "project")
+    one, two = call("Bash", command="echo 1"), call("Bash", command="echo 2")
+    running.stub.set_options(signed_streams=True)
+    try:
+        assert session.say(ask([one], [one, two], [one], "first")) == "first"
+        assert session.say(ask([one], "second")) == "second"
+    finally:
+        running.stub.set_options(signed_streams=False)
+    assert {record["status"] for record in session.requests} == {200}
+    bodies = [record["body"] for record in session.requests if record["turn"] is not None]
+    assert [bool(body.get("reasoning")) for body in bodies] == [True, True, False, False, True, True]
+    sent_back = [sum("reasoning_details" in message for message in body["messages"]) for body in bodies]
+    assert sent_back == [0, 1, 0, 0, 0, 1]
+
+
+def test_litellm_hands_over_signed_thinking_unchanged(running: SetUp) -> None:
+    words = '  naïve ✓ 漢字 "quoted" \\ back\n\n</thinking> \u2028 end \n'
+    thinking = {"type": "thinking", "thinking": words, "signature": thinking_signature(words)}
+    use = {"type": "tool_use", "id": "toolu_1", "name": "T", "input": {}}
+    messages = [
+        {"role": "user", "content": "[[text: so]]"},
+        {"role": "assistant", "content": [thinking, use]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "out"}]},
+    ]
+    body = {"model": "claude-sonnet-4-6", "max_tokens": 4000, "messages": messages, "thinking": {"type": "adaptive"}}
+    answer = running.post({**body, "tools": [{"name": "T", "input_schema": {"type": "object", "properties": {}}}]})
+    assert answer.status_code == 200
+    (detail,) = running.stub.requests[-1]["body"]["messages"][1]["reasoning_details"]
+    assert (detail["text"], detail["signature"]) == (words, thinking["signature"])
+
+
+def test_the_mark_of_a_result_arrives_on_the_text_before_its_call(running: SetUp) -> None:
+    mark = {"cache_control": {"type": "ephemeral"}}
+
+    def turn(words: str, **more: Any) -> list[JSON]:
+        use = {"type": "tool_use", "id": f"toolu_{words}", "name": "T", "input": {}}
+        told = {"type": "tool_result", "tool_use_id": f"toolu_{words}", "content": "out", **more}
+        return [
+            {"role": "assistant", "content": [{"type": "text", "text": words}, use]},
+            {"role": "user", "content": [told]},
+        ]
+
+    messages = [{"role": "user", "content": "[[text: so]]"}, *turn("one"), *turn("two", **mark)]
+    body = {"model": "claude-sonnet-4-6", "max_tokens": 100, "messages": messages}
+    assert running.post({**body, "tools": [{"name": "T", "input_schema": {"type": "object"}}]}).status_code == 200
+    sent = [message["content"] for message in running.stub.requests[-1]["body"]["messages"]]
+    assert sent[0] == [{"type": "text", "text": "[[text: so]]", **mark}]
+    assert sent[1] == [{"type": "text", "text": "one"}]
+    assert sent[3] == [{"type": "text", "text": "two", **mark}]
 
 
 @pytest.mark.parametrize("signed", [False, True])

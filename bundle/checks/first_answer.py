@@ -95,13 +95,14 @@ def ask_families(installation: Installation) -> tuple[dict[str, str], dict[str, 
 
 def print_result(installation: Installation, reports: Mapping[str, Report]) -> bool:
     """Print which models answer, and the warnings. If no model answers, print all that is wrong and return False."""
-    answering = [bare_name(model) for model, report in reports.items() if report.answers != "no"]
+    names = [report.model or bare_name(model) for model, report in reports.items() if report.answers != "no"]
+    answering = list(dict.fromkeys(names))
     if not answering:
         return print_what_is_wrong(installation)
     warnings = [finding for finding in processes(installation) if finding.state == "warn"]
     models_by_problem: dict[tuple[str, str], list[str]] = {}
     for model, report in reports.items():
-        if report.answers != "whole":
+        if report.answers != "whole" or report.model:
             models_by_problem.setdefault((report.found, report.remedy), []).append(bare_name(model))
     warnings += [Finding(", ".join(names), "warn", *problem) for problem, names in models_by_problem.items()]
     for finding in warnings:

@@ -126,20 +126,25 @@ class Verdict:
     """The result of a request. `state` is "good" for a complete answer, "again" if the same request may succeed later,
     "refused" if this route does not accept the request and no setting of the account explains that, and "failed"
     otherwise. The first line of `words` says what is wrong, the other lines say what fixes it. `left_out` names the
-    fields that the proxy has removed from the request, because Cortex refuses them."""
+    fields that the proxy has removed from the request, because Cortex refuses them. `model` is the model that has
+    answered. If it stands in for a newer one, `newer` has the status and the words with which Cortex refuses that."""
 
     state: Literal["good", "again", "refused", "failed"]
     words: str = ""
     left_out: tuple[str, ...] = ()
+    model: str = ""
+    newer: str = ""
 
 
 def of_proxy(status: int, headers: Mapping[str, str], text: str) -> Verdict:
     """The result of an answer of the proxy. The names in `headers` are in lower case. Raises ValueError, LookupError or
     TypeError for an answer that the proxy never sends."""
     if status == 200:
-        verdict = _of_stream(MESSAGES, text)
+        if (verdict := _of_stream(MESSAGES, text)).state != "good":
+            return verdict
         names = [name.strip() for name in headers.get("x-cortex-left-out", "").split(",")]
-        return replace(verdict, left_out=tuple(filter(None, names))) if verdict.state == "good" else verdict
+        model, newer = (headers.get(f"x-cortex-{name}", "") for name in ("model", "refused"))
+        return replace(verdict, left_out=tuple(filter(None, names)), model=model, newer=newer)
     message = str(json.loads(text)["error"]["message"])
     # (Claude Code retries on the same statuses.)
     retry = headers.get("x-should-retry") != "false" and (status >= 429 or status in {401, 408, 409})
@@ -178,12 +183,14 @@ def _of_stream(route: Route, text: str) -> Verdict:
 @dataclass(frozen=True)
 class Report:
     """The result for one model. `answers` is "in part" if Cortex refuses a field and the proxy removes that field.
-    `better` is the other route if it accepts the whole request and this route does not."""
+    `better` is the other route if it accepts the whole request and this route does not. `model` is the model that
+    answers, if it is not the one that the row has."""
 
     answers: Literal["whole", "in part", "no"]
     found: str
     remedy: str = ""
     better: Route | None = None
+    model: str = ""
 
 
 def report(here: Verdict, route: Route | None, there: Verdict | None = None) -> Report:
@@ -204,6 +211,19 @@ def report(here: Verdict, route: Route | None, there: Verdict | None = None) -> 
         return Report(answers, f"{found} and takes {'it' if names else 'that'} on {other.name}", better=other)
     problem, _, remedy = there.words.partition("\n")
     return Report(answers, f"{found}, and on {other.name}: {_bare(problem)}", remedy)
+
+
+def with_successor(found: Report, here: Verdict, model: str, row: str) -> Report:
+    """Say in a report that another model answers in place of the row's `model`. `row` is the name of the row."""
+    if here.state != "good" or here.model in {"", model}:
+        return found
+    status, _, words = here.newer.partition(" ")
+    remedy = explain(int(status or 0), words, BUNDLE).message.partition("\n")[2]
+    own = f"To ask for {here.model} from the start, write it in place of `newest` in the row {row}."
+    said = f"{here.model} answers in place of {model}, which Cortex refuses: {words}"
+    if found.answers != "whole":
+        said, own = f"{said}. {found.found}", f"{own}\n{found.remedy}"
+    return replace(found, found=said, remedy=f"{remedy}\n{own}".strip(), model=here.model)
 
 
 def other_route(route: Route) -> Route:
@@ -235,9 +255,9 @@ def check(settings: Settings, master_key: str, model: str, name: str, *, has_rou
     provider, _, bare = model.partition("/")
     route = {"openai": CHAT, "snowflake": MESSAGES}.get(provider) if has_routes and bare.startswith("claude") else None
     if route is None or not (here.left_out or here.state == "refused"):
-        return report(here, route)
-    there = ask_cortex(settings, bare, other_route(route))
-    return with_remedy(settings, bare, name, report(here, route, there))
+        return with_successor(report(here, route), here, bare, name)
+    there = ask_cortex(settings, here.model or bare, other_route(route))
+    return with_successor(with_remedy(settings, bare, name, report(here, route, there)), here, bare, name)
 
 
 def ask_cortex(settings: Settings, model: str, route: Route) -> Verdict | None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 from bundle.bootstrap import make
 from bundle.checks import model_check
@@ -24,14 +25,16 @@ from bundle.checks.this_machine import (
     secret_files,
     template,
 )
+from bundle.cortex.catalogue import NEWEST
 from bundle.errors import ConfigError
 from bundle.render import is_cortex
 
 
 def models(installation: Installation) -> Findings:
-    """Ask each model once. If several rows have the same model, one of them is used."""
+    """Ask each model once. If several rows have the same model, one of them is used: if possible one for which an older
+    model may answer, because Claude Code uses such rows by default."""
     names: dict[str, list[str]] = {}
-    for row in installation.rows:
+    for row in sorted(installation.rows, key=lambda row: (NEWEST not in info_of(row), "*" in row["model_name"])):
         names.setdefault(row["litellm_params"]["model"], []).append(row["model_name"])
     if installation.listener().state != "ours":
         yield Finding("Models", "skip", "the proxy does not answer")
@@ -40,10 +43,13 @@ def models(installation: Installation) -> Findings:
         yield from pool.map(lambda pair: ask_model(installation, *pair), names.items())
 
 
+def info_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return row.get("model_info") or {}
+
+
 def ask_model(installation: Installation, model: str, names: Sequence[str]) -> Finding:
-    name = min(names, key=lambda name: "*" in name)
-    result = check_model(installation, model, name)
-    if result.answers == "whole":
+    result = check_model(installation, model, names[0])
+    if result.answers == "whole" and not result.model:
         return Finding(model, "ok", f"{result.found}, for {', '.join(names)}")
     # Claude Code uses the wildcard rows by default. The other rows are used only if the user chooses them.
     state = "fail" if result.answers == "no" and "*" in "".join(names) else "warn"

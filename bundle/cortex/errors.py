@@ -43,6 +43,7 @@ class _Case(NamedTuple):
     remedy: str  # its commands have the places {make} and {folder}
     retry: bool = False
     becomes: int = 0  # the status for Claude Code, if it differs from Cortex's
+    of_model: bool = False  # Cortex refuses the model, whatever the request says: another one may answer
 
 
 # Remedies that are too long for a line of the tables below.
@@ -83,8 +84,10 @@ CASES = (
     _Case(400, r"throttled by remote service", "Cortex is busy; trying again.", retry=True, becomes=429),
     _Case(400, r"max_tokens is deprecated", _PATCH),
     _Case(400, r"max tokens of \d+ exceeded", _OUTPUT),
-    _Case(400, r"available in (your|this) region", f"This model is not in the account's region. {_REGION}"),
-    _Case(400, r"unknown model", _MODEL),
+    _Case(
+        400, r"available in (your|this) region", f"This model is not in the account's region. {_REGION}", of_model=True
+    ),
+    _Case(400, r"unknown model", _MODEL, of_model=True),
     _Case(400, r"toolUse|final position", _CALLS),
     # docs/cortex.md#status-unauthorized, docs/cortex.md#status-budget, docs/cortex.md#status-forbidden, and so on
     _Case(401, r"390303|OAuth", "A gateway or a wrong SNOWFLAKE_HOST may have changed the token's type. " + _KEY),
@@ -92,13 +95,14 @@ CASES = (
     _Case(402, r"", "The Cortex budget of this account or user is spent: an administrator can raise it."),
     _Case(403, r"003001|not allowed to access this endpoint", "Trial accounts have no Cortex: upgrade the account."),
     _Case(403, r"390422|is not allowed to access Snowflake", _ADDRESS),
-    _Case(403, r"Model \S+ not allowed", _ALLOWED_MODELS),
+    _Case(403, r"Model \S+ not allowed", _ALLOWED_MODELS, of_model=True),
     _Case(403, r"", _ROLE),
     _Case(404, r"", "There is no Cortex at this address. Check the account and SNOWFLAKE_HOST: {make} doctor"),
     _Case(413, r"", "The request is larger than Cortex accepts (20 MiB). /compact makes it smaller."),
     _Case(429, r"", "Cortex limits how much this account may ask at once; trying again.", retry=True),
     _Case(502, r"without content, twice", "The model's answer was empty twice. Ask in other words, or use /compact."),
     _Case(503, r"left out from now on", "Trying again without that field.", retry=True),  # (from hooks.py)
+    _Case(503, r"answers from now on", "Trying again with that model.", retry=True),  # (from hooks.py)
     _Case(503, r"timed out", "The model took too long; trying again.", retry=True),
     _Case(500, r"internal error", "Trying again. If a session fails repeatedly, use /compact or /clear.", retry=True),
 )
@@ -202,6 +206,11 @@ def explain(
         return _explained(400, message, retry=False)
     case = _find(CASES, status, code, words, folder, default=_ANY_5XX if status >= 500 else _ANY_4XX)
     return _explained(case.becomes or status, f"Snowflake Cortex: {words}\n{case.remedy}", retry=case.retry)
+
+
+def refuses_model(status: int, body: str) -> bool:
+    """Whether an answer of Cortex refuses the model itself: not known, not allowed, or not in the region."""
+    return _find(CASES, status, *words_of(body), None, default=_ANY_4XX).of_model
 
 
 def explain_query(url: str, status: int, code: str, words: str, folder: Path | None = None) -> str:

@@ -15,7 +15,8 @@ from itertools import chain
 from typing import Any
 
 from bundle.cortex.blocks import blocks_of, is_blank, mark_of, text_block
-from bundle.cortex.contents import EMPTY, IMAGE_TOO_OLD, MAX_MARKS, NO_OUTPUT, by_importance, excess_images, plain_part
+from bundle.cortex.contents import EMPTY, IMAGE_TOO_OLD, NO_OUTPUT, excess_images, plain_part
+from bundle.cortex.marks import MAX_MARKS, by_importance
 from bundle.cortex.models import BUDGETS, EFFORTS, JSON, MARK, MIN_BUDGET, Limits, Note, is_adaptive
 from bundle.cortex.refusals import Refusals, without
 from bundle.cortex.requests import SAMPLING_FIELDS, max_tokens, sampling

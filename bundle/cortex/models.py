@@ -28,15 +28,9 @@ def no_note(_: str) -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """The settings of one configured model.
-
-    `max_output_tokens` is the model's maximum of output tokens (None: not known). `cache_tool_results` adds a constant
-    user block after each run of tool results and puts the cache mark there. It is off by default: nobody has measured
-    whether Cortex then caches the results, or whether the block disturbs the model.
-    """
+    """The settings of one configured model. `max_output_tokens` is its maximum of output tokens (None: not known)."""
 
     max_output_tokens: int | None = None
-    cache_tool_results: bool = False
 
 
 def family_of(model: str) -> Family:

@@ -41,6 +41,13 @@ def has_row(asked: str, rows: Collection[str]) -> bool:
     return _fits(answering(asked, rows), rows)
 
 
+def row_for(asked: str, rows: Collection[str]) -> str | None:
+    """The `model_name` of the row that answers for this name, the longest of those that fit; None if none does."""
+    name = answering(asked, rows)
+    fitting = [row for row in rows if name == row or _matches(name, row)]
+    return name if name in rows else max(fitting, key=len, default=None)
+
+
 def _as_anthropic_spells_it(asked: str) -> str:
     """`us.anthropic.claude-sonnet-4-5-20250929-v1:0` as `claude-sonnet-4-5-20250929`."""
     bare = asked.partition("[")[0].strip().lower()

@@ -18,6 +18,7 @@ from bundle.cortex.blocks import mark_within
 from bundle.cortex.errors import MAX_CHARACTERS
 from bundle.cortex.models import JSON
 from bundle.cortex.requests import BESIDE_REASONING
+from bundle.cortex.thinking import DETAILS
 
 # Optional fields, each with a pattern that finds it in Cortex's message. If an answer names several fields, only
 # the first of them in this list is left out; the answer to the next request shows whether that was enough.
@@ -49,6 +50,10 @@ _OTHER_PROBLEM = re.compile(
     r"|signature",
     re.IGNORECASE,
 )
+# About thinking that was sent back. Only the history can be wrong then, never the wish to think.
+_THINKING_SENT_BACK = re.compile(
+    r"signature|reasoning_details|thinking\W{0,3}blocks?\b|expected\W{0,3}thinking", re.IGNORECASE
+)
 _CACHE_MARK = re.compile(r"cache_?control|cache.?point|prompt.?caching", re.IGNORECASE)
 _MARKED_MESSAGE = re.compile(r"messages[.\[](\d{1,6})")
 _ROLE = re.compile(r"\b(assistant|system|user)\b")
@@ -73,8 +78,9 @@ _MARK_PATHS = (("system", "*"), ("tools", "*"), ("messages", "*", "content", "*"
 class Refusals:
     """What Cortex has refused so far. The keys of the three dicts are model names without a provider prefix.
 
-    - `chat`: fields of chat completions, `cache_control ROLE` for cache marks in messages of a role, and
-      `BESIDE_REASONING` for the temperature that a request with reasoning has.
+    - `chat`: fields of chat completions, `cache_control ROLE` for cache marks in messages of a role,
+      `BESIDE_REASONING` for the temperature that a request with reasoning has, and `DETAILS` for signed thinking in
+      messages.
     - `fields`: paths in a body of the Messages API.
     - `betas`: betas of the Messages API, for all models.
     - `limits`: the model's output limit, which Cortex names when a request asks for more.
@@ -96,7 +102,9 @@ class Refusals:
         model = str(sent.get("model"))
         if limit := self._learn_limit(words, model, sent.get("max_completion_tokens")):
             return [limit]
-        if name := _field_of(words, sent):
+        if _THINKING_SENT_BACK.search(words) and any(DETAILS in message for message in sent["messages"]):
+            found = [DETAILS]
+        elif name := _field_of(words, sent):
             found = [BESIDE_REASONING if name == "temperature" and "reasoning" in sent else name]
         else:
             roles = marked_roles(sent["messages"], words) if _is_about_marks(words) else []

@@ -23,8 +23,10 @@ from typing import Any
 
 from bundle.cortex import contents, turns
 from bundle.cortex.errors import MAX_CHARACTERS, MAX_OUTPUT_TOKENS
+from bundle.cortex.marks import cache_marks, without_marks
 from bundle.cortex.models import BUDGETS, EFFORTS, JSON, MIN_BUDGET, Family, Limits, Note, is_adaptive, version_of
 from bundle.cortex.schemas import chosen_tool, cortex_tools
+from bundle.cortex.thinking import DETAILS, of_this_turn, without_details
 
 # All fields that are sent to Cortex. `max_tokens` is one of them because the patch in LiteLLM's openai.py renames it
 # later; if the patch is missing, Cortex's refusal of that name is better than a silent limit of 4096 tokens.
@@ -48,9 +50,10 @@ def chat_request(
     """Rewrite a Chat Completions request so that Cortex accepts it.
 
     `refused` names what this model has refused before (refusals.py): fields of the body, `cache_control ROLE` for
-    marks, and BESIDE_REASONING. `keep` names top-level keys that are not sent and stay untouched: LiteLLM passes its
-    own arguments next to the fields of the body. Every other unknown key is dropped. Returns the new request, a short
-    phrase for each thing dropped or changed, and the names of `refused` that were left out of this request.
+    marks, BESIDE_REASONING, and DETAILS for thinking in the history. `keep` names top-level keys that are not sent and
+    stay untouched: LiteLLM passes its own arguments next to the fields of the body. Every other unknown key is dropped.
+    Returns the new request, a short phrase for each thing dropped or changed, and the names of `refused` that were left
+    out of this request.
     """
     notes: list[str] = []
     note = notes.append
@@ -69,15 +72,11 @@ def chat_request(
             note("tools dropped: this model has none on Cortex")
         tools = []
     messages = contents.text_only_results(contents.plain_contents(messages, note))
-    if family == "claude" and limits.cache_tool_results:
-        messages = contents.marks_after_results(messages)
     messages = contents.limit_images(messages, note)
-    messages = contents.cache_marks(messages) if family == "claude" else contents.without_marks(messages)
-    refused_marks = [name for name in refused if name.startswith("cache_control ")]
-    unmarked = contents.without_marks(messages, {name.removeprefix("cache_control ") for name in refused_marks})
-    left_out = refused_marks if unmarked != messages else []
-    must_end_with_user = tools or (family == "claude" and is_adaptive(str(body.get("model", ""))))
-    out["messages"] = turns.ends_with_user(unmarked, note) if must_end_with_user else unmarked
+    messages, left_out = claude_only(messages, refused if family == "claude" else None)
+    if tools or (family == "claude" and is_adaptive(str(body.get("model", "")))):
+        messages = turns.ends_with_user(messages, note)
+    out["messages"] = of_this_turn(messages)
 
     choice = body.get("tool_choice")
     for key in ("tools", "tool_choice", "max_tokens", "max_completion_tokens", "stop", *_EFFORT_FIELDS):
@@ -91,6 +90,8 @@ def chat_request(
     reasoning = effort({**out, **{key: body[key] for key in _EFFORT_FIELDS if key in body}}, family=family)
     left_out += [key for key in refused if key in out or key in reasoning]
     out |= {key: value for key, value in reasoning.items() if key not in refused}
+    if "reasoning" not in out:  # nobody knows whether thinking is then accepted (docs/cortex.md#chat-reasoning-alone)
+        out["messages"] = without_details(out["messages"])
     if family == "claude":
         out = sampling(out, note)
     # With `reasoning`, the temperature is left out only for BESIDE_REASONING; without it, only for "temperature".
@@ -105,6 +106,20 @@ def chat_request(
         # Claude's answers have no finish_reason; only the usage shows that the limit was reached.
         out["stream_options"] = {"include_usage": True}
     return out, notes, sorted(left_out)
+
+
+def claude_only(messages: list[JSON], refused: Collection[str] | None) -> tuple[list[JSON], list[str]]:
+    """The messages with cache marks and signed thinking, less what this model has refused, and the names of what was
+    left out. `refused` is None for a model that is not Claude: it ignores marks (docs/cortex.md#chat-cache-ignored).
+    Its assistant's texts stay strings, because no source says that it takes a list there."""
+    if refused is None:
+        return without_marks(messages), []  # (thinking goes out with `reasoning` only, which is Claude's)
+    marks = [name for name in refused if name.startswith("cache_control ")]
+    out = cache_marks(messages, [name.removeprefix("cache_control ") for name in marks])
+    left_out = marks if marks and out != cache_marks(messages) else []
+    if DETAILS in refused and out != (plain := without_details(out)):
+        return plain, [*left_out, DETAILS]
+    return out, left_out
 
 
 def max_tokens(body: Mapping[str, Any], limits: Limits, note: Note) -> JSON:
@@ -136,10 +151,10 @@ def effort(body: Mapping[str, Any], *, family: Family) -> JSON:
     a number of tokens, never both. GPT obeys `reasoning_effort`; `gpt-5.6-…` refuses it together with tools. Returns
     the field to send, or nothing.
 
-    Claude is asked to think at the start of a turn only. On this route its signed thinking cannot be sent back, and
-    Claude refuses to think in a turn whose calls came without thinking (docs/cortex.md#chat-reasoning-midturn). Claude
-    is not asked to think either with a forced tool, with an answer that the client has started, or with a limit that is
-    too small for the smallest budget.
+    Claude is asked to think at the start of a turn. After calls it is asked only if the last of them goes back with its
+    signed thinking; without it Claude refuses (docs/cortex.md#chat-reasoning-midturn). When parallel calls are split,
+    only the first one keeps it. Claude is not asked to think either with a forced tool, with an answer that the client
+    has started, or with a limit that is too small for the smallest budget.
     """
     name = _asked_effort(body)
     model = str(body.get("model", ""))[:MAX_CHARACTERS]  # a wildcard row takes the client's name
@@ -150,7 +165,7 @@ def effort(body: Mapping[str, Any], *, family: Family) -> JSON:
         return {"reasoning_effort": name} if _GPT_WITH_EFFORT.search(model) and not refused else {}
     messages, choice = body["messages"], body.get("tool_choice")
     last: JSON = next((message for message in reversed(messages) if message["role"] == "assistant"), {})
-    begun = last.get("tool_calls") or messages[-1]["role"] == "assistant"
+    begun = (last.get("tool_calls") and DETAILS not in last) or messages[-1]["role"] == "assistant"
     forced = choice == "required" or chosen_tool(choice)
     # Which budget Cortex derives from an effort is not known. It must be smaller than the limit of the whole answer.
     room = body.get("max_completion_tokens") or body.get("max_tokens") or MAX_OUTPUT_TOKENS

@@ -160,6 +160,18 @@ def tools_in_words(messages: Sequence[JSON]) -> list[JSON]:
     return [{"role": "system", "content": [text_block(NO_TOOLS)]}, *out]
 
 
+def turn_start(messages: Sequence[JSON]) -> int:
+    """The position at which the current turn begins: the last messages of a user that do not follow results of tools.
+    0 if there are none. (What a user adds to results, such as their images, belongs to the same turn.)"""
+    start = position = 0
+    for is_answer, run in groupby(messages, lambda message: message["role"] == "assistant"):
+        roles = [message["role"] for message in run]
+        if not is_answer and "user" in roles and "tool" not in roles:
+            start = position
+        position += len(roles)
+    return start
+
+
 def ends_with_user(messages: Sequence[JSON], note: Note = no_note) -> list[JSON]:
     """docs/cortex.md#chat-final-assistant, docs/cortex.md#chat-prefill: an assistant message at the end is a 400 if the
     request has tools, and always on Claude 4.6 and newer.

@@ -28,11 +28,13 @@ import orjson
 
 from bundle import proof
 from bundle.bootstrap import BUNDLE, make, script
+from bundle.cortex.catalogue import NEWEST
 from bundle.cortex.errors import Explained, explain, explain_failure
 from bundle.cortex.names import answering
 from bundle.errors import SayOnce, clean, printable, say
 from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange
-from bundle.proxy.request_body import BodyError, check_shapes, only_fields, parse, read_body
+from bundle.proxy.models import entries, entry_of
+from bundle.proxy.request_body import BodyError, check_shapes, estimate_tokens, only_fields, parse, read_body
 from bundle.settings import checked_key
 
 Scope = MutableMapping[str, Any]
@@ -43,21 +45,22 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_REQUESTS = 500  # at the same time; each holds two descriptors (see connections.py for their limit)
 LITELLM_ROUTES = {("GET", "/health/liveliness"), ("POST", "/v1/messages")}
-OWN_ROUTES = {("HEAD", "/"), ("GET", proof.PATH), ("GET", "/v1/models"), ("POST", "/v1/messages/count_tokens")}
+MODELS, ONE_MODEL = "/v1/models", "/v1/models/{id}"
+OWN_ROUTES = {("HEAD", "/"), ("GET", proof.PATH), ("POST", "/v1/messages/count_tokens")}
+OWN_ROUTES |= {("GET", MODELS), ("GET", ONE_MODEL)}
 WITHOUT_KEY = {("GET", "/health/liveliness"), ("HEAD", "/"), ("GET", proof.PATH)}  # they reveal and cost nothing
 REFUSALS_A_MINUTE = 20  # how many are logged: a web page that repeats its request must not fill the log
 CLIENT_LEFT = 499  # LiteLLM's status after a client has disconnected (the user pressed Esc): not an error
 # LiteLLM itself ends the call only while it waits for the first word of a stream. If it is cancelled then, it forgets
 # the task that reads the stream. So it gets this time to end the call, before it is cancelled.
 LEAVING_SECONDS = 0.2
-LEFT_OUT_HEADER = b"x-cortex-left-out"  # the fields removed because Cortex refuses them; `make doctor` reads it
+# What `make doctor` reads: the fields removed because Cortex refuses them, the model that answers, and if it stands in
+# for a newer one, the status and the words with which Cortex has refused that one.
+LEFT_OUT_HEADER, MODEL_HEADER, REFUSED_HEADER = b"x-cortex-left-out", b"x-cortex-model", b"x-cortex-refused"
 STOPPING = "the proxy is stopping and cannot wait until this answer is complete"
 KEPT_HEADERS = {b"content-type", b"content-length", b"cache-control", b"retry-after"}
 # LiteLLM takes options from other headers (`x-litellm-timeout`) and from the query.
 PASSED_HEADERS = {b"host", b"authorization", b"x-api-key", b"content-type", b"anthropic-beta", b"anthropic-version"}
-# Low, because code has short tokens, and with an estimate that is too low Claude Code compacts too late.
-BYTES_PER_TOKEN = 3.5
-IMAGE_TOKENS = 1600  # Anthropic's maximum for one image
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def refusal(method: str, path: str, headers: dict[bytes, bytes], *, key: str, po
         return ErrorAnswer(403, "permission_error", message)
     if b"origin" in headers or headers.get(b"sec-fetch-site", b"none") != b"none":
         return ErrorAnswer(403, "permission_error", "This proxy does not answer web pages.")
-    route = (method, path)
+    route = (method, ONE_MODEL if _is_of_one_model(path) else path)
     if (method, path.removeprefix("/v1")) in LITELLM_ROUTES | OWN_ROUTES and path.startswith("/v1/v1/"):
         message = f"ANTHROPIC_BASE_URL must not end in /v1. Set it to http://127.0.0.1:{port}"
         return ErrorAnswer(400, "invalid_request_error", message)  # of a 404, Claude Code shows no words
@@ -94,6 +97,10 @@ def refusal(method: str, path: str, headers: dict[bytes, bytes], *, key: str, po
     if method == "POST" and headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
         return ErrorAnswer(415, "invalid_request_error", "The content type must be application/json.")
     return None
+
+
+def _is_of_one_model(path: str) -> bool:
+    return path.startswith(f"{MODELS}/") and len(path) > len(MODELS) + 1
 
 
 def tool_refusal(body: dict[str, Any]) -> ErrorAnswer | None:
@@ -112,30 +119,6 @@ def has_key(headers: dict[bytes, bytes], key: str) -> bool:
     bearer = headers.get(b"authorization", b"")
     given = bearer[7:] if bearer[:7].lower() == b"bearer " else headers.get(b"x-api-key", b"")
     return bool(key) and hmac.compare_digest(given.strip(), key.encode())
-
-
-def estimate_tokens(body: bytes) -> int | None:
-    """An estimate of the input tokens of a Messages request; None if the body is not such a request."""
-    size, images = 0.0, 0
-    try:
-        request = json.loads(body)
-        waiting = [request["messages"], request.get("system"), request.get("tools")]
-        while waiting:
-            node = waiting.pop()
-            if isinstance(node, dict):
-                # A tuple, because in a tool's schema `type` may hold a dict, and a set cannot look up a dict.
-                if node.get("type") in ("image", "document") and "source" in node:
-                    images += 1
-                else:
-                    size += 4 * len(node)
-                    waiting += node.values()
-            elif isinstance(node, list):
-                waiting += node
-            elif isinstance(node, str):
-                size += len(node.encode())
-    except (ValueError, TypeError, AttributeError, KeyError):
-        return None
-    return int(size / BYTES_PER_TOKEN) + images * IMAGE_TOKENS + 1
 
 
 class FrontDoor:
@@ -213,8 +196,10 @@ class FrontDoor:
             elif path == proof.PATH:
                 answer = proof.proof(self._key, self._port, scope["query_string"])
                 await _send_bytes(send, 200 if answer else 400, answer or b"")
+            elif path == "/":  # Claude Code looks whether anybody is there
+                await _send_json(send, 200, None)
             else:
-                await _send_json(send, 200, self._models() if path == "/v1/models" else None)
+                await self._answer_about_models(path, send)
         except BodyError as bad:
             await self._refuse(method, path, ErrorAnswer(bad.status, bad.kind, str(bad), bad.status != 408), send)
         finally:
@@ -244,7 +229,7 @@ class FrontDoor:
         """A body whose model has another provider's name, or a bare alias such as `opus`, gets the name of a row."""
         self._config.reload()
         asked = str(body.get("model") or "")
-        name = answering(asked, [row["model_name"] for row in self._config.document.get("model_list", ())])
+        name = answering(asked, [row["model_name"] for row in self._config.rows])
         if name == asked:
             return body, raw
         self._say_once(f"adapted for Cortex: model {printable(asked, 100)} answered as {printable(name, 100)}")
@@ -264,14 +249,17 @@ class FrontDoor:
         elif self._refusals == REFUSALS_A_MINUTE + 1:
             say("… further refusals in this minute are not logged")
 
-    def _models(self) -> dict[str, Any]:
+    async def _answer_about_models(self, path: str, send: Send) -> None:
         self._config.reload()
-        rows = self._config.document.get("model_list", ())
-        names = [name for name in dict.fromkeys(row["model_name"] for row in rows) if "*" not in name]
-        common = {"type": "model", "created_at": "1970-01-01T00:00:00Z"}
-        data = [{**common, "id": name, "display_name": name} for name in names]
-        first, last = (names[0], names[-1]) if names else (None, None)
-        return {"data": data, "has_more": False, "first_id": first, "last_id": last}
+        if path == MODELS:
+            data = entries(self._config.rows, self._config.refused)
+            first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+            await _send_json(send, 200, {"data": data, "has_more": False, "first_id": first, "last_id": last})
+        elif entry := entry_of(asked := path[len(MODELS) + 1 :], self._config.rows, self._config.refused):
+            await _send_json(send, 200, entry)
+        else:
+            message = f"No model answers for the name {printable(asked, 100)}."
+            await self._refuse("GET", path, ErrorAnswer(404, "not_found_error", message), send)
 
     async def _pass_on(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Let LiteLLM answer, and rewrite its errors in Anthropic's format."""
@@ -287,9 +275,7 @@ class FrontDoor:
                     error_status = message["status"]
                     return
                 kept = [(name, value) for name, value in message["headers"] if name.lower() in KEPT_HEADERS]
-                if exchange.left_out:
-                    kept.append((LEFT_OUT_HEADER, ", ".join(exchange.left_out)[:2_000].encode()))
-                await send({**message, "headers": kept})
+                await send({**message, "headers": [*kept, *_told(exchange, self._config)]})
             elif error_status is None:
                 event = message.get("body", b"")
                 if event.startswith(b"event: error"):
@@ -308,11 +294,21 @@ class FrontDoor:
                     if error_status != CLIENT_LEFT:
                         say(f"error {error.status} to Claude Code: {error.message}")
                         self._after_error = True
-                    await _send_error(send, error)
+                    await _send_error(send, error, _told(exchange, self._config))
 
         headers = [pair for pair in scope["headers"] if pair[0] in PASSED_HEADERS]
         passed = {**scope, "headers": headers, "query_string": b""}
         await _while_connected(self._app, passed, body, receive, send_on)
+
+
+def _told(exchange: Exchange, config: LiveConfig) -> list[tuple[bytes, bytes]]:
+    """Headers for `make doctor`: which model answers, and what Cortex has refused."""
+    told = {LEFT_OUT_HEADER: ", ".join(exchange.left_out), MODEL_HEADER: exchange.model}
+    first = (exchange.row.get(NEWEST) or [exchange.model])[0]
+    if first != exchange.model:
+        status, words = config.refused.words(first)
+        told[REFUSED_HEADER] = f"{status} {printable(words)}"
+    return [(name, text[:2_000].encode("latin-1", "replace")) for name, text in told.items() if text]
 
 
 async def _while_connected(app: App, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
@@ -377,9 +373,10 @@ def _error_event(kind: str, message: str) -> bytes:
     return b"event: error\ndata: " + json.dumps(error).encode() + b"\n\n"
 
 
-async def _send_error(send: Send, error: ErrorAnswer) -> None:
+async def _send_error(send: Send, error: ErrorAnswer, more_headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     content = {"type": "error", "error": {"type": error.kind, "message": clean(error.message)}}
-    await _send_json(send, error.status, content, [(b"x-should-retry", b"false")] if error.final else [])
+    final = [(b"x-should-retry", b"false")] if error.final else []
+    await _send_json(send, error.status, content, [*final, *more_headers])
 
 
 async def _send_json(

@@ -37,7 +37,7 @@ from bundle.cortex.answers import (
     RequestFacts,
     parsed,
 )
-from bundle.cortex.errors import MAX_OUTPUT_TOKENS, words_of
+from bundle.cortex.errors import MAX_OUTPUT_TOKENS, refuses_model, words_of
 from bundle.cortex.messages import messages_request
 from bundle.cortex.models import Limits, family_of
 from bundle.cortex.refusals import Refusals, without
@@ -45,6 +45,7 @@ from bundle.cortex.requests import chat_request
 from bundle.errors import ConfigError, SayOnce, printable
 from bundle.network import redirected
 from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange, live_config
+from bundle.proxy.models import bare, limits
 from bundle.proxy.upstream import (
     MAX_ERROR_BYTES,
     MAX_STREAM_BYTES,
@@ -70,16 +71,11 @@ Adapted = tuple[dict[str, Any], list[str], list[str]]
 
 
 def limits_of(kwargs: dict[str, Any], refusals: Refusals) -> Limits:
-    """The limits in a row's `model_info`. If an error of Cortex has named a lower limit of the output, that one is
+    """The limits of the model that answers. If an error of Cortex has named a lower limit of the output, that one is
     used."""
-    info = kwargs["model_info"]
-    known = [limit for limit in (info.get("max_output_tokens"), refusals.limits.get(bare(kwargs["model"]))) if limit]
-    return Limits(max_output_tokens=min(known, default=None), cache_tool_results=bool(info.get("cache_tool_results")))
-
-
-def bare(model: str) -> str:
-    """A model's name as Cortex knows it, without the provider prefix of its row."""
-    return model.partition("/")[2] or model
+    info, model = kwargs["model_info"], bare(kwargs["model"])
+    known = [limit for limit in (limits(info, model)[1], refusals.limits.get(model)) if limit]
+    return Limits(max_output_tokens=min(known, default=None))
 
 
 def to_chat(kwargs: dict[str, Any], refusals: Refusals) -> Adapted:
@@ -145,7 +141,8 @@ class CortexHooks(CustomLogger):
         self, kwargs: dict[str, Any], call_type: CallTypes | None
     ) -> dict[str, Any] | None:
         """Set the current token, and rewrite the body so that Cortex accepts it. LiteLLM calls this twice for a chat
-        completion: with Anthropic's body, and then with OpenAI's body. Only the second body is rewritten."""
+        completion: with Anthropic's body, and then with OpenAI's body. Only the second body is rewritten, and only in
+        the second call another model may be set: before that, LiteLLM looks up what is set for the row's model."""
         if not is_cortex(kwargs):
             return None
         exchange = current_exchange.get()
@@ -158,6 +155,9 @@ class CortexHooks(CustomLogger):
             exchange.trouble = str(error)
             raise
         out, notes = {**kwargs, "api_key": exchange.token}, list[str]()
+        exchange.row = kwargs["model_info"]
+        exchange.model = self.config.refused.answering(kwargs["model"], exchange.row)
+        with_model = {**out, "model": kwargs["model"].removesuffix(bare(kwargs["model"])) + exchange.model}
         if str(kwargs["model"]).startswith("snowflake/"):
             if family_of(kwargs["model"]) != "claude":
                 raise litellm.BadRequestError(
@@ -166,11 +166,11 @@ class CortexHooks(CustomLogger):
                     model=kwargs["model"],
                     llm_provider="snowflake",
                 )
-            out, notes, exchange.left_out = to_messages(out, self.refusals, self._messages_client())
+            out, notes, exchange.left_out = to_messages(with_model, self.refusals, self._messages_client())
             exchange.facts, exchange.betas = RequestFacts.of(out), out["extra_headers"].get("anthropic-beta", "")
         elif call_type == CallTypes.acompletion:
-            exchange.refused = frozenset(self.refusals.chat.get(bare(out["model"]), ()))
-            out, notes, exchange.left_out = to_chat(out, self.refusals)
+            exchange.refused = frozenset(self.refusals.chat.get(exchange.model, ()))
+            out, notes, exchange.left_out = to_chat(with_model, self.refusals)
             exchange.facts = RequestFacts.of(out)
             self._listen_to_chat()
         for note in notes:
@@ -215,6 +215,7 @@ class CortexHooks(CustomLogger):
         with noting_failures(exchange):
             if response.is_success:
                 self.config.accept(exchange.token)
+                self.config.refused.accept(exchange.model)
                 await repair(response, exchange, reader)
                 return
             text = (await read_body(response, MAX_ERROR_BYTES)).decode("utf-8", "replace")
@@ -230,9 +231,20 @@ class CortexHooks(CustomLogger):
         exchange.answer = (status, text)
         if status == 401:
             exchange.refused_again = self.config.refuse(exchange.token, response.headers.get("date", ""))
+        elif refuses_model(status, text):
+            self._learn_model(status, words_of(text)[1], exchange)
         elif status == 400:
             self._learn(response.request, text, exchange)
         response.status_code = status
+
+    def _learn_model(self, status: int, message: str, exchange: Exchange) -> None:
+        """Remember that Cortex refuses this model. If another one answers from now on, Claude Code tries again."""
+        model, rows = exchange.model, self.config.rows
+        if not (successor := self.config.refused.refuse(model, exchange.row, rows, (status, message))):
+            return
+        shown = f"{successor} answers from now on"
+        self._log_once(f"Cortex refused {model}: {shown}. Cortex's message: {printable(message, 200)}")
+        exchange.answer = (503, json.dumps({"message": f"{message}; {shown}"}))
 
     def _learn(self, request: httpx.Request, text: str, exchange: Exchange) -> None:
         message, sent = words_of(text)[1], json.loads(request.content)

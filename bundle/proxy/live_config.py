@@ -27,6 +27,7 @@ from bundle.bootstrap import state_folder
 from bundle.cortex.answers import RequestFacts
 from bundle.errors import ConfigError, say
 from bundle.files import Stamp
+from bundle.proxy.models import RefusedModels
 from bundle.render import is_cortex
 from bundle.settings import Settings, load_settings
 from bundle.tokens import sign, token_times
@@ -47,6 +48,8 @@ class Exchange:
     refused: frozenset[str] = frozenset()  # the fields that were known to be refused when the request was sent
     final: bool = False  # the same request would fail again
     left_out: list[str] = field(default_factory=list)  # the fields removed because Cortex has refused them before
+    model: str = ""  # the model that Cortex is asked for
+    row: dict[str, Any] = field(default_factory=dict)  # the `model_info` of its row
     token: str = field(default="", repr=False)
     refused_again: bool = False  # Cortex refused a token that was signed after a refusal: a third one will not help
     answer: tuple[int, str] | None = None  # an error of Cortex: status and body
@@ -63,6 +66,7 @@ class LiveConfig:
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path, self._clock = path, clock
         self.document: dict[str, Any] = {}
+        self.refused = RefusedModels()
         self.settings: Settings | None = None  # the last valid settings
         self._stamp: Stamp = ()
         self._file_token, self._own_token = "", ""
@@ -91,6 +95,11 @@ class LiveConfig:
             return False  # probably somebody has edited the file; the refresher rewrites it within seconds
         self._stamp, self.document, self._file_token = stamp, document, str(token)
         return True
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The model rows; empty if there is no valid file yet."""
+        return list(self.document.get("model_list", ()))
 
     def is_live(self) -> bool:
         """Whether the token in the file can be used now."""

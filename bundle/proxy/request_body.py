@@ -12,6 +12,7 @@ Security invariants
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -37,6 +38,9 @@ FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("top_p", "temperature"), (int, float)),
 }
 SILENT_FIELDS = frozenset({"metadata", "context_management"})  # Claude Code sends them in every request
+# Low, because code has short tokens, and with an estimate that is too low Claude Code compacts too late.
+BYTES_PER_TOKEN = 3.5
+IMAGE_TOKENS = 1600  # Anthropic's maximum for one image
 
 
 class BodyError(Exception):
@@ -131,3 +135,27 @@ def only_fields(body: dict[str, Any], raw: bytes) -> tuple[dict[str, Any], bytes
         return body, raw, []
     kept = {name: value for name, value in body.items() if name in FIELDS}
     return kept, orjson.dumps(kept), [name for name in dropped if name not in SILENT_FIELDS]
+
+
+def estimate_tokens(body: bytes) -> int | None:
+    """An estimate of the input tokens of a Messages request; None if the body is not such a request."""
+    size, images = 0.0, 0
+    try:
+        request = json.loads(body)
+        waiting = [request["messages"], request.get("system"), request.get("tools")]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, dict):
+                # A tuple, because in a tool's schema `type` may hold a dict, and a set cannot look up a dict.
+                if node.get("type") in ("image", "document") and "source" in node:
+                    images += 1
+                else:
+                    size += 4 * len(node)
+                    waiting += node.values()
+            elif isinstance(node, list):
+                waiting += node
+            elif isinstance(node, str):
+                size += len(node.encode())
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return None
+    return int(size / BYTES_PER_TOKEN) + images * IMAGE_TOKENS + 1

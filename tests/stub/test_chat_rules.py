@@ -108,6 +108,10 @@ REFUSED: dict[str, tuple[JSON, str]] = {
         said(USER, thought("hm", signature=thinking_signature("ah")), USER),
         "Invalid `signature`",
     ),
+    "thinking in the history without reasoning": (
+        said(USER, {**calls("a"), **thought("hm", signature=thinking_signature("hm"))}, result("a")),
+        rules.THINKING_ALONE,
+    ),
     "a temperature on Opus 4.7": (chat(model="claude-opus-4-7", temperature=0.2), "`temperature` is not supported"),
     "a last assistant on Sonnet 4.6": (
         said(USER, {"role": "assistant", "content": "{"}, model="claude-sonnet-4-6"),
@@ -228,6 +232,7 @@ def test_chat_accepts(name: str) -> None:
         (Options(models={"claude-nobody-9": 10}), chat(model="claude-nobody-9"), None),
         (Options(thinking_needs_temperature=False), REFUSED["reasoning without a temperature"][0], None),
         (Options(thinking_mid_turn=True), REFUSED["reasoning after calls without it"][0], None),
+        (Options(details_alone=True), REFUSED["thinking in the history without reasoning"][0], None),
         (Options(newest_temperature=True), REFUSED["a temperature on Opus 4.7"][0], None),
         (Options(prefill=True), REFUSED["a last assistant on Sonnet 4.6"][0], None),
         (Options(odd_tool_ids=True), REFUSED["a tool id of another provider"][0], None),

@@ -99,6 +99,45 @@ def test_the_account_lists_its_models_in_upper_case(stub: CortexStub) -> None:
     assert query(stub, "SHOW CORTEX BASE MODELS").json()["data"] == [], "as seen on the service"
 
 
+def listed_models(stub: CortexStub, what: str = "") -> list[dict[str, str | None]]:
+    answer = query(stub, f"SHOW CORTEX BASE MODELS {what} IN SCHEMA SNOWFLAKE.MODELS").json()
+    names = [column["name"] for column in answer["resultSetMetaData"]["rowType"]]
+    return [dict(zip(names, row, strict=True)) for row in answer["data"]]
+
+
+def test_the_list_is_not_what_the_rest_api_knows(stub: CortexStub) -> None:
+    known = set(stub.options.models)
+    stub.listed = [
+        {"name": "claude-opus-9", "lifecycle_status": "PUPR", "in_region_availability": None},
+        {"name": "claude-3", "lifecycle_status": "LEGACY", "legacy_date": "2026-04-28", "eol_date": "2027/01/01"},
+        {
+            "name": "bare",
+            "in_region_availability": ["AWS_US_EAST_1"],
+            "cross_region_availability": ["AWS_US"],
+        },
+    ]
+    opus, legacy, far = listed_models(stub)
+    assert (opus["name"], opus["lifecycle_status"], opus["in_region_availability"]) == ("CLAUDE-OPUS-9", "PUPR", None)
+    assert (legacy["legacy_date"], legacy["eol_date"]) == ("2026-04-28", "2027/01/01")
+    assert json.loads(str(far["in_region_availability"])) == ["AWS_US_EAST_1"]
+    assert json.loads(str(far["cross_region_availability"])) == ["AWS_US"]
+    assert set(stub.options.models) == known
+    stub.listed = []
+    assert listed_models(stub) == []
+
+
+def test_the_account_s_region_serves_what_says_no_other(stub: CortexStub) -> None:
+    stub.region = "AZURE_WESTEUROPE"
+    (opus,) = listed_models(stub, "LIKE 'claude-opus-5'")
+    assert opus["in_region_availability"] == '["AZURE_WESTEUROPE"]'
+    assert query(stub, "SELECT CURRENT_REGION() AS REGION").json()["data"] == [["AZURE_WESTEUROPE"]]
+
+
+def test_a_column_that_the_command_does_not_have_is_a_mistake_of_the_test(stub: CortexStub) -> None:
+    stub.listed = [{"name": "claude-opus-5", "stage": "GA"}]
+    assert query(stub, "SHOW CORTEX BASE MODELS IN SCHEMA SNOWFLAKE.MODELS").status_code == 500
+
+
 def test_the_account_tells_its_cross_region_setting(stub: CortexStub) -> None:
     stub.cross_region = "ANY_REGION"
     (row,) = query(stub, "SHOW PARAMETERS LIKE 'CORTEX_ENABLED_CROSS_REGION' IN ACCOUNT").json()["data"]
