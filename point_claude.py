@@ -26,14 +26,8 @@ if __name__ == "__main__":
     enter_venv()
 
 from bundle.claude_check import Problem, check, check_models
-from bundle.claude_settings import (
-    UserSettings,
-    is_conflict,
-    proxy_entries,
-    run_file,
-    to_text,
-    variables_in_force,
-)
+from bundle.claude_models import start_words
+from bundle.claude_settings import UserSettings, is_conflict, proxy_entries, run_file, theirs_in_force, to_text
 from bundle.command import install
 from bundle.errors import ConfigError, say
 from bundle.files import write_private
@@ -44,7 +38,7 @@ from bundle.settings import Settings, load_settings, master_key
 def write_run_file(settings: Settings, environ: Mapping[str, str]) -> Path:
     """Write the settings file for `claude --settings`, and return its path."""
     path = run_file(settings)
-    write_private(path, to_text(proxy_entries(settings, variables_in_force(environ, Path.cwd()))))
+    write_private(path, to_text(proxy_entries(settings, theirs_in_force(environ, Path.cwd()))))
     return path
 
 
@@ -105,13 +99,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             claude = "claude" if shutil.which("claude") else find_claude(os.environ)
             print(shlex.join([claude, "--settings", str(write_run_file(settings, os.environ))]))
         elif options.print:
-            tree = proxy_entries(settings, os.environ)
+            tree = proxy_entries(settings, {"env": dict(os.environ)})
             place = "LITELLM_MASTER_KEY" if settings.given_master_key else settings.folder / ".master_key"
             tree["env"]["ANTHROPIC_AUTH_TOKEN"] = f"<the key in {place}>"
             print(to_text(tree), end="")
         else:
             user = UserSettings(os.environ)
-            print("\n".join(user.point(proxy_entries(settings, {**os.environ, **user.own.get("env", {})}))))
+            theirs = {**user.own, "env": {**os.environ, **user.own.get("env", {})}}
+            entries = proxy_entries(settings, theirs)
+            print("\n".join([*user.point(entries), start_words(entries, theirs)]))
             return show(all_problems(settings))
     except ConfigError as error:
         print(f"point_claude.py: {error}", file=sys.stderr, flush=True)

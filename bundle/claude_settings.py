@@ -19,10 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from bundle import claude_models
 from bundle.bootstrap import script
-from bundle.cortex.catalogue import FAMILIES
+from bundle.claude_models import ALIAS, NO_LARGE_WINDOW
 from bundle.errors import ConfigError
 from bundle.files import make_private_folder, write_private
 from bundle.settings import Settings, master_key
@@ -31,9 +30,9 @@ Json = dict[str, Any]
 
 SWITCHES = {
     "CLAUDE_CODE_DISABLE_EXPERIMENTAL_BETAS": "1",  # Cortex refuses fields and betas that it does not know
-    "CLAUDE_CODE_DISABLE_1M_CONTEXT": "1",  # Cortex documents no beta for a context of a million tokens
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",  # telemetry, error reports and update checks go to Anthropic
     "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",  # a line that differs in each session, so that sessions share no cache
+    **claude_models.WINDOW_OF_UNKNOWN,
 }
 DENIED = "WebSearch"  # runs on Anthropic's servers; Cortex has no such tool
 PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
@@ -47,7 +46,7 @@ OTHERS: Json = {  # entries beside `env` and `permissions`
     "skipWebFetchPreflight": True,  # else WebFetch asks claude.ai about each domain, and fails where that is blocked
     "apiKeyHelper": "",  # a program of the user that prints another key
 }
-ALIAS = "ANTHROPIC_DEFAULT_"  # the variables that set the model of an alias start with it
+BESIDE = (*OTHERS, "model", "effortLevel", "autoCompactWindow")  # all entries of ours beside `env` and `permissions`
 EXPORTED = "the exported variable"
 # Only an administrator can change the settings in this folder, and they override all others.
 MANAGED = Path("/Library/Application Support/ClaudeCode" if sys.platform == "darwin" else "/etc/claude-code")
@@ -57,24 +56,6 @@ def is_conflict(name: str) -> bool:
     """Whether a variable adds a second key, or sends the requests elsewhere. New releases of Claude Code know more
     providers than PROVIDERS."""
     return name in CONFLICTS or (name.startswith(TO_PROVIDER) and name not in NO_PROVIDER)
-
-
-def aliases(template: str) -> dict[str, str]:
-    """The variables that set the model of each alias of /model, such as `opus`, from the template (YAML text).
-
-    A family's model is the model in its wildcard row. Claude Code requests it by name if the template has such a row.
-    """
-    rows = {row["model_name"]: row["litellm_params"]["model"] for row in yaml.safe_load(template)["model_list"]}
-    variables = {}
-    for family in FAMILIES:
-        model = rows.get(f"claude-{family}-*", "").partition("/")[2]
-        if model:
-            name = f"{ALIAS}{family.upper()}_MODEL"
-            known = model in rows or model.startswith(f"claude-{family}-")
-            variables[name] = model if known else f"claude-{family}-latest"
-            variables[f"{name}_NAME"] = re.sub(r"(\d)-(?=\d)", r"\1.", model).replace("-", " ").title()
-            variables[f"{name}_DESCRIPTION"] = f"{model} on Snowflake Cortex"
-    return variables
 
 
 def around_proxy(environ: Mapping[str, str]) -> dict[str, str]:
@@ -89,34 +70,25 @@ def around_proxy(environ: Mapping[str, str]) -> dict[str, str]:
     return listed
 
 
-def models_of(settings: Settings) -> dict[str, str]:
-    """The variables of `aliases`, from the template of this set-up. Raises ConfigError."""
-    try:
-        try:
-            return aliases(settings.template_path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, AttributeError):
-            if not settings.config_path.exists():
-                raise
-            # A mistake in the template is not in force: the models of the last good one answer.
-            return aliases(settings.config_path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
-        why = " ".join(str(error).split())
-        raise ConfigError(f"cannot read the models in {settings.template_path}: {why}") from None
-
-
-def proxy_entries(settings: Settings, environ: Mapping[str, str]) -> Json:
-    """The entries that Claude Code's settings need, with the proxy's key. `environ` has all variables that Claude Code
-    would get without them. Raises ConfigError."""
+def proxy_entries(settings: Settings, theirs: Json) -> Json:
+    """The entries that Claude Code's settings need, with the proxy's key. `theirs` is what Claude Code gets without
+    them: the user's settings, with all variables as `env`. Raises ConfigError."""
+    variables = theirs.get("env", {})
+    rows = claude_models.rows_of(settings)
+    start = claude_models.start_entries(settings, rows, theirs)
+    compaction = claude_models.compaction(theirs)
     env = {
         "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{settings.proxy_port}",
         "ANTHROPIC_AUTH_TOKEN": master_key(settings),
-        **models_of(settings),
+        **claude_models.variables(rows),
         **SWITCHES,
+        **compaction.pop("env"),
+        **start.pop("env"),
         **dict.fromkeys(CONFLICTS, ""),
-        **dict.fromkeys(filter(is_conflict, environ), ""),
-        **around_proxy(environ),
+        **dict.fromkeys(filter(is_conflict, variables), ""),
+        **around_proxy(variables),
     }
-    return {"env": env, "permissions": {"deny": [DENIED]}, **OTHERS}
+    return {**start, "env": env, "permissions": {"deny": [DENIED]}, **compaction, **OTHERS}
 
 
 def config_folder(environ: Mapping[str, str]) -> Path:
@@ -158,7 +130,7 @@ def with_entries(tree: Json, entries: Json) -> Json:
     permissions = tree.get("permissions", {})
     deny = permissions.get("deny", [])
     deny = deny if DENIED in deny else [*deny, DENIED]
-    others = {name: entries[name] for name in OTHERS if name in entries}
+    others = {name: entries[name] for name in BESIDE if name in entries}
     env = {**tree.get("env", {}), **entries["env"]}
     return {**tree, "env": env, "permissions": {**permissions, "deny": deny}, **others}
 
@@ -168,7 +140,7 @@ def without_entries(now: Json, before: Json, written: Json) -> Json:
     tree = copy.deepcopy(now)
     env, permissions, old = tree.get("env", {}), tree.get("permissions", {}), before.get("permissions", {})
     # (An older release did not write these, but its record may hold the user's.)
-    others = {name: written[name] for name in OTHERS if name in written and "replaced_others" in written}
+    others = {name: written[name] for name in BESIDE if name in written and "replaced_others" in written}
     replaced = written["replaced"] if "replaced" in written else before.get("env", {})
     replaced_others: Json = written.get("replaced_others", {})
     for place, entries, values in ((env, written.get("env", {}), replaced), (tree, others, replaced_others)):
@@ -222,7 +194,7 @@ class UserSettings:
             write_private(self.backup, self.text)
             self.backup.chmod(self.mode)
         replaced = {name: env[name] for name in entries["env"] if name in env}
-        replaced_others = {name: own[name] for name in OTHERS if name in entries and name in own}
+        replaced_others = {name: own[name] for name in BESIDE if name in entries and name in own}
         record = {**entries, "replaced": replaced, "replaced_others": replaced_others}
         write_private(self.record, to_text(record))
         try:
@@ -281,7 +253,7 @@ def settings_in_force(environ: Mapping[str, str], folder: Path) -> list[tuple[st
 
 
 def files(environ: Mapping[str, str], folder: Path) -> list[Path]:
-    """The settings files that a `claude` started in `folder` reads."""
+    """The settings files that a `claude` started in `folder` reads. The first one is the user's."""
     return [
         config_folder(environ) / "settings.json",
         folder / ".claude" / "settings.json",
@@ -291,14 +263,21 @@ def files(environ: Mapping[str, str], folder: Path) -> list[Path]:
     ]
 
 
-def variables_in_force(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """The variables that a `claude` started in `folder` gets. A file that cannot be read counts as empty: it must not
-    stop a run."""
-    variables = dict(environ)
-    for path in files(environ, folder):
+def theirs_in_force(environ: Mapping[str, str], folder: Path) -> Json:
+    """The settings that a `claude` started in `folder` gets without our entries, with all variables as `env`. A file
+    that cannot be read counts as empty: it must not stop a run."""
+    merged: Json = {"env": dict(environ)}
+    user, *others = files(environ, folder)
+    with suppress(ConfigError):
+        merged = _over(merged, UserSettings(environ).own)
+    for path in [path for path in others if path != user]:  # (in the home folder, the project's file is the user's)
         with suppress(ConfigError):
-            variables |= read_settings(path)[1].get("env", {})
-    return variables
+            merged = _over(merged, read_settings(path)[1])
+    return merged
+
+
+def _over(lower: Json, upper: Json) -> Json:
+    return {**lower, **upper, "env": {**lower["env"], **upper.get("env", {})}}
 
 
 # ------------------------------------------------------------------------------------- after a change of the template
@@ -309,12 +288,18 @@ def run_file(settings: Settings) -> Path:
     return settings.folder / "claude.json"
 
 
+def models_of(settings: Settings) -> dict[str, str]:
+    """The variables that follow from the template of this set-up. Raises ConfigError."""
+    return claude_models.variables(claude_models.rows_of(settings))
+
+
 def follow_template(settings: Settings) -> None:
     """Give the settings file of `claude --settings`, if it exists, the models of the template. Raises ConfigError."""
     models, path = models_of(settings), run_file(settings)
     tree = read_settings(path)[1]
     old = tree.get("env", {})
-    env = {name: value for name, value in old.items() if not name.startswith(ALIAS)} | models
+    kept = {name: old[name] for name in old if not name.startswith(ALIAS) and name != NO_LARGE_WINDOW}
+    env = kept | models
     if tree and env != old:
         write_private(path, to_text({**tree, "env": env}))
 

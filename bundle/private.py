@@ -17,7 +17,7 @@ from bundle.checks.finding import Installation
 from bundle.checks.processes import SECRET_NAME
 from bundle.refresher import read_state
 from bundle.report import account_names, assigned
-from bundle.settings import CLAUDE_ROUTES, SCRIPT, snowflake_home
+from bundle.settings import CLAUDE_ROUTES, SCRIPT, START_EFFORTS, snowflake_home
 from bundle.supervisor import pm2_home
 
 # Each setting with the word that stands in place of its value, or with the pattern of the values that tell nothing.
@@ -33,6 +33,8 @@ SETTINGS: Mapping[str, str | re.Pattern[str]] = {
     "CLAUDE_ROUTE": re.compile("|".join(CLAUDE_ROUTES)),
     "PROXY_PORT": re.compile(r"\d{1,5}"),
     "REFRESH_MINUTES": re.compile(r"\d{1,2}"),
+    "CLAUDE_START_MODEL": re.compile(r"(?:claude|openai)-[a-z0-9.-]+(?:\[1m\])?|[a-z]{4,8}"),
+    "CLAUDE_START_EFFORT": re.compile("|".join(START_EFFORTS)),
 }
 # Other variables that change what happens.
 VARIABLES: Mapping[str, str] = {

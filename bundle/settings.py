@@ -12,7 +12,7 @@ import re
 import secrets
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,17 @@ AFTER_NEW_KEY = (
 NAMES = (
     *("SNOWFLAKE_ACCOUNT", "SNOWFLAKE_USER", "SNOWFLAKE_PRIVATE_KEY_PATH", "PRIVATE_KEY_PASSPHRASE", "SNOWFLAKE_HOST"),
     *("SNOWFLAKE_DEFAULT_CONNECTION_NAME", "SNOWFLAKE_WAREHOUSE", "LITELLM_MASTER_KEY", "CLAUDE_ROUTE", "PROXY_PORT"),
-    "REFRESH_MINUTES",
+    *("REFRESH_MINUTES", "CLAUDE_START_MODEL", "CLAUDE_START_EFFORT"),
 )
 # Names of other programs that look like one of ours.
 THEIR_NAMES = frozenset({"SNOWFLAKE_HOME", "SNOWFLAKE_PORT", "SNOWFLAKE_ROLE", "SNOWFLAKE_PASSWORD"})
 
 # The values of CLAUDE_ROUTE, each with the LiteLLM provider that it puts into the rows of Claude models.
 CLAUDE_ROUTES: Mapping[str, str] = {"chat": "openai", "messages": "snowflake"}
+
+MUST_BE_ROUTE = "it must be chat (chat completions) or messages (Messages API)"
+START_EFFORTS = ("low", "medium", "high")  # docs/cortex.md#chat-reasoning: Cortex knows no others
+MUST_BE_EFFORT = "it must be low, medium or high"
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Settings:
     given_master_key: str | None = field(default=None, repr=False)
     claude_route: str = "chat"  # one of CLAUDE_ROUTES
     claude_route_from: str = ""  # "the environment" or ".env"; empty: CLAUDE_ROUTE is not set
+    start_model: str = ""  # what Claude Code starts with; empty: bundle/claude_models.py decides
+    start_effort: str = ""  # one of START_EFFORTS, or empty
     origin: str = ""  # where account and user came from, for messages
     notes: tuple[str, ...] = ()  # what looks like a mistake, but may be none
     sources: tuple[Path, ...] = ()
@@ -137,7 +143,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         warehouse=given.get("SNOWFLAKE_WAREHOUSE") or connection.get("warehouse"),
         proxy_port=given.whole_number("PROXY_PORT", default=8001, low=1, high=65535),
         refresh_seconds=60 * given.whole_number("REFRESH_MINUTES", default=50, low=1, high=55),
-        claude_route=given.claude_route(),
+        claude_route=given.one_of("CLAUDE_ROUTE", CLAUDE_ROUTES, MUST_BE_ROUTE) or "chat",
+        start_model=given.get("CLAUDE_START_MODEL") or "",
+        start_effort=given.one_of("CLAUDE_START_EFFORT", START_EFFORTS, MUST_BE_EFFORT),
         claude_route_from=given.kind("CLAUDE_ROUTE"),
         folder=folder,
         origin=origin,
@@ -191,12 +199,12 @@ class _Given:
             raise self._mistake(name, text, f"it must be a whole number from {low} to {high}")
         return int(text)
 
-    def claude_route(self) -> str:
-        route = self.get("CLAUDE_ROUTE") or "chat"
-        if route not in CLAUDE_ROUTES:
-            must = "it must be chat (chat completions) or messages (Messages API)"
-            raise self._mistake("CLAUDE_ROUTE", route, must)
-        return route
+    def one_of(self, name: str, values: Collection[str], must: str) -> str:
+        """The value of a setting that takes certain words only; "" if nothing sets it."""
+        text = self.get(name) or ""
+        if text and text not in values:
+            raise self._mistake(name, text, must)
+        return text
 
     def _mistake(self, name: str, text: str, must: str) -> ConfigError:
         return ConfigError(f"{self.place(name)}: {name} is {printable(text, 60)!r}; {must}.")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from bundle.bootstrap import BUNDLE
 from bundle.claude_settings import UserSettings
+from bundle.render import render
 from tests.set_up import BareSetUp
 
 TEMPLATE = (BUNDLE / "litellm_config.template.yaml").read_text()
+VALUES = {"SNOWFLAKE_JWT": "the.token.here", "LITELLM_MASTER_KEY": "sk-key", "CORTEX_URL": "https://h"}
 BLOCK: dict[str, Any] = {
     "env": {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8001", "ANTHROPIC_AUTH_TOKEN": "sk-proxy", "SWITCH": "1"},
     "permissions": {"deny": ["WebSearch"]},
@@ -30,6 +35,18 @@ USERS = {
 
 def text_of(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
+
+
+def rows_of(template: str) -> list[dict[str, Any]]:
+    """The rows that a template produces."""
+    return list(yaml.safe_load(render(template, VALUES))["model_list"])
+
+
+def answered_by(row: str, model: str) -> Callable[[str], str]:
+    """An edit of the template: another model in the row with this name."""
+    line = "model_name: {}\n    litellm_params: {{ <<: *cortex, model: openai/{} }}"
+    assert line.format(row, "newest") in TEMPLATE
+    return lambda template: template.replace(line.format(row, "newest"), line.format(row, model))
 
 
 class Home:

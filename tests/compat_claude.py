@@ -2,8 +2,9 @@
 
 Rows: Claude Code releases. Columns: the pinned LiteLLM, and the newest that is two weeks old. Each cell is two sessions
 of the real parts against the strict stand-in, on both routes: text, parallel tools, edits, --continue, both thinking
-modes, /compact and not one request that Cortex would refuse; then one that fills its context and goes on. Prints a
-Markdown table; the exit status is 0 when every cell is "yes".
+modes, /compact and not one request that Cortex would refuse; then one that fills its context and goes on. `/context`
+shows the real windows, and a session that fills one is compacted before Cortex refuses. Prints a Markdown table; the
+exit status is 0 when every cell is "yes".
 
     python tests/compat_claude.py [CLAUDE_CODE_VERSION ...]
 """
@@ -25,7 +26,18 @@ if not __package__:  # run as a script: the folder above holds the package
 from bundle.settings import CLAUDE_ROUTES
 from patches.apply_patch import MADE_FOR
 from tests.compat import UV, before, environment, lock
-from tests.session import FUTURE, OLD, Session, ask, call, fill_the_context
+from tests.session import (
+    FUTURE,
+    OLD,
+    WINDOWS,
+    Session,
+    ask,
+    call,
+    fill_the_context,
+    fill_the_window,
+    windows_shown,
+    with_entries,
+)
 from tests.set_up import BUNDLE, SetUp
 
 # The oldest of 2.1, the pinned one (the last that npm installs on Node 20), and the newest.
@@ -110,9 +122,19 @@ def try_route(claude: Path, folder: Path, route: str) -> None:
         assert (session.folder / "notes.txt").read_text() == "beta\n"
         refused = [record.get("refusal") for record in session.requests if record["status"] != 200]
         assert not refused, refused
-        fill_the_context(Session(set_up, folder / "full", claude))
+        if not is_old(claude):
+            fill_the_context(Session(set_up, folder / "full", claude))
+            assert (shown := windows_shown(Session(set_up, folder / "context", claude))) == WINDOWS, shown
+        for alias, window in (("sonnet", 1_000_000), ("haiku", 200_000)) if route == "chat" else ():
+            fill_the_window(Session(set_up, folder / alias, claude, options=with_entries(set_up)), alias, window)
     finally:
         set_up.close()
+
+
+def is_old(claude: Path) -> bool:
+    """Whether this release shows no `/context` with -p, and does not compact after a refusal (seen with 2.1.0)."""
+    said = subprocess.run([claude, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    return tuple(map(int, said.split()[0].split("."))) < (2, 1, 100)
 
 
 def main(arguments: list[str]) -> int:

@@ -1,6 +1,7 @@
 """What the stand-in charges for a prompt: its tokens, and what the prompt cache saves.
 
-One token is four bytes of UTF-8, rounded up per block. An image is 1500 tokens. The prompt is the ordered list of its
+One token is four bytes of UTF-8, rounded up per block. An image is 1500 tokens. A test that needs a large prompt writes
+`[500000 tokens more]` into it. The prompt is the ordered list of its
 blocks (tools, system, messages). A cache mark stores the prefix that ends at its block, if that prefix has at least
 1024 tokens. It stays for five minutes after its last use. A mark looks back over twenty blocks for a stored prefix. On
 Chat Completions the marks on blocks of system, user and assistant messages count, on Messages every mark counts.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,9 +23,12 @@ LOOKBACK = 20
 IMAGE_TOKENS = 1500
 
 
+_MORE = re.compile(r"\[(\d{1,7}) tokens more\]")
+
+
 def count_tokens(text: str) -> int:
-    """Four bytes of UTF-8 are a token, rounded up."""
-    return -(-len(text.encode("utf-8", "surrogatepass")) // 4)
+    """Four bytes of UTF-8 are a token, rounded up. The words `[N tokens more]` add N tokens."""
+    return -(-len(text.encode("utf-8", "surrogatepass")) // 4) + sum(map(int, _MORE.findall(text)))
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import pytest
 from bundle.bootstrap import script
 from bundle.checks import processes
 from bundle.checks.finding import read_installation
+from bundle.claude_models import NO_LARGE_WINDOW
 from bundle.claude_settings import (
     OTHERS,
-    aliases,
     around_proxy,
     follow_template,
     old_models,
@@ -25,8 +25,9 @@ from bundle.claude_settings import (
 )
 from bundle.errors import ConfigError
 from bundle.files import write_private
+from bundle.render import render
 from bundle.settings import load_settings
-from tests.claude_home import BLOCK, TEMPLATE, USERS, Home, text_of
+from tests.claude_home import BLOCK, TEMPLATE, USERS, VALUES, Home, answered_by, text_of
 from tests.set_up import BareSetUp
 
 OTHER_ENV = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8123", "ANTHROPIC_AUTH_TOKEN": "sk-new", "NO_PROXY": "127.0.0.1"}
@@ -144,6 +145,19 @@ def test_what_stands_beside_env_is_replaced_and_comes_back(home: Home, theirs: d
     assert text_of(home.path) == before
 
 
+def test_a_model_that_the_user_chooses_with_model_stays_and_an_older_one_comes_back(home: Home) -> None:
+    before = home.write('{"model": "haiku"}')
+    home.settings.point({**BLOCK, "model": "sonnet", "effortLevel": "medium"})
+    assert (home.tree["model"], home.tree["effortLevel"]) == ("sonnet", "medium")
+    home.settings.undo()
+    assert text_of(home.path) == before
+    home.settings.point({**BLOCK, "model": "sonnet", "effortLevel": "medium"})
+    home.path.write_text(json.dumps({**home.tree, "model": "opus"}))
+    assert home.settings.own == {"model": "opus"}
+    home.settings.undo()
+    assert home.tree == {"model": "opus"}
+
+
 def test_what_an_older_release_has_recorded_of_the_user_s_settings_is_not_taken_for_ours(home: Home) -> None:
     before = home.write('{"skipWebFetchPreflight": true}')
     home.settings.point(BLOCK)
@@ -167,10 +181,10 @@ def test_the_models_of_both_settings_files_follow_the_template(
     write_private(run_file(settings), to_text(entries))
     home.settings.point(entries)
     assert not old_models(settings, home.set_up.environ)
-    template.write_text(TEMPLATE.replace("claude-opus-4-7", "claude-opus-9"))
+    template.write_text(answered_by("claude-opus-*", "claude-opus-9")(TEMPLATE))
     follow_template(settings)
     written = json.loads(run_file(settings).read_text())
-    assert written["env"]["ANTHROPIC_DEFAULT_OPUS_MODEL"] == "claude-opus-9"
+    assert written["env"]["ANTHROPIC_DEFAULT_OPUS_MODEL"] == "claude-opus-9[1m]"
     assert written == proxy_entries(settings, {})
     assert stat.S_IMODE(run_file(settings).stat().st_mode) == 0o600
     said = old_models(settings, home.set_up.environ)
@@ -179,22 +193,21 @@ def test_the_models_of_both_settings_files_follow_the_template(
     assert said in processes.status(read_installation(home.set_up.environ, 0))[0]
     home.path.write_text(json.dumps(added(home.tree, {"env": {"ANTHROPIC_DEFAULT_OPUS_MODEL": "mine"}})))
     assert not old_models(settings, home.set_up.environ)  # what the user has chosen is not old
-    write_private(settings.config_path, template.read_text())
+    write_private(settings.config_path, render(template.read_text(), VALUES))
     template.write_text("model_list: [")  # a mistake is not in force, and does not stop a run
     assert proxy_entries(settings, {}) == written
 
 
-def test_an_alias_is_named_after_the_model_that_answers_and_asks_for_a_name_that_the_template_routes_to_it() -> None:
-    variables = aliases(TEMPLATE)
-    assert variables["ANTHROPIC_DEFAULT_OPUS_MODEL"] == "claude-opus-4-7"
-    assert variables["ANTHROPIC_DEFAULT_OPUS_MODEL_NAME"] == "Claude Opus 4.7"
-    assert variables["ANTHROPIC_DEFAULT_HAIKU_MODEL"] == "claude-haiku-4-5"
-    assert "ANTHROPIC_DEFAULT_FABLE_MODEL" not in variables  # /model would show Sonnet twice
-    for model, name in (("openai-gpt-4.1", "claude-opus-latest"), ("claude-opus-9", "claude-opus-9")):
-        variables = aliases(f"model_list: [{{model_name: claude-opus-*, litellm_params: {{model: openai/{model}}}}}]")
-        assert variables["ANTHROPIC_DEFAULT_OPUS_MODEL"] == name
-        assert model in variables["ANTHROPIC_DEFAULT_OPUS_MODEL_DESCRIPTION"]
-        assert "ANTHROPIC_DEFAULT_HAIKU_MODEL" not in variables
+def test_the_switch_of_an_older_release_against_large_windows_goes(home: Home) -> None:
+    settings = load_settings(home.set_up.environ)
+    entries = proxy_entries(settings, {})
+    old = {**entries, "env": {**entries["env"], NO_LARGE_WINDOW: "1"}}
+    write_private(run_file(settings), to_text(old))
+    follow_template(settings)
+    assert json.loads(run_file(settings).read_text()) == entries
+    home.settings.point(old)
+    home.settings.point(entries)
+    assert NO_LARGE_WINDOW not in home.tree["env"]
 
 
 def test_a_company_proxy_is_told_to_leave_loopback_alone() -> None:

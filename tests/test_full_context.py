@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from tests.session import Session, fill_the_context
+from tests.claude_home import answered_by
+from tests.session import (
+    SMALL_OPUS,
+    WINDOWS,
+    Session,
+    fill_the_context,
+    fill_the_window,
+    windows_shown,
+    with_entries,
+)
 from tests.set_up import SetUp
 
 pytestmark = pytest.mark.real
 
 MODEL = "claude-sonnet-4-6"
+
+
+def test_context_shows_the_window_of_the_model_that_answers(set_up: SetUp, tmp_path: Path) -> None:
+    assert windows_shown(Session(set_up, tmp_path / "project")) == WINDOWS
+
+
+@pytest.mark.parametrize(
+    ("alias", "window", "edited"),
+    [("sonnet", 1_000_000, str), ("haiku", 200_000, str), ("opus", 200_000, answered_by(*SMALL_OPUS))],
+    ids=["a million", "200,000", "a small model under a large name"],
+)
+def test_a_session_is_compacted_before_its_window_is_full(
+    running: SetUp, tmp_path: Path, alias: str, window: int, edited: Callable[[str], str]
+) -> None:
+    with running.template(edited) if edited is not str else nullcontext():
+        options = with_entries(running, edited)
+        fill_the_window(Session(running, tmp_path / "project", options=options), alias, window)
 
 
 @pytest.mark.parametrize("route", ["chat", "messages"])
@@ -58,7 +85,8 @@ def test_a_number_that_equals_the_requested_output_is_an_output_limit(running: S
 
 
 def test_too_much_output_is_no_full_context(running: SetUp) -> None:
-    with running.template(lambda text: text.replace("max_output_tokens: 64000", "max_output_tokens: 100000")):
+    row = f"model: openai/{MODEL} }}\n    model_info: {{ <<: *info"
+    with running.template(lambda text: text.replace(row, f"{row}, max_output_tokens: 100000")):
         answers = [running.ask("hello", MODEL, max_tokens=90_000) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [503, 200], "64000 is what the model takes: learnt"
     assert running.stub.requests[-1]["body"]["max_completion_tokens"] == 64_000

@@ -8,8 +8,9 @@ import time
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from bundle.claude_settings import aliases
+from bundle.claude_models import aliases
 from bundle.tokens import BACKDATE_SECONDS, fingerprint
+from tests.claude_home import rows_of
 from tests.day import HOUR, PROXY, REFRESHER, SECONDS, Day
 from tests.set_up import SetUp, public_pem, wait_until
 from tests.user import put
@@ -44,8 +45,8 @@ def test_a_changed_mapping_takes_effect_within_seconds_and_leaves_open_answers_a
 @pytest.mark.real
 def test_another_model_can_answer_for_a_family_of_claude_models(day: Day) -> None:
     row = "model_name: claude-haiku-*\n    litellm_params: { <<: *cortex, model: openai/"
-    day.edit(f"{row}claude-haiku-4-5 }}", f"{row}openai-gpt-4.1 }}")
-    asked = aliases(day.template_file.read_text())["ANTHROPIC_DEFAULT_HAIKU_MODEL"]
+    day.edit(f"{row}newest }}", f"{row}openai-gpt-4.1 }}")
+    asked = aliases(rows_of(day.template_file.read_text()))["ANTHROPIC_DEFAULT_HAIKU_MODEL"]
     wait_until(lambda: day.answered(asked)["model"] == "openai-gpt-4.1", SECONDS, lambda: day.log(PROXY))
 
 

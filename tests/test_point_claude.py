@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import point_claude
 from bundle.bootstrap import script
-from bundle.claude_settings import aliases, proxy_entries, variables_in_force
+from bundle.claude_models import aliases
+from bundle.claude_settings import proxy_entries, theirs_in_force
 from bundle.command import place
 from bundle.errors import ConfigError
 from bundle.settings import load_settings, master_key
 from tests.checked import FakeAnswers, FakeProxy, serving
-from tests.claude_home import TEMPLATE, USERS, Home, text_of
+from tests.claude_home import TEMPLATE, USERS, Home, rows_of, text_of
 from tests.set_up import CLAUDE, SetUp, drop_root_powers
 
 
@@ -39,7 +39,8 @@ def test_nothing_is_lost_and_undo_gives_the_same_bytes_and_mode(home: Home, text
     deny = tree.get("permissions", {}).get("deny", [])
     assert home.tree["env"] == {**tree.get("env", {}), **ours}
     assert home.tree["permissions"]["deny"] == [*deny, *([] if "WebSearch" in deny else ["WebSearch"])]
-    expected = {**tree, "env": 0, "permissions": 0, "skipWebFetchPreflight": True}
+    start = {"model": "sonnet", "effortLevel": "medium", "autoCompactWindow": 1_000_000}
+    expected = {**start, **tree, "env": 0, "permissions": 0, "skipWebFetchPreflight": True}
     assert {**home.tree, "env": 0, "permissions": 0} == expected
     assert list(home.tree)[: len(tree)] == list(tree)
     assert text_of(home.folder / "settings.json.before-cortex") == before
@@ -109,7 +110,35 @@ def test_print_shows_the_block_and_where_the_key_is(home: Home) -> None:
     assert str(home.set_up.folder / ".master_key") in tree["env"]["ANTHROPIC_AUTH_TOKEN"]
     assert tree["permissions"] == {"deny": ["WebSearch"]}
     assert tree["skipWebFetchPreflight"] is True
+    assert list(tree.items())[:2] == [("model", "sonnet"), ("effortLevel", "medium")]
     assert home.names == []
+
+
+def test_what_claude_code_starts_with_is_said_and_one_line_sets_another(home: Home) -> None:
+    fix = "CLAUDE_START_MODEL and CLAUDE_START_EFFORT in .env set others."
+    assert f"Claude Code starts with sonnet, at medium effort. {fix}" in home.good()
+    (home.set_up.folder / ".env").write_text("CLAUDE_START_MODEL=opus\n")
+    assert f"Claude Code starts with opus, at medium effort. {fix}" in home.good()
+    home.path.write_text(json.dumps({**home.tree, "model": "haiku", "effortLevel": "high"}))  # by /model and /effort
+    assert f"Claude Code starts with opus, at high effort. {fix}" in home.good()
+    assert json.loads(home.good("--print", CLAUDE_START_EFFORT="low"))["effortLevel"] == "low"
+    (home.set_up.folder / ".env").write_text("CLAUDE_START_MODEL=gpt\n")
+    done = home.run("--print")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "CLAUDE_START_MODEL is 'gpt', and no row of" in done.stderr
+
+
+def test_what_the_user_has_chosen_stays_for_one_run_too(home: Home) -> None:
+    home.write('{"model": "haiku", "effortLevel": "high", "autoCompactWindow": 300000}')
+    home.good("--file")
+    tree = json.loads((home.set_up.folder / "claude.json").read_text())
+    assert not {"model", "effortLevel", "autoCompactWindow"} & tree.keys()
+    home.good("--file", CLAUDE_START_MODEL="opus")
+    assert json.loads((home.set_up.folder / "claude.json").read_text())["model"] == "opus"
+    home.write("{}")
+    home.good()
+    home.good("--file")  # what all runs have got from us is no choice of the user
+    assert json.loads((home.set_up.folder / "claude.json").read_text())["model"] == "sonnet"
 
 
 def test_check_is_content_after_pointing_and_not_before(home: Home) -> None:
@@ -129,8 +158,8 @@ def test_a_provider_that_only_newer_releases_know_is_switched_off_for_a_run_and_
     project = home.set_up.folder / "project" / ".claude" / "settings.json"
     project.parent.mkdir(parents=True)
     project.write_text(json.dumps({"env": {new: "1", theirs: "1"}}))
-    variables = variables_in_force(home.set_up.environ, project.parent.parent)
-    env = proxy_entries(load_settings(home.set_up.environ), variables)["env"]
+    in_force = theirs_in_force(home.set_up.environ, project.parent.parent)
+    env = proxy_entries(load_settings(home.set_up.environ), in_force)["env"]
     assert (env[new], env["CLAUDE_CODE_USE_MANTLE"]) == ("", "")
     assert theirs not in env
     home.good(**{new: "1"})
@@ -227,8 +256,7 @@ def test_claude_reaches_the_proxy_with_its_key_only(
     (sent,) = recorded
     assert sent["headers"]["authorization"] == f"Bearer {home.set_up.master_key}"
     assert "x-api-key" not in sent["headers"]
-    assert sent["body"]["model"] in {row["model_name"] for row in yaml.safe_load(TEMPLATE)["model_list"]}
-    assert "context-1m" not in sent["headers"]["anthropic-beta"]
+    assert sent["body"]["model"] in {row["model_name"] for row in rows_of(TEMPLATE)}
     assert "context_management" not in sent["body"]
     assert "WebSearch" not in {tool["name"] for tool in sent["body"]["tools"]}
     assert "x-anthropic-billing-header" not in json.dumps(sent["body"]["system"])
@@ -238,7 +266,8 @@ def test_claude_reaches_the_proxy_with_its_key_only(
 @pytest.mark.parametrize("alias", ["opus", "sonnet", "haiku"])
 def test_an_alias_asks_for_the_model_of_the_template(home: Home, recorded: list[dict[str, Any]], alias: str) -> None:
     home.good("--run", "--model", alias, "-p", "hello")
-    assert recorded[-1]["body"]["model"] == aliases(TEMPLATE)[f"ANTHROPIC_DEFAULT_{alias.upper()}_MODEL"]
+    asked = aliases(rows_of(TEMPLATE))[f"ANTHROPIC_DEFAULT_{alias.upper()}_MODEL"]
+    assert recorded[-1]["body"]["model"] == asked.partition("[")[0]
 
 
 def test_without_claude_the_install_command_is_said(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,12 +125,13 @@ def test_the_models_of_claude_code_follow_an_edited_template(
     template.write_text(TEMPLATE)
     monkeypatch.setattr("bundle.settings.BUNDLE", home)
     world, settings = World(environ), load_settings(environ)
-    entries = proxy_entries(settings, environ)
+    entries = proxy_entries(settings, {"env": environ})
     write_private(run_file(settings), to_text(entries))
     UserSettings(environ).point(entries)
-    template.write_text(TEMPLATE.replace("model: openai/claude-opus-4-7", "model: openai/claude-opus-9"))
+    row = "model_name: claude-opus-*\n    litellm_params: { <<: *cortex, model: openai/"
+    template.write_text(TEMPLATE.replace(f"{row}newest", f"{row}claude-opus-9"))
     assert world.after(2)
-    assert json.loads(run_file(settings).read_text())["env"]["ANTHROPIC_DEFAULT_OPUS_MODEL"] == "claude-opus-9"
+    assert json.loads(run_file(settings).read_text())["env"]["ANTHROPIC_DEFAULT_OPUS_MODEL"] == "claude-opus-9[1m]"
     said = f"{home}/.claude/settings.json has the models of an older template"
     assert said in world.lines[-1]
     world.after(3001)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bundle.claude_settings import aliases
+from bundle.claude_models import aliases
 from bundle.cortex.catalogue import Listed
 from bundle.errors import ConfigError
 from bundle.model_list import ModelList
@@ -185,12 +185,11 @@ def test_the_recipe_of_the_template_makes_another_model_answer_for_a_family(sett
     assert recipe
     assert shipped
     edited = text.replace(shipped[0], re.sub(r"(?m)^  #   ", "  ", recipe[1]))
-    asked = aliases(edited)["ANTHROPIC_DEFAULT_HAIKU_MODEL"]
+    asked = aliases(yaml.safe_load(render(edited, VALUES))["model_list"])["ANTHROPIC_DEFAULT_HAIKU_MODEL"]
     rows = {row["model_name"]: row["litellm_params"]["model"] for row in yaml.safe_load(edited)["model_list"]}
     assert asked not in rows  # so the row with the * answers
     assert asked.startswith("claude-haiku-")
     assert rows["claude-haiku-*"] == "openai/openai-gpt-4.1"
-    render(edited, VALUES)
 
 
 # --------------------------------------------------------------------------------------------------------------- newest
