@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from bundle.cortex.errors import CASES, SQL_CASES, commands, context_full, explain, explain_failure, explain_query
+from bundle.cortex.errors import (
+    CASES,
+    SQL_CASES,
+    commands,
+    context_full,
+    explain,
+    explain_failure,
+    explain_query,
+    refuses_model,
+)
 from tests.cortex_rules import FINAL_ASSISTANT, TOOL_PAIRING
 from tests.cortex_stub import FAULTS
 
@@ -204,3 +213,14 @@ def test_the_commands_in_a_message_work_in_every_folder() -> None:
         assert shlex.split(command) == ["-C", str(folder), "doctor"], message
     for case in (*CASES, *SQL_CASES):
         assert not re.search(r"\{(make|folder)\}", commands(case.remedy)), case
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_of_all_errors_only_three_refuse_the_model_itself(name: str) -> None:
+    status, body = FAULTS[name]
+    assert refuses_model(status, json.dumps(body)) == (name in {"not_in_region", "model_not_allowed"})
+    assert refuses_model(400, '{"message": "unknown model claude-opus-5"}')
+
+
+def test_what_else_is_not_in_the_region_is_no_refusal_of_the_model() -> None:
+    assert not refuses_model(400, '{"message": "prompt caching is not available in your region"}')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from bundle.cortex.names import answering, has_row
+from bundle.cortex.names import answering, has_row, row_for
 from tests.claude_home import TEMPLATE
 
 ROWS = [row["model_name"] for row in yaml.safe_load(TEMPLATE)["model_list"]]
@@ -39,6 +39,7 @@ def test_a_name_of_another_provider_is_answered_by_its_model_or_its_family(asked
     if "*" in row:
         assert name not in ROWS
     assert has_row(asked, ROWS)
+    assert row_for(asked, ROWS) == row
 
 
 @pytest.mark.parametrize("asked", ["claude-opus-4-5-20251101", "claude-sonnet-9", "claude-4-sonnet", "claude-new"])
@@ -64,6 +65,7 @@ def test_a_row_for_the_very_name_wins(asked: str, row: str) -> None:
 def test_a_name_without_a_row_stays_as_it_is(asked: str) -> None:
     assert answering(asked, ROWS) == asked
     assert not has_row(asked, ROWS)
+    assert row_for(asked, ROWS) is None
 
 
 def test_without_a_row_for_its_family_the_row_for_all_other_names_answers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +10,16 @@ import pytest
 from bundle.errors import printable, redact
 from bundle.proxy.front_door import (
     LITELLM_ROUTES,
+    MODEL_HEADER,
     OWN_ROUTES,
     REFUSALS_A_MINUTE,
+    REFUSED_HEADER,
     ErrorAnswer,
     FrontDoor,
+    _told,
     refusal,
 )
+from bundle.proxy.live_config import Exchange, LiveConfig
 from bundle.proxy.server import keep_routes
 
 KEY = "sk-the-key-of-this-proxy-0123456789"
@@ -186,3 +191,16 @@ def test_a_token_that_cortex_itself_puts_into_its_words_is_taken_out() -> None:
     token = "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJNWU9SRyJ9.c2lnbmF0dXJl"
     assert token not in redact(f"JWT token is invalid: {token}")
     assert token not in printable(f"JWT token is invalid: {token}")
+
+
+@pytest.mark.keeps("errors-without-tokens")
+def test_the_words_about_a_refused_model_are_one_safe_header() -> None:
+    config = LiveConfig(Path("/no/such/file"))
+    exchange = Exchange(model="claude-opus-4-8", row={"id": "a", "newest": ["claude-opus-5", "claude-opus-4-8"]})
+    words = "unknown model\r\nset-cookie: a=b eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJBIn0.c2ln ☃" + "x" * 9000
+    config.refused.refuse("claude-opus-5", exchange.row, [], (400, words))
+    told = dict(_told(exchange, config))
+    assert told[MODEL_HEADER] == b"claude-opus-4-8"
+    assert told[REFUSED_HEADER].startswith(b"400 unknown model set-cookie: a=b [token] ?xxx")
+    assert len(told[REFUSED_HEADER]) < 600
+    assert dict(_told(Exchange(), config)) == {}

@@ -54,7 +54,7 @@ def test_the_next_older_model_answers_and_it_is_said_once(family: Family, route:
         assert events(answer)[-1]["type"] == "message_stop"
     else:
         assert answer.json()["content"] == [{"type": "text", "text": "hello"}]
-    assert answer.headers["x-cortex-model"] == "claude-opus-4-8"
+    assert [each.headers["x-cortex-model"] for each in (refused, answer)] == OPUS[:2]
     assert answer.headers["x-cortex-refused"] == "400 unknown model claude-opus-5"
     assert family.asked_for(first) == OPUS[:2]
     assert family.stub.requests[-1]["path"].partition("?")[0] == PATHS[route]

@@ -209,8 +209,10 @@ def explain(
 
 
 def refuses_model(status: int, body: str) -> bool:
-    """Whether an answer of Cortex refuses the model itself: not known, not allowed, or not in the region."""
-    return _find(CASES, status, *words_of(body), None, default=_ANY_4XX).of_model
+    """Whether an answer of Cortex refuses the model itself: not known, not allowed, or not in the region. (Something
+    else than a model may not be in the region either.)"""
+    code, words = words_of(body)
+    return "model" in words.lower() and _find(CASES, status, code, words, None, default=_ANY_4XX).of_model
 
 
 def explain_query(url: str, status: int, code: str, words: str, folder: Path | None = None) -> str:
