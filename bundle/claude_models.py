@@ -9,13 +9,12 @@ it does not know, the older one takes 200,000, the newer one CLAUDE_CODE_MAX_CON
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import yaml
 
-from bundle.cortex.catalogue import FAMILIES, LARGE_WINDOW, WINDOW, readable, window_of
-from bundle.cortex.names import answering, has_row
+from bundle.cortex.catalogue import FAMILIES, LARGE_WINDOW, NEWEST, WINDOW, readable, window_of
+from bundle.cortex.names import has_row, row_for
 from bundle.errors import ConfigError, printable
 from bundle.render import TEMPLATE, template_rows
 from bundle.settings import Settings
@@ -23,6 +22,7 @@ from bundle.settings import Settings
 Json = dict[str, Any]
 
 ALIAS = "ANTHROPIC_DEFAULT_"  # the variables that set the model of an alias start with it
+LATEST = "-latest"  # behind a name: the family's row answers
 SUFFIX = "[1m]"  # behind a name: Claude Code then takes the window for a million tokens
 NO_LARGE_WINDOW = "CLAUDE_CODE_DISABLE_1M_CONTEXT"
 WINDOW_OF_UNKNOWN = {"CLAUDE_CODE_MAX_CONTEXT_TOKENS": str(WINDOW)}
@@ -66,6 +66,9 @@ def aliases(rows: Sequence[Json]) -> dict[str, str]:
 
     A family's model is the model in its row with the *. The alias asks for it by its name, if that name leads to this
     model, and Claude Code does not take it for a larger one. Else the alias asks for a name that no release knows.
+
+    For a row that says `newest`, `-latest` stands behind the name. Claude Code treats such a name like the model's own.
+    But no row has it, so the family's row answers, and with it the next older model if Cortex refuses this one.
     """
     named = {row["model_name"]: row for row in rows}
     found = {}
@@ -74,11 +77,12 @@ def aliases(rows: Sequence[Json]) -> dict[str, str]:
         if row is None:
             continue
         model, large = _model(row), _window(row) >= LARGE_WINDOW
-        answers = named.get(model, row if model.startswith(f"claude-{family}-") else None)
+        asked = f"{model}{LATEST}" if NEWEST in (row.get("model_info") or {}) else model
+        answers = named.get(row_for(asked, named) or "")
         fits = answers is not None and _model(answers) == model and (_window(answers) >= LARGE_WINDOW) == large
         fits = fits and (large or window_of(model) < LARGE_WINDOW)
         name = f"{ALIAS}{family.upper()}_MODEL"
-        found[name] = (model if fits else f"claude-{family}-latest") + (SUFFIX if large else "")
+        found[name] = (asked if fits else f"claude-{family}{LATEST}") + (SUFFIX if large else "")
         found[f"{name}_NAME"] = readable(model)
         found[f"{name}_DESCRIPTION"] = f"{model} on Snowflake Cortex"
     return found
@@ -135,11 +139,9 @@ def _with_window(model: str, rows: Sequence[Json]) -> str:
     """The name of a model with SUFFIX, if the row that answers for it has a large window. Aliases stay."""
     if model in {"", BEST, PLAN, *FAMILIES} or model.endswith(SUFFIX):
         return model
-    names = [row["model_name"] for row in rows]
-    asked = answering(model, names)
-    fitting = [row for row in rows if row["model_name"] == asked or fnmatchcase(asked, row["model_name"])]
-    first = max(fitting, key=lambda row: len(row["model_name"].replace("*", "")), default=None)
-    return model + SUFFIX if first and _window(first) >= LARGE_WINDOW else model
+    named = {row["model_name"]: row for row in rows}
+    row = named.get(row_for(model, named) or "")
+    return model + SUFFIX if row and _window(row) >= LARGE_WINDOW else model
 
 
 def _model(row: Json) -> str:

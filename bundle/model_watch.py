@@ -22,7 +22,7 @@ from bundle.sql_api import QueryError
 
 DAY_SECONDS = 24 * 3600
 RETRY_SECONDS = 3600  # after a failure
-MOST_CHANGES = 5
+MOST_CHANGES, SHOWN_CHANGES = 6, 2
 
 
 class ModelWatch:
@@ -104,18 +104,25 @@ class ModelWatch:
         `--status` needs to know."""
         listed = self._listed
         before, rows = self._state["rows"], newest_models(self._rows)
-        for name, model in rows.items():
-            if before.get(name, model) != model:
-                change = f"{name}: {model} answers now, in place of {before[name]}"
-                self._log(change)
-                minute = time.strftime("%Y-%m-%d %H:%M", time.localtime(now))
-                self._state["changes"] = [*self._state["changes"], f"{minute} {change}"][-MOST_CHANGES:]
+        for change in changes(before, rows):
+            self._log(change)
+            minute = time.strftime("%Y-%m-%d %H:%M", time.localtime(now))
+            self._state["changes"] = [*self._state["changes"], f"{minute} {change}"][-MOST_CHANGES:]
         found = warnings([*rows.values(), *_chosen(self._rows)], listed)
         for warning in found:
             self._say_once(f"WARNING: {warning}")
         source = "the account's list" if listed and listed.models else "Snowflake's documentation"
         self._state |= {"rows": rows, "warnings": found, "source": source}
         return self._state
+
+
+def changes(before: Mapping[str, str], rows: Mapping[str, str]) -> list[str]:
+    """A sentence for each model that took over from another one. `before` and `rows` are the rows with their models."""
+    moved: dict[tuple[str, str], list[str]] = {}
+    for name, model in rows.items():
+        if before.get(name, model) != model:
+            moved.setdefault((before[name], model), []).append(name)
+    return [f"{' and '.join(names)}: {new} answers now, in place of {old}" for (old, new), names in moved.items()]
 
 
 def _chosen(rows: list[dict[str, Any]]) -> list[str]:
@@ -142,5 +149,5 @@ def status_lines(models: object) -> list[str]:
         return []
     shown = [f"{name.removeprefix('claude-').rstrip('-*') or 'others'} {model}" for name, model in rows.items()]
     lines = [f"models:   {', '.join(shown)} (newest of {kept.get('source')})"]
-    lines += [f"changed:  {change}" for change in _list(kept, "changes")[-1:]]
+    lines += [f"changed:  {change}" for change in _list(kept, "changes")[-SHOWN_CHANGES:]]
     return [*lines, *(f"warning:  {warning}" for warning in _list(kept, "warnings"))]

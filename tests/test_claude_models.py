@@ -21,7 +21,7 @@ from bundle.claude_models import (
     variables,
 )
 from bundle.cortex.catalogue import FAMILIES, LARGE_WINDOW
-from bundle.cortex.names import answering
+from bundle.cortex.names import answering, row_for
 from bundle.errors import ConfigError
 from bundle.settings import Settings, load_settings
 from tests import claude_home
@@ -42,14 +42,25 @@ def asked_by_opus(*rows: dict[str, Any]) -> str:
 def test_an_alias_asks_by_name_for_the_model_that_answers_with_its_whole_window() -> None:
     found = aliases(ROWS)
     assert {name: found.get(f"{ALIAS}{name.upper()}_MODEL") for name in FAMILIES} == {
-        "opus": "claude-opus-5[1m]",
-        "sonnet": "claude-sonnet-5[1m]",
-        "haiku": "claude-haiku-4-5",
+        "opus": "claude-opus-5-latest[1m]",
+        "sonnet": "claude-sonnet-5-latest[1m]",
+        "haiku": "claude-haiku-4-5-latest",
         "fable": None,  # /model would show Sonnet twice
     }
     assert found[f"{ALIAS}OPUS_MODEL_NAME"] == "Claude Opus 5"
     assert found[f"{ALIAS}OPUS_MODEL_DESCRIPTION"] == "claude-opus-5 on Snowflake Cortex"
     assert asked_by_opus(row("claude-opus-*", "claude-opus-9")) == "claude-opus-9[1m]"
+
+
+def test_the_alias_of_a_row_that_says_newest_asks_for_that_row_and_not_for_one_of_the_model() -> None:
+    """Only the family's row has an older model to go on with."""
+    own, newest = row("claude-opus-5", "claude-opus-5"), {"newest": ["claude-opus-5", "claude-opus-4-8"]}
+    family = row("claude-opus-*", "claude-opus-5", **newest)
+    assert asked_by_opus(own, family) == "claude-opus-5-latest[1m]"
+    assert row_for("claude-opus-5-latest", [own["model_name"], family["model_name"]]) == "claude-opus-*"
+    assert asked_by_opus(own, row("claude-opus-*", "claude-opus-5")) == "claude-opus-5[1m]"
+    of_the_user = row("claude-opus-5-*", "claude-opus-4-8")  # it would take the name
+    assert asked_by_opus(of_the_user, family) == "claude-opus-latest[1m]"
 
 
 def test_a_small_model_under_a_large_name_is_asked_for_by_a_name_that_counts_as_small() -> None:

@@ -66,7 +66,10 @@ def test_the_newest_models_follow_the_account_without_a_restart_and_it_is_said(w
         "models:   opus claude-opus-5, sonnet claude-sonnet-5, haiku claude-haiku-4-5, others claude-sonnet-5 "
         "(newest of the account's list)"
     )
-    assert shown[1].endswith("claude-opus-*: claude-opus-5 answers now, in place of claude-opus-4-8")
+    assert [line.partition(" claude-")[2] for line in shown[1:]] == [
+        "opus-*: claude-opus-4-8 answers now, in place of claude-opus-5",
+        "opus-*: claude-opus-5 answers now, in place of claude-opus-4-8",
+    ]
 
 
 def test_a_list_that_changes_nothing_signs_no_token(world: World) -> None:

@@ -173,6 +173,8 @@ class CortexHooks(CustomLogger):
             out, notes, exchange.left_out = to_chat(with_model, self.refusals)
             exchange.facts = RequestFacts.of(out)
             self._listen_to_chat()
+        if (legacy := exchange.row.get("legacy")) and exchange.model == bare(kwargs["model"]):
+            self._log_once(f"WARNING: {printable(legacy)}")
         for note in notes:
             self._log_once(f"adapted for Cortex: {printable(note, 100)}")
         return out
