@@ -30,6 +30,7 @@ class FakeProxy(http.server.ThreadingHTTPServer):
     """Answers what the doctor asks of the proxy.
 
     `refused` has the words of an error by model, `said` a text in place of "OK", and `headers` those of a good answer.
+    `answering` has the model that answers for a name, "" for none.
     """
 
     daemon_threads = True
@@ -39,6 +40,7 @@ class FakeProxy(http.server.ThreadingHTTPServer):
     ) -> None:
         self.key, self.asked = key, list[Any]()
         self.refused: dict[str, str] = {}
+        self.answering: dict[str, str] = {}
         self.said: dict[str, str] = {}
         self.headers: dict[str, dict[str, str]] = {}
         super().__init__((address, port), answers or FakeAnswers)
@@ -61,6 +63,9 @@ class FakeAnswers(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/proof?"):
             query = self.path.partition("?")[2].encode()
             self._say(200, json.loads(proof(self.server.key, self.server.server_port, query) or b"{}"))
+        elif (name := self.path.removeprefix("/v1/models/")) in self.server.answering:
+            answers = self.server.answering[name]
+            self._say(200 if answers else 404, {"id": answers} if answers else {"type": "error"})
         else:
             self._say(200 if self.headers["Authorization"] == f"Bearer {self.server.key}" else 401, {})
 

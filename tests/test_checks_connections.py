@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from bundle import claude_settings, proof
 from bundle.bootstrap import BUNDLE, make, script
 from bundle.checks import connections
-from bundle.checks.connections import claude, proxy, reachable_from_outside, snowflake
+from bundle.checks.connections import claude, proxy, reachable_from_outside, snowflake, stand_ins
 from bundle.checks.finding import Finding, read_installation
 from bundle.cortex.errors import explain
 from bundle.settings import load_settings, master_key
@@ -268,3 +269,23 @@ def test_claude_code_that_is_not_installed_is_named(
     monkeypatch.setattr(connections, "BUNDLE", tmp_path)
     found = findings(set_up, claude, PATH=str(tmp_path))["Version"]
     assert (found.state, found.fix) == ("fail", make("install"))
+
+
+def test_an_older_model_that_answers_in_place_of_a_refused_one_is_named(set_up: SetUp) -> None:
+    set_up.refresh()
+    server = FakeProxy(set_up.port, set_up.master_key)
+    assert not stand_ins(read_installation(set_up.environ, time.time())), "without a proxy nothing is known"
+    server.answering = {"claude-opus-latest": "claude-opus-4-8", "claude-sonnet-latest": "", "claude-haiku-latest": ""}
+    server.answering |= {"claude-latest": "claude-sonnet-5", "claude-haiku-latest": "claude-haiku-4-5"}
+    with serving(server):
+        said = stand_ins(read_installation(set_up.environ, time.time()))
+        found = [
+            finding for finding in proxy(read_installation(set_up.environ, time.time())) if finding.name == "Model"
+        ]
+        status = set_up.run("doctor.py", "--status").stdout
+    assert said == [
+        "claude-opus-*: claude-opus-4-8 answers, because Cortex has refused claude-opus-5",
+        "claude-sonnet-*: no model answers. Cortex has refused claude-sonnet-5 and all older ones",
+    ]
+    assert [(finding.state, finding.found) for finding in found] == [("warn", sentence) for sentence in said]
+    assert f"warning:  {said[0]}" in status

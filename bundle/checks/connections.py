@@ -20,6 +20,7 @@ from bundle.claude_check import NOT_POINTED, check, check_models
 from bundle.cortex.errors import explain
 from bundle.errors import ConfigError
 from bundle.network import company_proxy, redirected, why_unreachable
+from bundle.render import newest_models
 from bundle.settings import Settings
 from bundle.supervisor import output_of
 from bundle.tokens import auth_headers, fingerprint, load_key, name_note, register_statement, sign
@@ -46,6 +47,8 @@ def proxy(installation: Installation) -> Findings:
         yield Finding("Port", "ok", found.found)
         yield Finding("Key", "ok", "the proxy has the configured key")
     address = reachable_from_outside(port)
+    fix = f"Why, and what to do: {make('doctor', 'ARGS=--live')}"
+    yield from (Finding("Model", "warn", sentence, fix) for sentence in stand_ins(installation))
     found_there = f"anybody in your network can reach {address}:{port}" if address else "loopback only"
     fix = f"Run claude_proxy.py instead of litellm: {make('stop', 'start')}"
     yield make_finding("Address", not address, found_there, fix)
@@ -136,3 +139,24 @@ SELECT SYSTEM$GET_LOGIN_FAILURE_DETAILS('{failure[1] if failure else "UUID"}');"
     if status == 400 and not error.retry:
         return Finding("Login", "ok", f"Snowflake accepts {who} with this key")
     return finding_from_message("Login", error.message, "warn" if error.retry else "fail")
+
+
+def stand_ins(installation: Installation) -> list[str]:
+    """A sentence for each row that says `newest` for which an older model answers now, because Cortex has refused the
+    one that was filled in. Only the proxy knows that. Empty if it does not answer."""
+    filled = newest_models(installation.rows)
+    if not filled or installation.listener().state != "ours":
+        return []
+    url = f"http://127.0.0.1:{installation.settings.proxy_port}/v1/models"
+    found = []
+    with suppress(httpx.HTTPError, ValueError, TypeError), httpx.Client(trust_env=False, timeout=3) as client:
+        for row, model in filled.items():
+            asked = row.replace("*", "latest")
+            headers = {"Authorization": f"Bearer {installation.master_key}"}
+            answer = client.get(f"{url}/{asked}", headers=headers)
+            answers = answer.json().get("id", asked)
+            if answer.status_code == httpx.codes.NOT_FOUND:
+                found.append(f"{row}: no model answers. Cortex has refused {model} and all older ones")
+            elif answers not in {model, asked}:
+                found.append(f"{row}: {answers} answers, because Cortex has refused {model}")
+    return found

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from bundle.bootstrap import PM2, make, script
+from bundle.checks.connections import stand_ins
 from bundle.checks.finding import (
     Finding,
     Findings,
@@ -200,6 +201,8 @@ def status(installation: Installation) -> tuple[str, bool]:
     findings = [process(name, find_process(listed, name), installation) for name in SCRIPTS]
     findings += strays(listed, installation)
     lines = [*status_lines({**state, "last_error": None}, installation.now)]
+    with suppress(ConfigError, NotConfiguredError):
+        lines += [f"warning:  {sentence}" for sentence in stand_ins(installation)]
     lines += [f"{finding.name + ':':<17}{finding.found}" for finding in findings]
     proxy = find_process(listed, "claude-proxy")
     facts = proxy.get("pm2_env", {})
