@@ -16,6 +16,8 @@ from bundle.settings import Settings
 from bundle.tokens import auth_headers, sign
 
 STATEMENTS = "/api/v2/statements"
+MAX_ANSWER_BYTES = 32 * 2**20  # a year of usage is a few hundred kilobytes
+SLACK_SECONDS = 60  # for the answers themselves, beside the waiting for a statement
 PATIENCE_SECONDS = 600  # a suspended warehouse and a large view take minutes, not hours
 DOCTOR = f"Find the cause with: {make('doctor')}"
 NOT_THE_API = f"text that is not from Snowflake's SQL API, perhaps from a login page or a proxy.\n{DOCTOR}"
@@ -43,7 +45,8 @@ def query(
         with httpx.Client(
             headers=headers, timeout=min(60, patience), transport=transport_to(settings.base_url)
         ) as client:
-            answer = client.post(settings.base_url + STATEMENTS, json=body)
+            read = _Reader(client, time.monotonic() + patience + SLACK_SECONDS)
+            answer = read("POST", settings.base_url + STATEMENTS, json=body)
             waited, pause = 0.0, 0.5
             while answer.status_code == 202:
                 if waited >= patience:
@@ -52,12 +55,12 @@ def query(
                     )
                 sleep(pause)
                 waited, pause = waited + pause, min(pause * 1.5, 5.0)
-                answer = client.get(_own_url(settings, _document(settings, answer).get("statementStatusUrl")))
+                answer = read("GET", _own_url(settings, _document(settings, answer).get("statementStatusUrl")))
             first = _document(settings, answer)
             meta, rows = first["resultSetMetaData"], list(first["data"])
             for number in range(1, len(meta.get("partitionInfo", [None]))):
                 url = _own_url(settings, f"{STATEMENTS}/{first['statementHandle']}")
-                rows += _document(settings, client.get(url, params={"partition": number}))["data"]
+                rows += _document(settings, read("GET", url, params={"partition": number}))["data"]
         names = [str(column["name"]) for column in meta["rowType"]]
         return [dict(zip(names, row, strict=True)) for row in rows]
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
@@ -65,6 +68,26 @@ def query(
         raise QueryError("\n".join(why_unreachable(host, company_proxy(settings.base_url), error))) from None
     except (KeyError, TypeError, AttributeError, ValueError):
         raise QueryError(f"{settings.base_url} answered with {NOT_THE_API}") from None
+
+
+class _Reader:
+    """Sends requests, and reads answers of bounded size in bounded time: a server that never ends its answer must not
+    fill the memory of the refresher."""
+
+    def __init__(self, client: httpx.Client, deadline: float) -> None:
+        self._client, self._deadline = client, deadline  # (of the monotonic clock)
+
+    def __call__(self, method: str, url: str, **arguments: Any) -> httpx.Response:
+        """Raises httpx.HTTPError, QueryError."""
+        with self._client.stream(method, url, **arguments) as answer:
+            content = bytearray()
+            for piece in answer.iter_bytes():
+                content += piece
+                if len(content) > MAX_ANSWER_BYTES or time.monotonic() > self._deadline:
+                    raise QueryError(f"{answer.url.copy_with(query=None)} sends an answer without end.\n{DOCTOR}")
+        # The content is decoded by now.
+        headers = {name: value for name, value in answer.headers.items() if name != "content-encoding"}
+        return httpx.Response(answer.status_code, headers=headers, content=bytes(content), request=answer.request)
 
 
 def _own_url(settings: Settings, path: object) -> str:

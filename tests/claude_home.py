@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ USERS = {
     "strings": '{"hooks": {"x": "echo \\"{[,:]}\\" \\\\"}, "ü": "\\u00fc\\ud83d\\ude00 😀 \\ud83d", "n": 1.50e3}',
     "a key": '{\n  "env": {\n    "ANTHROPIC_AUTH_TOKEN": "mine"\n  },\n  "statusLine": null\n}\n',
 }
+
+
+def on_messages_route(template: str) -> str:
+    """The template with all Claude models on the Messages API."""
+    return re.sub(r"model: openai/(claude|newest)", r"model: snowflake/\1", template)
 
 
 def text_of(path: Path) -> bytes | None:

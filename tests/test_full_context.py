@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.claude_home import answered_by
+from tests.claude_home import answered_by, on_messages_route
 from tests.session import (
     SMALL_OPUS,
     WINDOWS,
@@ -44,7 +44,7 @@ def test_a_session_is_compacted_before_its_window_is_full(
 
 @pytest.mark.parametrize("route", ["chat", "messages"])
 def test_a_session_that_fills_its_context_goes_on(running: SetUp, tmp_path: Path, route: str) -> None:
-    on_messages = running.template(lambda text: text.replace("model: openai/claude", "model: snowflake/claude"))
+    on_messages = running.template(on_messages_route)
     with on_messages if route == "messages" else nullcontext():
         session = Session(running, tmp_path / "project")
         try:

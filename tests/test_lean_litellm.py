@@ -267,7 +267,7 @@ def test_litellm_itself_lets_nobody_in_without_the_key() -> None:
 def test_the_first_request_is_warm_although_cortex_was_asked_nothing_before_it(set_up: SetUp) -> None:
     set_up.start("auto_refresh.py")
     set_up.start_proxy()
-    assert set_up.stub.requests == []
+    assert [record for record in set_up.stub.requests if record["route"] != "sql"] == []
     first, *later = [set_up.ask("hello") for _ in range(4)]
     assert "hello" in first.json()["content"][0]["text"]
     assert len(set_up.stub.requests) == 4

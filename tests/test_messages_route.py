@@ -19,6 +19,7 @@ from bundle.files import write_private
 from bundle.settings import load_settings
 from bundle.tokens import sign
 from tests import cortex_messages_rules
+from tests.claude_home import on_messages_route
 from tests.cortex_rules import JSON
 from tests.cortex_stub import FAULTS, MESSAGES
 from tests.messages import MARK, TOOL, body, said, says, text, thought, user
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.real
 
 def to_snowflake(template: str) -> str:
     """The edit of a user who wants every Claude model on the second route, and a row for which that is impossible."""
-    changed = template.replace("model: openai/claude", "model: snowflake/claude")
+    changed = on_messages_route(template)
     row = "  - model_name: mistaken\n    litellm_params: { <<: *cortex, model: snowflake/llama4-maverick }\n"
     return changed.replace("litellm_settings:", f"{row}    model_info: {{ <<: *info }}\n\nlitellm_settings:", 1)
 
@@ -42,7 +43,7 @@ def route(running: SetUp) -> Iterator[SetUp]:
 
 def newest(route: SetUp, since: int = 0) -> list[JSON]:
     """The requests that Cortex got, from number `since` on."""
-    return route.stub.requests[since:]
+    return [record for record in route.stub.requests[since:] if record["route"] != "sql"]
 
 
 def test_the_running_proxy_follows_an_edited_row_to_the_other_route(route: SetUp) -> None:

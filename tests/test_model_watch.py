@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import json
 import time
 from dataclasses import replace
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from bundle import sql_api
 from bundle.cortex.catalogue import Listed
 from bundle.model_list import FILE, ModelList, read, save, warnings
 from bundle.model_query import ask_models, listed
@@ -19,6 +22,8 @@ from bundle.refresher import read_state
 from bundle.render import render_config
 from bundle.settings import Settings, load_settings
 from bundle.sql_api import QueryError
+from tests.checked import serving
+from tests.ports import free_port
 from tests.set_up import SetUp
 from tests.test_refresher import World
 
@@ -238,6 +243,29 @@ def test_a_refused_key_is_told_as_everywhere(set_up: SetUp) -> None:
     set_up.stub.register_key(None)
     with pytest.raises(QueryError, match="JWT token is invalid"):
         ask_models(load_settings(set_up.environ), TODAY)
+
+
+class Endless(http.server.BaseHTTPRequestHandler):
+    """Never ends its answer."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b"x" * 65536)
+
+
+def test_an_answer_without_end_is_an_error_and_fills_no_memory(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sql_api, "MAX_ANSWER_BYTES", 2**20)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", free_port()), Endless)
+    with serving(server):
+        settings = load_settings({**set_up.environ, "SNOWFLAKE_HOST": f"http://127.0.0.1:{server.server_port}"})
+        with pytest.raises(QueryError, match="sends an answer without end"):
+            ask_models(settings, TODAY)
 
 
 def test_what_snowflake_writes_into_the_columns_is_read_and_nothing_else_gets_through() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.claude_home import on_messages_route
 from tests.cortex_rules import JSON
 from tests.session import OLD, Session, ask, call, work_all_day
 from tests.set_up import SetUp, events
@@ -30,7 +31,7 @@ def route(request: pytest.FixtureRequest, running: SetUp) -> Iterator[str]:
     if request.param == "chat":
         yield "chat"
         return
-    with running.template(lambda text: text.replace("model: openai/claude", "model: snowflake/claude")):
+    with running.template(on_messages_route):
         yield "messages"
 
 
@@ -259,24 +260,24 @@ def test_no_session_ends_on_what_a_model_refuses_on_chat(choosy: SetUp, tmp_path
     assert "x-should-retry" not in again.headers
     log = choosy.log("claude_proxy.py")
     for what in ("reasoning", "cache_control on user", "cache_control on assistant", "more than 16384 output tokens"):
-        assert log.count(f"Cortex refused {what} for claude-sonnet-4-6") == 1
-    answer = choosy.ask("[[text: so]]", "claude-sonnet-4-6", **THINKING)
+        assert log.count(f"Cortex refused {what} for claude-sonnet-5") == 1
+    answer = choosy.ask("[[text: so]]", "claude-sonnet-5", **THINKING)
     assert (
         answer.headers["x-cortex-left-out"] == "cache_control user, reasoning"
         or "reasoning" in answer.headers["x-cortex-left-out"]
     )
-    plain = choosy.ask("[[text: so]]", "claude-sonnet-4-6")
+    plain = choosy.ask("[[text: so]]", "claude-sonnet-5")
     assert "reasoning" not in plain.headers.get("x-cortex-left-out", "")
 
 
 @ON_CHAT
 def test_no_session_ends_on_what_a_model_refuses_on_messages(choosy: SetUp, tmp_path: Any) -> None:
     choosy.stub.set_options(refused_fields=["thinking"], refused_marks=[], output_cap=16_384)
-    with choosy.template(lambda text: text.replace("model: openai/claude", "model: snowflake/claude")):
+    with choosy.template(on_messages_route):
         session = Session(choosy, tmp_path / "project")
         assert session.say(ask([call("Bash", command="true")], "one")) == "one"
         assert session.say(ask([call("Bash", command="true")], "two"), model=OLD) == "two"
-        answer = choosy.ask("[[text: so]]", MODEL, **THINKING)
+        answer = choosy.ask("[[text: so]]", "claude-sonnet-5", **THINKING)
         assert answer.headers["x-cortex-left-out"] == "thinking"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.claude_home import on_messages_route
 from tests.cortex_scripts import Call, Script, Turn
 from tests.set_up import SetUp, events
 
@@ -24,7 +25,7 @@ def route(request: pytest.FixtureRequest, running: SetUp) -> Iterator[None]:
     if request.param == "chat":
         yield
         return
-    with running.template(lambda text: text.replace("model: openai/claude", "model: snowflake/claude")):
+    with running.template(on_messages_route):
         yield
 
 

@@ -18,6 +18,7 @@ from bundle.bootstrap import script
 from bundle.claude_models import aliases
 from bundle.claude_settings import proxy_entries, theirs_in_force
 from bundle.command import place
+from bundle.cortex.names import row_for
 from bundle.errors import ConfigError
 from bundle.settings import load_settings, master_key
 from tests.checked import FakeAnswers, FakeProxy, serving
@@ -256,7 +257,7 @@ def test_claude_reaches_the_proxy_with_its_key_only(
     (sent,) = recorded
     assert sent["headers"]["authorization"] == f"Bearer {home.set_up.master_key}"
     assert "x-api-key" not in sent["headers"]
-    assert sent["body"]["model"] in {row["model_name"] for row in rows_of(TEMPLATE)}
+    assert row_for(sent["body"]["model"], [row["model_name"] for row in rows_of(TEMPLATE)]) == "claude-sonnet-*"
     assert "context_management" not in sent["body"]
     assert "WebSearch" not in {tool["name"] for tool in sent["body"]["tools"]}
     assert "x-anthropic-billing-header" not in json.dumps(sent["body"]["system"])

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.claude_home import on_messages_route
 from tests.cortex_rules import JSON, Options, thinking_signature
 from tests.cortex_stub import CHAT, FAULTS, MESSAGES
 from tests.session import FUTURE, OLD, Session, ask, call, work_all_day
@@ -23,11 +24,6 @@ pytestmark = pytest.mark.real
 
 
 PATHS = {"chat": CHAT, "messages": MESSAGES}
-
-
-def with_messages_route(template: str) -> str:
-    """The template with every Claude row on the Messages API."""
-    return template.replace("model: openai/claude", "model: snowflake/claude")
 
 
 # The other position of each switch that could break a session; `refused_…` and `output_cap` are learnt.
@@ -69,7 +65,7 @@ def session(request: pytest.FixtureRequest, running: SetUp, tmp_path_factory: py
     before = running.stub.options
     running.stub.set_options(**(OTHERWISE if way == "otherwise" else {}))
     try:
-        with running.template(with_messages_route) if route == "messages" else nullcontext():
+        with running.template(on_messages_route) if route == "messages" else nullcontext():
             work_all_day(made)
     finally:
         running.stub.options = before
@@ -82,8 +78,8 @@ def test_a_day_s_work_meets_no_refusal(session: Session) -> None:
     assert len(session.requests) >= 25
     assert {record["path"] for record in session.requests} == {session.route}
     assert {record["model"] for record in session.requests} >= {
-        "claude-sonnet-4-6",
-        "claude-opus-4-7",
+        "claude-sonnet-5",
+        "claude-opus-5",
         "claude-haiku-4-5",
         "claude-sonnet-4-5",
     }
@@ -282,7 +278,7 @@ def test_web_search_is_refused_in_words_that_the_model_can_pass_on(running: SetU
     assert "does not have this tool" in json.dumps(asked[1]["body"]["messages"][-1])
 
 
-@pytest.mark.parametrize("model", ["openai-gpt-5", "llama4-maverick"])
+@pytest.mark.parametrize("model", ["openai-gpt-5.2", "llama4-maverick"])
 def test_other_models_answer_through_the_same_proxy(running: SetUp, model: str) -> None:
     with running.template(lambda text: with_model(text, model)):
         result = running.claude(
@@ -371,5 +367,5 @@ def test_the_models_of_the_template_are_listed(running: SetUp) -> None:
         f"{running.url}/v1/models?limit=1000", headers={"x-api-key": running.master_key}, trust_env=False
     ).json()
     names = [model["id"] for model in answer["data"]]
-    assert {"claude-sonnet-4-5-20250929", "claude-opus-4-7"} <= set(names)
+    assert {"claude-sonnet-4-5", "claude-opus-4-7"} <= set(names)
     assert not [name for name in names if "*" in name]
