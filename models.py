@@ -4,7 +4,7 @@
 Snowflake lists the models that the user's default role may use. This script reads that list through the SQL API: this
 needs no warehouse and costs nothing. The list also goes to token-refresher, which fills in the rows that say `newest`.
 
-Exit status: 0 done; 1 Snowflake did not answer, or lists no model; 78 a configuration error.
+Exit status: 0 done; 1 Snowflake did not answer, or lists no model; 78 a configuration error; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from bundle.settings import load_settings
 from bundle.sql_api import QueryError
 
 STAGES = {"GA": "GA", "PUPR": "preview", "PRPR": "private preview", "LEGACY": "legacy", "EOL": "ended"}
-REFRESH = "CALL SNOWFLAKE.MODELS.CORTEX_BASE_MODELS_REFRESH();"
+ENABLE = "ALTER ACCOUNT SET CORTEX_ENABLED_CROSS_REGION = 'ANY_REGION';"
 
 
 def stage(row: dict[str, Any]) -> str:
@@ -55,7 +55,8 @@ def dollars(row: dict[str, Any]) -> str:
 def region(row: dict[str, Any]) -> str:
     if row["stage"] == NOT_LISTED:
         return ""
-    return {True: "cross-region", False: "in the account's region", None: "not known"}[row["cross_region"]]
+    words = {True: "cross-region", False: "in the account's region", None: "not known"}[row["cross_region"]]
+    return f"{words}, not enabled" if row["reachable"] is False else words
 
 
 def table(rows: Sequence[dict[str, Any]], width: int) -> None:
@@ -87,16 +88,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     if options.json:
         print(json.dumps(rows, indent=2))
-        return 0 if listed.models else 1
+        return 0
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
-    if not listed.models:
-        say(f"Snowflake lists no model for {settings.user}. As ACCOUNTADMIN, this renews the list:\n{REFRESH}")
-        return 1
     print(f"Models that {settings.user} may use on {settings.account}.")
     print("Prices are in dollars per million tokens.\n", flush=True)
     table(rows, width)
     print(f"\nThe account's region: {listed.region or 'not known'}. Cross-region inference", end=" ")
     print(f"(CORTEX_ENABLED_CROSS_REGION): {listed.cross_region or 'not known'}.")
+    if any(row["reachable"] is False for row in rows):
+        print(f"To enable it for all models, as ACCOUNTADMIN: {ENABLE}")
     print("Snowflake's list is not the REST API's: a model in it may still be unknown there.")
     print(f"To ask each model of the template: {make('doctor', 'ARGS=--live')}")
     return 0

@@ -38,6 +38,12 @@ class ModelList:
         """Whether the account's region does not serve a model itself (docs/cortex.md#sql-models-region)."""
         return bool(self.region) and self.region not in model.regions
 
+    def reaches(self, model: Listed) -> bool | None:
+        """Whether the account can use a model where it runs; None: not known (docs/cortex.md#sql-models-region)."""
+        if not self.region or not self.cross_region:
+            return None
+        return self.region in model.regions or bool({*self.cross_region.split(",")} & {*model.scopes})
+
 
 def save(settings: Settings, listed: ModelList) -> None:
     """Write the list. Raises ConfigError."""

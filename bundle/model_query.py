@@ -16,14 +16,19 @@ from bundle.sql_api import QueryError, query
 MODELS = "SHOW CORTEX BASE MODELS IN SCHEMA SNOWFLAKE.MODELS"
 CROSS_REGION = "SHOW PARAMETERS LIKE 'CORTEX_ENABLED_CROSS_REGION' IN ACCOUNT"
 REGION = "SELECT CURRENT_REGION() AS REGION"
+REFRESH = """\
+The role may have no access to models. Or the list was never made. As ACCOUNTADMIN, this makes it:
+CALL SNOWFLAKE.MODELS.CORTEX_BASE_MODELS_REFRESH();"""
 MOST = 2_000  # models; a longer list is not one
 
 
 def ask_models(settings: Settings, now: float, patience: float = 60) -> ModelList:
     """The models that the account lists for the user's default role. `patience` is in seconds, for each statement.
-    Raises QueryError, ConfigError."""
+    Raises QueryError (also for an empty list: every account has models), ConfigError."""
     rows = query(settings, MODELS, patience=patience)
     models = tuple(listed(row) for row in rows[:MOST] if row.get("name"))
+    if not models:
+        raise QueryError(f"Snowflake lists no model for the default role of {settings.user}.\n{REFRESH}")
     region = _value(settings, REGION, "REGION", patience)
     return ModelList(
         account=settings.account,

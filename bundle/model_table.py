@@ -23,19 +23,16 @@ def by_model(
 ) -> list[dict[str, Any]]:
     """One entry for each model that the account lists or that a row names: Claude first, the newest first.
 
-    `rows` are the rendered rows. `cross_region` is whether the model needs cross-region inference (None: not known),
-    `rows` are the names for which it answers, `newest` those of them that follow the account by themselves.
+    `rows` are the rendered rows. In an entry, `cross_region` is whether the model needs cross-region inference, and
+    `reachable` whether the account's setting lets it be used (None: not known). `rows` are the names for which it
+    answers, `newest` those of them that follow the account by themselves.
     """
     names: dict[str, list[Mapping[str, Any]]] = {}
-    for row in filter(_is_on_cortex, rows):
+    for row in filter(is_cortex, rows):
         names.setdefault(row["litellm_params"]["model"].partition("/")[2], []).append(row)
     known = {model.name: model for model in listed.models if everything or _ON_REST.match(model.name)}
     known |= {name: listed.find(name) or Listed(name, NOT_LISTED) for name in names}
     return [_entry(known[name], names.get(name, ()), listed, prices.get(name)) for name in sorted(known, key=_order)]
-
-
-def _is_on_cortex(row: Mapping[str, Any]) -> bool:
-    return is_cortex(dict(row))
 
 
 def _entry(model: Listed, rows: Sequence[Mapping[str, Any]], listed: ModelList, price: Price | None) -> dict[str, Any]:
@@ -50,6 +47,7 @@ def _entry(model: Listed, rows: Sequence[Mapping[str, Any]], listed: ModelList, 
         "output": info.get("max_output_tokens") or output_of(model.name),
         "price": asdict(price) if price else None,
         "cross_region": listed.needs_cross_region(model) if is_listed and listed.region else None,
+        "reachable": listed.reaches(model) if is_listed else None,
         "rows": [row["model_name"] for row in rows],
         "newest": [row["model_name"] for row in rows if NEWEST in row["model_info"]],
     }

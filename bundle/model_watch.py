@@ -69,9 +69,8 @@ class ModelWatch:
 
     def _renew(self, settings: Settings, now: float) -> None:
         try:
-            listed = self._ask(settings, now)
-            save(settings, listed)
-            error = "" if listed.models else "Snowflake lists no model for this user's default role"
+            save(settings, self._ask(settings, now))
+            error = ""
         except (ConfigError, QueryError) as caught:
             error = str(caught).partition("\n")[0]
         except Exception as caught:  # noqa: BLE001 - a traceback of a thread helps nobody

@@ -252,6 +252,6 @@ def check_template(settings: Settings) -> None:
         raise ConfigError(f"{error}\nThis template is NOT in force. {last}.") from None
 
 
-def is_cortex(row: dict[str, Any]) -> bool:
+def is_cortex(row: Mapping[str, Any]) -> bool:
     """Whether a row of the configuration, or the arguments of LiteLLM's call, have the mark `cortex`."""
     return bool((row.get("model_info") or {}).get("cortex"))

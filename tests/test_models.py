@@ -33,8 +33,10 @@ MODELS = (
 )
 
 
-def entries(settings: Settings, *, everything: bool = False, region: str = "AWS_US_WEST_2") -> dict[str, Any]:
-    listed = ModelList(settings.account, settings.base_url, 0, MODELS, region)
+def entries(
+    settings: Settings, *, everything: bool = False, region: str = "AWS_US_WEST_2", setting: str = ""
+) -> dict[str, Any]:
+    listed = ModelList(settings.account, settings.base_url, 0, MODELS, region, setting)
     save(settings, listed)
     rows = template_rows(settings, settings.claude_route)
     return {entry["model"]: entry for entry in by_model(rows, listed, read_prices(), everything=everything)}
@@ -59,6 +61,23 @@ def test_cross_region_is_said_as_far_as_it_is_known(settings: Settings) -> None:
         None,
     ]
     assert {entry["cross_region"] for entry in entries(settings, region="").values()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("setting", "reached"),
+    [
+        ("DISABLED", [False, True, None]),
+        ("ANY_REGION", [True, True, None]),
+        ("AWS_EU,ANY_REGION", [True, True, None]),
+        ("AWS_EU", [False, True, None]),
+        ("", [None, None, None]),
+    ],
+)
+def test_whether_the_account_s_setting_reaches_a_model_is_said(
+    settings: Settings, setting: str, reached: list[bool | None]
+) -> None:
+    found = entries(settings, setting=setting)
+    assert [found[name]["reachable"] for name in ("claude-opus-5", "claude-opus-4-8", "claude-opus-4-7")] == reached
 
 
 def test_window_output_and_price_come_with_each_model(settings: Settings) -> None:
@@ -92,16 +111,16 @@ def test_the_table_says_what_answers_and_keeps_the_list_for_the_refresher(set_up
 def test_json_is_for_scripts(set_up: SetUp) -> None:
     done = set_up.run("models.py", "--json")
     rows = json.loads(done.stdout)
-    assert {"model", "stage", "legacy", "ends", "window", "output", "price", "cross_region", "rows", "newest"} == set(
-        rows[0]
-    )
+    about = {"model", "stage", "legacy", "ends", "window", "output", "price", "cross_region", "reachable"}
+    assert {*about, "rows", "newest"} == set(rows[0])
 
 
 def test_an_account_that_lists_nothing_is_told_how_the_list_is_renewed(set_up: SetUp) -> None:
     set_up.stub.set_options(models={})
     done = set_up.run("models.py")
     assert done.returncode == 1
-    assert "CALL SNOWFLAKE.MODELS.CORTEX_BASE_MODELS_REFRESH();" in done.stdout
+    assert "CALL SNOWFLAKE.MODELS.CORTEX_BASE_MODELS_REFRESH();" in done.stderr
+    assert read(load_settings(set_up.environ)) is None, "a list that was kept is better than an empty one"
 
 
 def test_a_refused_key_and_a_missing_account_are_one_message_each(set_up: SetUp) -> None:
