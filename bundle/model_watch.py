@@ -15,7 +15,6 @@ from typing import Any
 from bundle.errors import ConfigError, SayOnce, printable
 from bundle.files import Stamp, stamp
 from bundle.model_list import FILE, ModelList, read, save, warnings
-from bundle.model_query import ask_models
 from bundle.render import is_cortex, newest_models, template_rows
 from bundle.settings import Settings
 from bundle.sql_api import QueryError
@@ -31,8 +30,8 @@ class ModelWatch:
     def __init__(
         self,
         log: Callable[[str], None],
-        kept: Mapping[str, Any] | None = None,
-        ask: Callable[[Settings, float], ModelList] = ask_models,
+        kept: Mapping[str, Any] | None,
+        ask: Callable[[Settings, float], ModelList],
     ) -> None:
         self._log, self._ask, self._say_once = log, ask, SayOnce(log=log)
         self._rows: list[dict[str, Any]] = []

@@ -18,6 +18,8 @@ from bundle.claude_settings import follow_template, old_models
 from bundle.errors import ConfigError, say
 from bundle.files import Stamp, stamp, write_private
 from bundle.model_list import FILE as MODEL_LIST
+from bundle.model_list import ModelList
+from bundle.model_query import ask_models
 from bundle.model_watch import ModelWatch
 from bundle.model_watch import status_lines as model_lines
 from bundle.render import render_config
@@ -110,11 +112,11 @@ class Refresher:
         clock: Callable[[], float] = time.time,
         log: Callable[[str], None] = say,
         environ: Mapping[str, str] = os.environ,
-        watch: ModelWatch | None = None,
+        ask: Callable[[Settings, float], ModelList] = ask_models,
     ) -> None:
         self._load, self._clock, self._log, self._environ = load, clock, log, environ
         self.settings = load()
-        self._watch = watch or ModelWatch(log, read_state(self.settings.folder).get("models"))
+        self.watch = ModelWatch(log, read_state(self.settings.folder).get("models"), ask)
         self.last: Written | None = None
         self.state = RefresherState(pid=os.getpid())
         self._forced = False  # a signal asked for a refresh, and none has succeeded since
@@ -127,12 +129,12 @@ class Refresher:
     def step(self, *, force: bool = False) -> bool:
         """Refresh if a refresh is due; return whether a new configuration was written. Never raises ConfigError."""
         now = self._clock()
-        self._watch.ask_if_due(self.settings, now)
+        self.watch.ask_if_due(self.settings, now)
         sources = _stamp_of_sources(self.settings)
         self._forced = self._forced or force
         config = stamp([self.settings.config_path])
         reason = "a signal (SIGHUP) asked for it" if self._forced else due(now, self.last, sources, config)
-        reason = reason or self._watch.reason(self.settings)
+        reason = reason or self.watch.reason(self.settings)
         if reason is None:
             self._clear_error()
             return False
@@ -152,7 +154,7 @@ class Refresher:
         before, self.settings = self.settings, self._load()
         if before.proxy_port != self.settings.proxy_port:
             self._log(f"PROXY_PORT changed: takes effect with `{PM2} restart claude-proxy`")
-        self._watch.look(self.settings)
+        self.watch.look(self.settings)
         token, self.last = refresh(self.settings, now)
         self._forced, self._failures, self._logged_error = False, 0, None
         self.state = RefresherState(
@@ -165,7 +167,7 @@ class Refresher:
             user=self.settings.user,
         )
         self._log(f"new token, valid until {clock_time(token.expires_at)}, because {reason}")
-        self.state.models = self._watch.follow(now)
+        self.state.models = self.watch.follow(now)
         self._save_state()
         self._follow_template()
 

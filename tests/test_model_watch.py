@@ -123,12 +123,11 @@ def test_a_list_that_comes_while_the_configuration_is_written_causes_another_one
     assert rows(world)["claude-opus-*"] == "claude-opus-4-8"
 
 
-def test_a_list_that_never_comes_delays_no_token(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_that_never_comes_delays_no_token(world: World) -> None:
     def never(*_: object) -> ModelList:
         time.sleep(30)
         raise AssertionError
 
-    monkeypatch.setattr(world, "ask", never)
     world.watch._ask = never
     began = time.monotonic()
     assert not world.after(2)
@@ -185,7 +184,7 @@ def test_a_model_in_use_is_warned_of_before_it_ends_and_one_that_nobody_has_chos
 
 def test_a_damaged_state_of_the_models_is_as_good_as_none(environ: dict[str, str]) -> None:
     for kept in (None, {}, {"rows": [1], "changes": "x"}, {"rows": {"a": None}, "changes": [1]}):
-        watch = ModelWatch(print, kept)
+        watch = ModelWatch(print, kept, ask_models)
         watch.look(load_settings(environ))
         watch.follow(TODAY)
     assert status_lines("nonsense") == status_lines({"rows": 5}) == []

@@ -16,7 +16,6 @@ from bundle import refresher as refresher_module
 from bundle.claude_settings import UserSettings, proxy_entries, run_file, to_text
 from bundle.files import Stamp, write_private
 from bundle.model_list import ModelList
-from bundle.model_watch import ModelWatch
 from bundle.refresher import Refresher, Written, due, read_state, retry_delay
 from bundle.settings import Settings, load_settings
 from bundle.sql_api import QueryError
@@ -68,10 +67,10 @@ class World:
         self.environ, self.now, self.lines = environ, NOW, list[str]()
         self.listed: ModelList | None = None  # what the account says when it is asked
         self.asked: list[float] = []
-        self.watch = ModelWatch(self.lines.append, read_state(Path(environ["CORTEX_HOME"])).get("models"), self.ask)
         self.refresher = Refresher(
-            lambda: load_settings(self.environ), lambda: self.now, self.lines.append, environ, self.watch
+            lambda: load_settings(self.environ), lambda: self.now, self.lines.append, environ, self.ask
         )
+        self.watch = self.refresher.watch
         self.refresher.refresh(self.now, "the refresher has started")
         self.config = Path(environ["CORTEX_HOME"]) / "litellm_config.yaml"
 
