@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -25,6 +26,8 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.table import Table
 
+from bundle.checks.connections import stand_ins
+from bundle.checks.finding import read_installation
 from bundle.errors import ConfigError, say
 from bundle.model_list import save
 from bundle.model_query import ask_models
@@ -35,39 +38,43 @@ from bundle.settings import load_settings
 from bundle.sql_api import QueryError
 
 STAGES = {"GA": "GA", "PUPR": "preview", "PRPR": "private preview", "LEGACY": "legacy", "EOL": "ended"}
+WIDE = 110  # columns; in a narrower terminal, each name has a line of its own
 ENABLE = "ALTER ACCOUNT SET CORTEX_ENABLED_CROSS_REGION = 'ANY_REGION';"
 
 
 def stage(row: dict[str, Any]) -> str:
     """The stage of a model in words, with its dates."""
     words = STAGES.get(row["stage"], row["stage"].lower() or "not said")
-    dates = [f"since {row['legacy']}"] if row["legacy"] else []
-    dates += [f"ends {row['ends']}"] if row["ends"] else []
+    dates = [f"legacy: {row['legacy']}"] if row["legacy"] else []
+    dates += [f"ends: {row['ends']}"] if row["ends"] else []
     return f"{words} ({', '.join(dates)})" if dates else words
 
 
 def dollars(row: dict[str, Any]) -> str:
     price = row["price"] or {}
     shown = [price.get("input"), price.get("output")]
-    return " / ".join("?" if number is None else f"{number:.2f}" for number in shown) if any(shown) else "no price"
+    if shown == [None, None]:
+        return "no price"
+    return " / ".join("?" if number is None else f"{number:.2f}" for number in shown)
 
 
 def region(row: dict[str, Any]) -> str:
     if row["stage"] == NOT_LISTED:
         return ""
-    words = {True: "cross-region", False: "in the account's region", None: "not known"}[row["cross_region"]]
-    return f"{words}, not enabled" if row["reachable"] is False else words
+    if row["reachable"] is False:
+        return "not enabled"
+    return {True: "cross-region", False: "own region", None: "not known"}[row["cross_region"]]
 
 
 def table(rows: Sequence[dict[str, Any]], width: int) -> None:
-    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for title, right in (("model", False), ("stage", False), ("window", True), ("$ in / out", True)):
-        shown.add_column(title, justify="right" if right else "left", overflow="fold", no_wrap=title == "window")
-    shown.add_column("region", overflow="fold")
+    shown = Table(box=None, padding=(0, 1 if width < WIDE else 2, 0, 0), pad_edge=False)
+    for title, right in (("model", False), ("stage", False), ("window", True), ("$ in / out", True), ("runs", False)):
+        shown.add_column(title, justify="right" if right else "left", no_wrap=title != "stage", overflow="fold")
     shown.add_column("answers for", overflow="fold")
     for row in rows:
-        names = ", ".join(row["rows"])
-        shown.add_row(row["model"], stage(row), f"{row['window']:,}", dollars(row), region(row), names)
+        window = f"{row['window']:,}" if row["window"] else "?"
+        cells = (row["model"], stage(row), window, dollars(row), region(row))
+        shown.add_row(*cells, (", " if width >= WIDE else "\n").join(row["rows"]))
     Console(highlight=False, markup=False, width=width).print(shown)
 
 
@@ -97,8 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"(CORTEX_ENABLED_CROSS_REGION): {listed.cross_region or 'not known'}.")
     if any(row["reachable"] is False for row in rows):
         print(f"To enable it for all models, as ACCOUNTADMIN: {ENABLE}")
+    for sentence in stand_ins(read_installation(os.environ, time.time())):
+        print(sentence)
     print("Snowflake's list is not the REST API's: a model in it may still be unknown there.")
     print(f"To ask each model of the template: {make('doctor', 'ARGS=--live')}")
+    print("A model that answers for no name needs a row in litellm_config.template.yaml.")
     return 0
 
 

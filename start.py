@@ -22,6 +22,7 @@ if __name__ == "__main__":
 
 from bundle.checks.finding import read_installation
 from bundle.checks.first_answer import wait_for_answer
+from bundle.claude_models import check_start
 from bundle.errors import ConfigError
 from bundle.lifecycle import DEMO, check_pm2_home, refuse_other_copy, remove_rows_of_gone_folders
 from bundle.lifecycle import start as start_processes
@@ -35,6 +36,7 @@ def check() -> None:
     settings = load_settings()
     saved_key(settings)  # raises for a key that cannot protect the proxy
     check_template(settings)
+    check_start(settings)
     check_pm2_home(os.environ)
     refuse_other_copy(os.environ)
 

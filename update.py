@@ -17,6 +17,7 @@ import sys
 from bundle.bootstrap import BUNDLE, make
 from bundle.errors import ConfigError
 
+KEPT_EDITS = "my-edits.diff"  # where a user can keep them, in the bundle's folder
 EDITS = "your edits, kept during an update"  # their name in `git stash list`, in case the update is killed
 
 
@@ -44,6 +45,7 @@ def pull(before: str) -> str:
     git("fetch", "--quiet")
     if git("merge-base", "HEAD", "@{upstream}") == git("rev-parse", "@{upstream}"):
         return ""
+    git("update-index", "-q", "--refresh")  # else a file of which only the time has changed makes `stash` fail
     if edits := git("stash", "create", EDITS):
         git("stash", "store", "--message", EDITS, edits)
         git("reset", "--quiet", "--hard")
@@ -57,11 +59,13 @@ def pull(before: str) -> str:
         forget(edits)
         if not files:
             raise
-        here, names = f"git -C {shlex.quote(str(BUNDLE))} diff", shlex.join(files)
+        here, names = f"git -C {shlex.quote(str(BUNDLE))}", shlex.join(files)
         raise ConfigError(
             f"the new version changes the same lines as your edits of {', '.join(files)}. Nothing was changed.\n"
-            f"Your edits: {here} -- {names}\nThe new version: {here} HEAD '@{{upstream}}' -- {names}\n"
-            f"Remove your edits of these lines, or bring them to the new version's form, then: {make('update')}"
+            f"1. Keep your edits in a file: {here} diff -- {names} > {shlex.quote(str(BUNDLE / KEPT_EDITS))}\n"
+            f"2. Take them out: {here} checkout -- {names}\n"
+            f"3. Bring the new version: {make('update')}\n"
+            f"4. Make the edits of {KEPT_EDITS} once more, in the new version's form."
         ) from error
     return edits
 

@@ -32,6 +32,7 @@ WINDOW_OF_UNKNOWN = {"CLAUDE_CODE_MAX_CONTEXT_TOKENS": str(WINDOW)}
 PERCENT = {"CLAUDE_AUTOCOMPACT_PCT_OVERRIDE": "88"}
 # Without this entry Claude Code compacts some models only after a refusal. A smaller window of the model counts.
 COMPACTION = {"autoCompactWindow": LARGE_WINDOW}
+START_EFFORTS = ("low", "medium", "high")  # docs/cortex.md#chat-reasoning: Cortex knows no others
 START_MODEL, START_EFFORT = "sonnet", "medium"  # the README says why
 # What Claude Code starts with: the entry that sets it, and the variable that has priority over that entry.
 MODEL, EFFORT = ("model", "ANTHROPIC_MODEL"), ("effortLevel", "CLAUDE_CODE_EFFORT_LEVEL")
@@ -92,13 +93,18 @@ def start_entries(settings: Settings, rows: Sequence[Json], theirs: Mapping[str,
     """The entries `model` and `effortLevel`, and an `env` that switches off what has priority over them.
 
     `theirs` is the user's own settings, with all variables as `env`: what the user has chosen there stays, unless
-    CLAUDE_START_MODEL or CLAUDE_START_EFFORT is set. Raises ConfigError for a model that no row answers for.
+    CLAUDE_START_MODEL or CLAUDE_START_EFFORT is set. Raises ConfigError for a model that no row answers for, and for an
+    effort that Cortex does not know.
     """
     names = [row["model_name"] for row in rows]
     given = settings.start_model
+    where = f"It is set in {settings.folder / '.env'}, or exported."
     if given and given not in {BEST, PLAN} and not has_row(given, names):
-        shown = printable(given, 60)
-        raise ConfigError(f"CLAUDE_START_MODEL is {shown!r}, and no row of {TEMPLATE} answers for that name.")
+        wrong = f"CLAUDE_START_MODEL is {printable(given, 60)!r}, and no row of {TEMPLATE} answers for that name"
+        raise ConfigError(f"{wrong}.\n{where} Try opus, sonnet or haiku.")
+    if settings.start_effort and settings.start_effort not in START_EFFORTS:
+        wrong = f"CLAUDE_START_EFFORT is {printable(settings.start_effort, 60)!r}; it must be low, medium or high"
+        raise ConfigError(f"{wrong}.\n{where}")
     default = START_MODEL if has_row(START_MODEL, names) else ""
     entries: Json = {}
     env: dict[str, str] = {}
@@ -109,6 +115,11 @@ def start_entries(settings: Settings, rows: Sequence[Json], theirs: Mapping[str,
         if ours and theirs.get("env", {}).get(variable):
             env[variable] = ""
     return {**entries, "env": env}
+
+
+def check_start(settings: Settings) -> None:
+    """Raises ConfigError if CLAUDE_START_MODEL or CLAUDE_START_EFFORT is wrong."""
+    start_entries(settings, rows_of(settings), {})
 
 
 def start_words(entries: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

@@ -43,7 +43,8 @@ def _entry(model: Listed, rows: Sequence[Mapping[str, Any]], listed: ModelList, 
         "stage": model.stage,
         "legacy": model.legacy,
         "ends": model.ends,
-        "window": info.get("max_input_tokens") or window_of(model.name),
+        # Of models that are not Claude, Cortex's windows are not known well enough to show them.
+        "window": info.get("max_input_tokens") or (window_of(model.name) if claude_family(model.name) else None),
         "output": info.get("max_output_tokens") or output_of(model.name),
         "price": asdict(price) if price else None,
         "cross_region": listed.needs_cross_region(model) if is_listed and listed.region else None,
@@ -57,5 +58,5 @@ def _order(name: str) -> tuple[int, tuple[int, ...], str]:
     """Claude first, family by family, the newest first; then the others by name."""
     family = claude_family(name)
     if family:
-        return FAMILIES.index(family), tuple(-number for number in version_of(name)), name
+        return FAMILIES.index(family), tuple(-number for number in (*version_of(name), 0)[:2]), name
     return len(FAMILIES) + (not name.startswith("claude")), (), name

@@ -40,6 +40,7 @@ class ModelWatch:
         self._thread: threading.Thread | None = None
         self._tried_at, self._tried_for = float("-inf"), ("", "", "")
         self._error = ""
+        self.has_news = False  # whether `follow` would return something else than before, without new rows
         self._state: dict[str, Any] = {
             "rows": _dict(kept, "rows"),
             "changes": _list(kept, "changes"),
@@ -76,6 +77,7 @@ class ModelWatch:
             error = f"{type(caught).__name__}: {printable(caught)}"
         if error and error != self._error:
             self._log(f"the account's list of models cannot be read, trying again in an hour: {error}")
+        self.has_news = self.has_news or error != self._error
         self._error = error
 
     # --------------------------------------------------------------------------------------------- what follows from it
@@ -88,7 +90,7 @@ class ModelWatch:
         with suppress(ConfigError):
             if template_rows(settings, settings.claude_route) != self._rows:
                 return "the account's list of models changed"
-        self._seen = found
+        self._seen, self._listed, self.has_news = found, read(settings), True
         return None
 
     def look(self, settings: Settings) -> None:
@@ -100,7 +102,7 @@ class ModelWatch:
     def follow(self, now: float) -> dict[str, Any]:
         """After a refresh: log which model took over from which, and each model in use that will end. Returns what
         `--status` needs to know."""
-        listed = self._listed
+        listed, self.has_news = self._listed, False
         before, rows = self._state["rows"], newest_models(self._rows)
         for change in changes(before, rows):
             self._log(change)
@@ -110,7 +112,7 @@ class ModelWatch:
         for warning in found:
             self._say_once(f"WARNING: {warning}")
         source = "the account's list" if listed and listed.models else "Snowflake's documentation"
-        self._state |= {"rows": rows, "warnings": found, "source": source}
+        self._state |= {"rows": rows, "warnings": found, "source": source, "error": self._error}
         return self._state
 
 
@@ -120,7 +122,7 @@ def changes(before: Mapping[str, str], rows: Mapping[str, str]) -> list[str]:
     for name, model in rows.items():
         if before.get(name, model) != model:
             moved.setdefault((before[name], model), []).append(name)
-    return [f"{' and '.join(names)}: {new} answers now, in place of {old}" for (old, new), names in moved.items()]
+    return [f"{' and '.join(names)}: {new} took over from {old}" for (old, new), names in moved.items()]
 
 
 def _chosen(rows: list[dict[str, Any]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from bundle.bootstrap import BUNDLE
 from bundle.errors import ConfigError, printable
 
 FILE = BUNDLE / "prices.yaml"
+MOST_DOLLARS = 10_000  # for a million tokens
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,25 @@ KINDS = tuple(field.name for field in fields(Price))
 def read_prices(path: Path = FILE) -> dict[str, Price]:
     """The price of each model. Raises ConfigError for a file that is missing or has a mistake."""
     try:
-        listed = yaml.safe_load(path.read_text(encoding="utf-8"))["prices"]
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        listed = document.get("prices") if isinstance(document, dict) else None
+        if not isinstance(listed, dict):
+            raise ValueError("there must be `prices:` with a line for each model")
         return {str(model): _price(str(model), entry) for model, entry in listed.items()}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())
-    except ValueError as error:
-        why = str(error)
-    raise ConfigError(f"cannot read {path}: {printable(why)}.\nTo see what was changed in it: git diff {path.name}")
+    see = f"git -C {shlex.quote(str(path.parent))} diff {path.name}"
+    raise ConfigError(f"cannot read {path}: {printable(why)}.\nTo see what was changed in it: {see}")
 
 
-def _price(model: str, entry: Mapping[str, Any]) -> Price:
+def _price(model: str, entry: Any) -> Price:
+    """Raises ValueError for what is no price."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{model}: a price looks like {{ input: 2.00, output: 10.00 }}")
+    if unknown := [str(key) for key in entry if key not in {*KINDS, "source", "date"}]:
+        raise ValueError(f"{model}: {unknown[0]} is not known. The kinds are {', '.join(KINDS)}")
     found = {kind: entry[kind] for kind in KINDS if entry.get(kind) is not None}
     for kind, value in found.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 10_000:
-            raise ValueError(f"{model}: {kind} must be a number of dollars")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < MOST_DOLLARS:
+            raise ValueError(f"{model}: {kind} must be a number of dollars from 0 to {MOST_DOLLARS:,}")
     return Price(**found)

@@ -136,6 +136,9 @@ class Refresher:
         reason = "a signal (SIGHUP) asked for it" if self._forced else due(now, self.last, sources, config)
         reason = reason or self.watch.reason(self.settings)
         if reason is None:
+            if self.watch.has_news:
+                self.state.models = self.watch.follow(now)
+                self._save_state()
             self._clear_error()
             return False
         # (The lower bound: if the clock has gone back, do not wait until it is at _retry_at again.)

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import yaml
@@ -103,9 +104,11 @@ def _check_shape(tree: object, template: str) -> None:
             limits = {key: info.get(key) for key in LIMITS} if isinstance(info, dict) else dict.fromkeys(LIMITS, info)
             wrong = [key for key, limit in limits.items() if limit is not None and not _is_count(limit)]
             if wrong:
-                what = f"the row {name}: {wrong[0]} must be a whole number"
+                what = f"the row {name}: {wrong[0]} must be a whole number of 1 or more"
             elif _uses_token(params) and not params["model"].startswith(("openai/", "snowflake/")):
                 what = f"the row {name}: a model on Cortex starts with openai/ or snowflake/"
+            elif _uses_token(params) and _is_almost_newest(bare := params["model"].partition("/")[2]):
+                what = f"the row {name}: there is no model {bare}. Did you mean {NEWEST}?"
         if what:
             raise _mistake(what, _line_of_row(template, number))
     general = tree.get("general_settings")
@@ -113,6 +116,10 @@ def _check_shape(tree: object, template: str) -> None:
         what = "general_settings.master_key must be ${LITELLM_MASTER_KEY}; "
         what += "a key of your own belongs into .env, as LITELLM_MASTER_KEY"
         raise _mistake(what, _line_of(template, "master_key:"))
+
+
+def _is_almost_newest(model: str) -> bool:
+    return model != NEWEST and bool(get_close_matches(model.lower(), [NEWEST], cutoff=0.75))
 
 
 def _is_count(value: object) -> bool:
@@ -143,7 +150,8 @@ def _with_newest(number: int, row: dict[str, Any], listed: ModelList | None) -> 
         what = "`newest` works in the rows claude-opus-*, claude-sonnet-*, claude-haiku-* and claude-*"
         if found:
             what = f"no generally available model of the family {found[1]} is known"
-        raise _NoNewestError(number, f"the row {row['model_name']}: {what}. Write a model's name there")
+        fix = "Write a model's name there, for example claude-opus-4-8"
+        raise _NoNewestError(number, f"the row {row['model_name']}: {what}. {fix}")
     params = {**row["litellm_params"], "model": f"{provider}/{names[0]}"}
     return {**row, "litellm_params": params, "model_info": {**(row.get("model_info") or {}), NEWEST: names}}
 

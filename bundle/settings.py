@@ -40,8 +40,6 @@ THEIR_NAMES = frozenset({"SNOWFLAKE_HOME", "SNOWFLAKE_PORT", "SNOWFLAKE_ROLE", "
 CLAUDE_ROUTES: Mapping[str, str] = {"chat": "openai", "messages": "snowflake"}
 
 MUST_BE_ROUTE = "it must be chat (chat completions) or messages (Messages API)"
-START_EFFORTS = ("low", "medium", "high")  # docs/cortex.md#chat-reasoning: Cortex knows no others
-MUST_BE_EFFORT = "it must be low, medium or high"
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Settings:
     claude_route: str = "chat"  # one of CLAUDE_ROUTES
     claude_route_from: str = ""  # "the environment" or ".env"; empty: CLAUDE_ROUTE is not set
     start_model: str = ""  # what Claude Code starts with; empty: bundle/claude_models.py decides
-    start_effort: str = ""  # one of START_EFFORTS, or empty
+    start_effort: str = ""  # (like start_model, claude_models.py checks it: a mistake must not stop the refresher)
     origin: str = ""  # where account and user came from, for messages
     notes: tuple[str, ...] = ()  # what looks like a mistake, but may be none
     sources: tuple[Path, ...] = ()
@@ -145,7 +143,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         refresh_seconds=60 * given.whole_number("REFRESH_MINUTES", default=50, low=1, high=55),
         claude_route=given.one_of("CLAUDE_ROUTE", CLAUDE_ROUTES, MUST_BE_ROUTE) or "chat",
         start_model=given.get("CLAUDE_START_MODEL") or "",
-        start_effort=given.one_of("CLAUDE_START_EFFORT", START_EFFORTS, MUST_BE_EFFORT),
+        start_effort=(given.get("CLAUDE_START_EFFORT") or "").lower(),
         claude_route_from=given.kind("CLAUDE_ROUTE"),
         folder=folder,
         origin=origin,

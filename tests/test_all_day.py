@@ -25,7 +25,7 @@ def claude_says(day: Day, prompt: str) -> str:
     return str(day.claude(prompt)["result"])
 
 
-# ---------------------------------------------------------------------------------------- no request with a dead token
+# ----------------------------------------------------------------------------------------- no request with a dead token
 
 
 @pytest.mark.real
@@ -85,7 +85,7 @@ def test_the_user_of_claude_code_does_not_notice_a_401_on_an_old_token(day: Day)
         assert claude_says(day, "[[text: all is well]]") == "all is well"
 
 
-# ---------------------------------------------------------------------------------------------------------------- time
+# ----------------------------------------------------------------------------------------------------------------- time
 
 
 @pytest.mark.keeps("live-token")
@@ -140,7 +140,7 @@ def test_an_hour_of_skew_to_snowflake_is_said_with_394302_and_heals_with_the_clo
     assert day.answered()["status"] == 200
 
 
-# -------------------------------------------------------------------------------------------------------------- faults
+# --------------------------------------------------------------------------------------------------------------- faults
 
 
 @pytest.mark.keeps("secret-files")

@@ -45,6 +45,13 @@ def test_without_a_generally_available_model_the_documented_one_comes_first(acco
     assert candidates("sonnet", account)[0] == "claude-sonnet-5"
 
 
+def test_a_documented_model_that_the_account_lists_as_preview_or_ended_does_not_come_first() -> None:
+    assert candidates("sonnet", listed(claude_sonnet_5="PUPR"))[0] == "claude-sonnet-4-6"
+    assert candidates("opus", listed(claude_opus_5="EOL", claude_opus_4_8="PRPR"))[0] == "claude-opus-4-7"
+    assert candidates("haiku", listed(claude_haiku_4_5="LEGACY")) == ["claude-haiku-4-5"]
+    assert candidates("haiku", listed(claude_haiku_4_5="EOL")) == ["claude-haiku-4-5"], "there is no other"
+
+
 def test_the_older_ones_follow_in_order_each_once_without_what_has_ended() -> None:
     account = listed(claude_opus_4_8="GA", claude_opus_4_7="EOL", claude_opus_4_6="LEGACY", claude_opus_4_5="GA")
     assert candidates("opus", account) == ["claude-opus-4-8", "claude-opus-4-6", "claude-opus-4-5"]

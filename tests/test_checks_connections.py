@@ -35,7 +35,7 @@ from tests.set_up import USER, SetUp, wait_until
 pytestmark = pytest.mark.usefixtures("nobody_s_environment")
 
 
-# ---------------------------------------------------------------------------------------------------------- Snowflake
+# ------------------------------------------------------------------------------------------------------------ Snowflake
 
 
 def test_a_key_that_is_not_registered_is_named_with_the_statement_to_run(set_up: SetUp) -> None:
@@ -172,7 +172,7 @@ def test_without_a_key_the_way_to_snowflake_is_still_looked_at(set_up: SetUp) ->
     assert {name: finding.state for name, finding in found.items()} == {"Host": "ok", "Clock": "ok", "Login": "skip"}
 
 
-# ------------------------------------------------------------------------------------------------------------- proxy
+# ---------------------------------------------------------------------------------------------------------------- proxy
 
 
 def test_a_port_on_which_nothing_listens_is_named(set_up: SetUp) -> None:
@@ -228,7 +228,7 @@ def test_a_proxy_that_others_can_reach_is_named(set_up: SetUp) -> None:
     assert (found.state, "anybody in your network" in found.found) == ("fail", True)
 
 
-# ------------------------------------------------------------------------------------------------------- Claude Code
+# ---------------------------------------------------------------------------------------------------------- Claude Code
 
 
 def point(set_up: SetUp, **env: str) -> Finding:

@@ -51,7 +51,7 @@ def error(message: str, kind: str = "invalid_request_error") -> str:
     return json.dumps({"type": "error", "error": {"type": kind, "message": message}})
 
 
-# ------------------------------------------------------------------------------------------------------- the request
+# ---------------------------------------------------------------------------------------------------------- the request
 
 
 def test_the_request_has_one_of_each_kind_of_thing_that_claude_code_sends() -> None:
@@ -80,7 +80,7 @@ def test_what_is_sent_to_cortex_itself_is_what_it_takes_with_nothing_of_weight_l
         assert (sent["model"], sent["stream"], len(sent["tools"])) == (model, True, 3)
 
 
-# -------------------------------------------------------------------------------------------------------- the answer
+# ----------------------------------------------------------------------------------------------------------- the answer
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_asking_again_ends_with_the_first_verdict_that_is_final_and_after_six_tr
     assert len(slept) == 5
 
 
-# ---------------------------------------------------------------------------------------------------- what it means
+# -------------------------------------------------------------------------------------------------------- what it means
 
 GOOD, WITHOUT = Verdict("good"), Verdict("good", left_out=("reasoning",))
 NO, NEITHER = (

@@ -25,7 +25,7 @@ from tests.set_up import ACCOUNT, BUNDLE, USER, SetUp
 pytestmark = pytest.mark.usefixtures("nobody_s_environment")
 
 
-# ------------------------------------------------------------------------------------------------ processes and patch
+# -------------------------------------------------------------------------------------------------- processes and patch
 
 
 def test_a_pm2_that_does_not_run_is_named_and_not_started(set_up: SetUp) -> None:
@@ -174,7 +174,7 @@ def test_a_token_that_is_missing_or_dead_is_named_and_so_is_the_refresher_s_erro
     assert (found["Refresher"].state, found["Refresher"].fix) == ("fail", "Check with: df")
 
 
-# ------------------------------------------------------------------------------------------------------------ status
+# --------------------------------------------------------------------------------------------------------------- status
 
 
 def test_the_status_screen_says_token_processes_last_error_and_how_to_go_on(healthy: SetUp) -> None:

@@ -15,6 +15,7 @@ from bundle.claude_models import (
     NO_LARGE_WINDOW,
     PERCENT,
     aliases,
+    check_start,
     compaction,
     rows_of,
     start_entries,
@@ -163,8 +164,11 @@ def test_a_model_in_env_that_no_row_answers_for_is_one_message(settings: Setting
 def test_start_model_and_effort_are_settings(environ: dict[str, str]) -> None:
     found = load_settings({**environ, "CLAUDE_START_MODEL": "opus", "CLAUDE_START_EFFORT": "high"})
     assert (found.start_model, found.start_effort) == ("opus", "high")
+    assert load_settings({**environ, "CLAUDE_START_EFFORT": "High"}).start_effort == "high"
     with pytest.raises(ConfigError, match="CLAUDE_START_EFFORT is 'max'; it must be low, medium or high"):
-        load_settings({**environ, "CLAUDE_START_EFFORT": "max"})
+        check_start(load_settings({**environ, "CLAUDE_START_EFFORT": "max"}))  # the settings stay valid: tokens go on
+    with pytest.raises(ConfigError, match=r"CLAUDE_START_MODEL is 'opsu', .*\n.*/\.env, or exported"):
+        check_start(load_settings({**environ, "CLAUDE_START_MODEL": "opsu"}))
     # Claude Code sets this variable for the commands that it runs: it must not be one of ours.
     assert not load_settings({**environ, "CLAUDE_EFFORT": "max"}).start_effort
 

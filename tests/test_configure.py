@@ -51,7 +51,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-# -------------------------------------------------------------------------------------------------- from end to end
+# ------------------------------------------------------------------------------------------------------ from end to end
 
 
 def test_a_new_user_answers_two_questions_runs_one_statement_and_is_done(
@@ -240,7 +240,7 @@ def test_the_passphrase_of_an_encrypted_key_is_asked_for_once(
     assert (again.finish(), again.screen) == (0, "")
 
 
-# ------------------------------------------------------------------------------------- before anything is installed
+# ----------------------------------------------------------------------------------------- before anything is installed
 
 
 @pytest.fixture
@@ -308,7 +308,7 @@ def test_a_home_that_cannot_be_written_is_named_before_the_first_question(
     assert "Account" not in person.screen
 
 
-# ------------------------------------------------------------------------------------------------ without a terminal
+# --------------------------------------------------------------------------------------------------- without a terminal
 
 
 def run_without_terminal(environ: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
@@ -353,7 +353,7 @@ def test_another_mistake_is_said_and_not_asked_about(
     assert f"{name} is 'many'" in person.screen
 
 
-# -------------------------------------------------------------------------------------------------------- the pieces
+# ----------------------------------------------------------------------------------------------------------- the pieces
 
 
 def test_the_key_pair_is_pkcs8_and_a_pair(tmp_path: Path) -> None:

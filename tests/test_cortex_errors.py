@@ -65,7 +65,7 @@ def test_an_error_keeps_cortex_s_words_and_gets_status_and_remedy(name: str) -> 
     ("words", "remedy"),
     [
         ("max_tokens is deprecated in favor of max_completion_tokens", "python3 patches/apply_patch.py"),
-        ("unknown model claude-x", "make doctor"),
+        ("unknown model claude-x", "make models"),
         (TOOL_PAIRING, "/compact"),
         (FINAL_ASSISTANT, "/compact"),
     ],

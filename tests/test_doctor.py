@@ -22,7 +22,7 @@ from tests.set_up import BUNDLE, TOKEN, SetUp
 pytestmark = pytest.mark.usefixtures("nobody_s_environment")
 
 
-# ---------------------------------------------------------------------------------------------------------- the whole
+# ------------------------------------------------------------------------------------------------------------ the whole
 
 
 def test_a_healthy_set_up_is_all_green(healthy: SetUp) -> None:
@@ -124,7 +124,7 @@ def test_prose_is_wrapped_to_the_terminal_and_what_is_copied_is_not() -> None:
     assert "\033[31mFAIL\033[0m" in report_module.page([Finding("a", "fail", "b", "", "c")], 80, colour=True)
 
 
-# -------------------------------------------------------------------------------------------------- with the real PM2
+# ---------------------------------------------------------------------------------------------------- with the real PM2
 
 
 @pytest.mark.real

@@ -184,7 +184,7 @@ def test_no_page_for_a_browser_is_served(running: SetUp, path: str) -> None:
     assert send(running, "GET", path).status_code == 404
 
 
-# ------------------------------------------------------------------------------------------------------------- bounded
+# -------------------------------------------------------------------------------------------------------------- bounded
 
 OVER = MAX_BODY_BYTES + 1
 

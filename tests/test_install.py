@@ -77,7 +77,7 @@ def test_a_command_that_fails_shows_its_last_words_and_what_to_run(tmp_path: Pat
     assert lines[-1] == f"Then try again: make -C {BUNDLE} install"
 
 
-# ---------------------------------------------------------------------------------------------------------- python
+# --------------------------------------------------------------------------------------------------------------- python
 
 
 def test_a_missing_venv_module_is_named_with_how_to_get_it(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ esac"""
     python_packages(tmp_path, environ, str(python))
 
 
-# ------------------------------------------------------------------------------------------------------------ node
+# ----------------------------------------------------------------------------------------------------------------- node
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_no_mark_is_sent_to_other_models() -> None:
         assert "cache_control" not in json.dumps(cortex(*history, result("a", **MARKED), model=model, tools=[tool()]))
 
 
-# ------------------------------------------------------------------------------------------------ what a session costs
+# ------------------------------------------------------------------------------------------------- what a session costs
 
 MODEL = "claude-sonnet-4-6"
 SYSTEM = {

@@ -62,7 +62,7 @@ def test_the_newest_models_follow_the_account_without_a_restart_and_it_is_said(w
     assert after_the_answer(world)
     assert rows(world)["claude-opus-*"] == "claude-opus-4-8", "Opus 5 is a preview on this account"
     assert rows(world)["claude-sonnet-*"] == "claude-sonnet-5", "not listed: the documented one"
-    assert "claude-opus-*: claude-opus-4-8 answers now, in place of claude-opus-5" in world.lines
+    assert "claude-opus-*: claude-opus-4-8 took over from claude-opus-5" in world.lines
     world.listed = account(*LATER)
     assert after_the_answer(world, 24 * 3600 + 1)
     assert rows(world)["claude-opus-*"] == "claude-opus-5"
@@ -72,8 +72,8 @@ def test_the_newest_models_follow_the_account_without_a_restart_and_it_is_said(w
         "(newest of the account's list)"
     )
     assert [line.partition(" claude-")[2] for line in shown[1:]] == [
-        "opus-*: claude-opus-4-8 answers now, in place of claude-opus-5",
-        "opus-*: claude-opus-5 answers now, in place of claude-opus-4-8",
+        "opus-*: claude-opus-4-8 took over from claude-opus-5",
+        "opus-*: claude-opus-5 took over from claude-opus-4-8",
     ]
 
 
@@ -82,6 +82,17 @@ def test_a_list_that_changes_nothing_signs_no_token(world: World) -> None:
     world.listed = account(*(Listed(name, "GA") for name in set(rows(world).values())))
     assert not after_the_answer(world)
     assert world.token() == token
+
+
+def test_where_the_names_come_from_is_said_as_soon_as_the_list_is_there(world: World, home: Path) -> None:
+    assert "(newest of Snowflake's documentation)" in status_lines(read_state(home)["models"])[0]
+    world.watch.wait(10)
+    after_the_answer(world)
+    assert read_state(home)["models"]["error"] == "the warehouse of models is closed."
+    world.listed = account(*(Listed(name, "GA") for name in set(rows(world).values())))
+    after_the_answer(world, 3601)
+    assert "(newest of the account's list)" in status_lines(read_state(home)["models"])[0]
+    assert read_state(home)["models"]["error"] == ""
 
 
 def test_it_asks_once_a_day_and_after_a_failure_once_an_hour(world: World, home: Path) -> None:
@@ -153,7 +164,7 @@ def test_a_change_between_two_runs_is_said_too(world: World, environ: dict[str, 
     settings = load_settings(environ)
     save(settings, replace(account(*LATER), account=settings.account, host=settings.base_url, asked_at=int(world.now)))
     again = World(environ)
-    assert "claude-opus-*: claude-opus-5 answers now, in place of claude-opus-4-8" in again.lines
+    assert "claude-opus-*: claude-opus-5 took over from claude-opus-4-8" in again.lines
     assert len(read_state(home)["models"]["changes"]) == 2
 
 

@@ -19,6 +19,7 @@ from bundle.prices import Price, read_prices
 from bundle.refresher import Refresher
 from bundle.render import template_rows
 from bundle.settings import Settings, load_settings
+from models import table
 from tests.checked import findings
 from tests.set_up import SetUp
 from tests.user import put
@@ -49,6 +50,9 @@ def test_each_model_is_there_once_with_the_names_that_it_answers_for(settings: S
     assert found["openai-gpt-5.2"]["rows"] == []
     assert found["claude-opus-4-7"]["stage"] == "not listed"
     assert list(found)[:2] == ["claude-opus-5", "claude-opus-4-8"]
+    sonnets = [name for name in found if "sonnet" in name]
+    assert sonnets == ["claude-sonnet-5", "claude-sonnet-4-6", "claude-sonnet-4-5", "claude-4-sonnet"]
+    assert found["openai-gpt-5.2"]["window"] is None, "no window is better than a guess"
     assert not {"gemini-3-pro", "snowflake-arctic-embed-l-v2.0"} & found.keys()
     assert {"gemini-3-pro", "snowflake-arctic-embed-l-v2.0"} <= entries(settings, everything=True).keys()
 
@@ -99,13 +103,22 @@ def test_window_output_and_price_come_with_each_model(settings: Settings) -> Non
 def test_the_table_says_what_answers_and_keeps_the_list_for_the_refresher(set_up: SetUp, columns: str) -> None:
     done = set_up.run("models.py", COLUMNS=columns)
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(
-        r"claude-opus-5 +GA +1,000,000 +no price +in the account's region +claude-opus-5, claude-opus-\*", done.stdout
-    )
+    assert re.search(r"claude-opus-5 +GA +1,000,000 +no price +own region +claude-opus-5, claude-opus-\*", done.stdout)
     assert re.search(r"claude-haiku-4-5 +GA +200,000 +1\.00 / 5\.00 ", done.stdout)
     kept = read(load_settings(set_up.environ))
     assert kept is not None
     assert kept.find("claude-opus-5")
+
+
+def test_in_a_narrow_terminal_every_name_is_whole_and_a_legacy_date_is_called_so(
+    capsys: pytest.CaptureFixture[str], settings: Settings
+) -> None:
+    table(list(entries(settings).values()), 80)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    (haiku,) = [line for line in lines if line.startswith("claude-haiku-4-5 ")]
+    assert "legacy (legacy:" in haiku
+    assert {line.split()[0] for line in lines if line.startswith("claude-4")} == {"claude-4-sonnet"}
 
 
 def test_json_is_for_scripts(set_up: SetUp) -> None:
@@ -155,8 +168,12 @@ def test_the_shipped_prices_are_those_of_the_contract() -> None:
         ("prices: {m: {output: -1}}", "m: output must be a number of dollars"),
         ("prices: {m: {output: true}}", "m: output must be a number of dollars"),
         ("prices: [", "while parsing"),
-        ("nothing: 1", "prices"),
-        ("prices: 5", "items"),
+        ("nothing: 1", "there must be `prices:`"),
+        ("prices: 5", "there must be `prices:`"),
+        ("", "there must be `prices:`"),
+        ("prices: {m: 5}", "m: a price looks like"),
+        ("prices: {m: {input: 1,50}}", "m: 50 is not known"),
+        ("prices: {m: {inptu: 1}}", "m: inptu is not known"),
     ],
 )
 def test_a_mistake_in_the_prices_is_one_message(tmp_path: Path, text: str, said: str) -> None:
@@ -176,7 +193,7 @@ def test_the_user_s_own_prices_count(tmp_path: Path) -> None:
 
 def test_doctor_says_how_old_the_list_is_and_warns_of_a_model_that_ends(set_up: SetUp) -> None:
     before = findings(set_up, model_list)["Model list"]
-    assert (before.state, "make -C" in before.found) == ("skip", True)
+    assert (before.state, "make -C" in before.fix) == ("skip", True)
     settings = load_settings(set_up.environ)
     save(settings, ModelList(settings.account, settings.base_url, int(time.time()) - 7300, MODELS))
     Refresher(lambda: settings).refresh(time.time(), "a test")

@@ -40,7 +40,7 @@ def answering(account: SetUp, alias: str) -> str:
 
 
 def test_the_rows_follow_the_account_without_a_restart(account: SetUp) -> None:
-    changed = "claude-opus-*: claude-opus-4-8 answers now, in place of claude-opus-5"
+    changed = "claude-opus-*: claude-opus-4-8 took over from claude-opus-5"
     wait_until(lambda: changed in account.log(REFRESHER), 20, lambda: account.log(REFRESHER))
     pids = {name: process.pid for name, process in account.processes.items()}
     found = {alias: answering(account, alias) for alias in ("opus", "sonnet", "haiku")}
@@ -56,7 +56,7 @@ def test_the_rows_follow_the_account_without_a_restart(account: SetUp) -> None:
     assert answering(account, "sonnet") == "claude-sonnet-5"
     status = account.run(REFRESHER, "--status").stdout
     assert "models:   opus claude-opus-4-8, sonnet claude-sonnet-5, haiku claude-haiku-4-5" in status
-    assert "claude-sonnet-* and claude-*: claude-sonnet-5 answers now, in place of claude-sonnet-4-6" in status
+    assert "claude-sonnet-* and claude-*: claude-sonnet-5 took over from claude-sonnet-4-6" in status
     for name, pid in pids.items():
         os.kill(pid, 0)  # it still runs
         assert account.processes[name].poll() is None

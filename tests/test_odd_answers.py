@@ -159,7 +159,7 @@ def test_a_refusal_of_gpt_in_pieces_arrives_whole(running: SetUp) -> None:
     assert answer[-2]["delta"]["stop_reason"] == "refusal"
 
 
-# ------------------------------------------------------------------------------------------------ what must not differ
+# ------------------------------------------------------------------------------------------------- what must not differ
 
 
 @ON_CHAT
@@ -234,7 +234,7 @@ def test_structured_output_reaches_cortex_on_either_route(running: SetUp, key: s
     assert sent.get("json_schema", sent.get("format"))["schema"] == schema
 
 
-# ------------------------------------------------------------------------------------------------- what Cortex refuses
+# -------------------------------------------------------------------------------------------------- what Cortex refuses
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import yaml
 
 from bundle.cortex.catalogue import Listed
 from bundle.model_list import ModelList
-from bundle.proxy.models import LONGEST_NAME, MOST_REFUSED, RefusedModels, entries, entry_of, limits
+from bundle.proxy.models import FORGET_SECONDS, LONGEST_NAME, MOST_REFUSED, RefusedModels, entries, entry_of, limits
 from bundle.render import render
 from tests.set_up import BUNDLE
 
@@ -44,7 +44,7 @@ def ids(rows: Rows, found: RefusedModels | None = None) -> list[str]:
     return [entry["id"] for entry in entries(rows, found or RefusedModels())]
 
 
-# ------------------------------------------------------------------------------------------------- which model answers
+# -------------------------------------------------------------------------------------------------- which model answers
 
 
 def test_each_refusal_names_the_next_older_model_and_the_last_one_none() -> None:
@@ -79,14 +79,44 @@ def test_an_answer_of_a_refused_model_ends_the_refusal() -> None:
     rows = rows_of()
     found = refused(rows, OPUS[0])
     found.accept(OPUS[0])
-    assert (OPUS[0] in found, found.words(OPUS[0]), answering(found, row_of(rows))) == (False, (0, ""), OPUS[0])
+    assert (found.words(OPUS[0]), answering(found, row_of(rows))) == ((0, ""), OPUS[0])
+
+
+def test_an_answer_of_a_refused_model_ends_all_refusals_because_their_reason_may_have_gone() -> None:
+    rows = rows_of()
+    found = refused(rows, *OPUS)
+    found.accept(OPUS[0])
+    assert found.refuse(OPUS[0], row_of(rows)["model_info"], rows, WORDS) == OPUS[1]
+    found.accept(OPUS[1])  # this one was not refused
+    assert answering(found, row_of(rows)) == OPUS[1]
+
+
+def test_a_refusal_is_forgotten_after_an_hour() -> None:
+    rows, now = rows_of(), [100.0]
+    found = RefusedModels(lambda: now[0])
+    found.refuse(OPUS[0], row_of(rows)["model_info"], rows, WORDS)
+    now[0] += FORGET_SECONDS - 1
+    assert answering(found, row_of(rows)) == OPUS[1]
+    now[0] += 1
+    assert (answering(found, row_of(rows)), found.words(OPUS[0])) == (OPUS[0], (0, ""))
+
+
+def test_a_row_that_has_changed_is_shown_with_its_newest_model_although_that_was_refused_before() -> None:
+    found = refused(rows_of(), OPUS[0])
+    changed = rows_of(
+        TEMPLATE.replace("openai/newest }\n    model_info: {", "openai/newest }\n    model_info: { number: 1,")
+    )
+    assert row_of(changed)["model_info"]["number"] == 1
+    shown = entry_of("claude-opus-latest", changed, found)
+    assert shown is not None
+    assert shown["display_name"] == "Claude Opus 5"
 
 
 def test_names_that_clients_choose_do_not_fill_the_memory() -> None:
     rows, found = rows_of(), RefusedModels()
     for number in range(2 * MOST_REFUSED):
         found.refuse(f"made-up-{number}", {"id": "x"}, rows, WORDS)
-    assert sum(f"made-up-{number}" in found for number in range(2 * MOST_REFUSED)) == MOST_REFUSED
+    assert sum(found.words(f"made-up-{number}")[0] != 0 for number in range(2 * MOST_REFUSED)) == MOST_REFUSED
 
 
 @pytest.mark.parametrize(

@@ -245,3 +245,9 @@ def test_a_model_that_the_account_does_not_list_is_marked_and_one_of_another_ser
     assert filled("claude-opus-4-8", "openai/claude-opus-4-8", "chat", *models).get("listed") is None
     assert filled("x", "openai/claude-opus-4-7", "chat", *models)["listed"] is False
     assert filled("x", "openai/claude-opus-4-7", "chat").get("listed") is None, "nothing is known of the account"
+
+
+@pytest.mark.parametrize("name", ["newst", "Newest", "NEWEST", "newset"])
+def test_a_word_that_is_almost_newest_is_a_mistake(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"there is no model {name}. Did you mean newest?"):
+        filled("claude-opus-*", f"openai/{name}")

@@ -303,7 +303,7 @@ def with_model(text: str, model: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-# ----------------------------------------------------------------------------------------------- errors, as they show
+# ------------------------------------------------------------------------------------------------- errors, as they show
 
 FINAL = ["not_in_region", "budget", "no_role", "trial", "network_policy", "model_not_allowed", "bad_token"]
 REMEDY = {
@@ -338,7 +338,7 @@ def test_what_passes_by_itself_costs_the_user_a_moment(running: SetUp, fault: st
     assert running.claude(f"[[text: through]] {fault}")["result"] == "through"
 
 
-# -------------------------------------------------------------------------------------------------- counting, listing
+# ---------------------------------------------------------------------------------------------------- counting, listing
 
 
 def test_count_tokens_is_answered_here_and_is_not_too_small(running: SetUp) -> None:

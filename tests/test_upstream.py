@@ -96,7 +96,7 @@ def error_of(answer: httpx.Response) -> str:
     return str(error["error"]["message"])
 
 
-# --------------------------------------------------------------------------------------------------------------- death
+# ---------------------------------------------------------------------------------------------------------------- death
 
 
 @pytest.mark.keeps("silence")
@@ -191,7 +191,7 @@ def test_connections_to_cortex_are_probed(proxy: Proxy, route: str) -> None:
     assert timers == {"02"}  # the timer of keep-alive
 
 
-# ---------------------------------------------------------------------------------------------------------------- size
+# ----------------------------------------------------------------------------------------------------------------- size
 
 
 @pytest.mark.keeps("answer-limit")
@@ -350,7 +350,7 @@ def test_a_redirect_is_followed_by_nobody_and_is_told(proxy: Proxy, route: str, 
     assert f"make -C {proxy.bundle} doctor" in message
 
 
-# ----------------------------------------------------------------------------------------------------------------- Esc
+# ------------------------------------------------------------------------------------------------------------------ Esc
 
 
 def leave(proxy: Proxy, route: str, *, stream: bool, after: float) -> None:

@@ -38,7 +38,7 @@ def in_terminal(set_up: SetUp, columns: int, **environ: str) -> str:
         return terminal.screen
 
 
-# ------------------------------------------------------------------------------------------------------ what it asks
+# --------------------------------------------------------------------------------------------------------- what it asks
 
 
 def test_what_the_proxy_spent_is_what_is_shown(set_up: SetUp) -> None:

@@ -17,6 +17,7 @@ from bundle.bootstrap import BUNDLE, make, script
 from bundle.checks.finding import Finding, Findings, Installation, duration, finding_from_message, make_finding
 from bundle.checks.model_check import CHAT, post
 from bundle.claude_check import NOT_POINTED, check, check_models
+from bundle.claude_models import check_start
 from bundle.cortex.errors import explain
 from bundle.errors import ConfigError
 from bundle.network import company_proxy, redirected, why_unreachable
@@ -71,6 +72,7 @@ def claude(installation: Installation) -> Findings:
     version = output_of("claude", "--version", environ=environ) or output_of(installed, "--version", environ=environ)
     yield make_finding("Version", bool(version), version.strip() or "not installed", make("install"))
     try:
+        check_start(installation.settings)
         port = installation.settings.proxy_port
         problems = check(port, installation.master_key or "-", environ, Path.cwd())
         models = check_models(installation.settings, environ, Path.cwd())

@@ -219,7 +219,7 @@ def with_successor(found: Report, here: Verdict, model: str, row: str) -> Report
         return found
     status, _, words = here.newer.partition(" ")
     remedy = explain(int(status or 0), words, BUNDLE).message.partition("\n")[2]
-    own = f"To ask for {here.model} from the start, write it in place of `newest` in the row {row}."
+    own = f"Then: {make('stop', 'start')}\nTo stay with {here.model}, write it in place of `newest` in the row {row}."
     said = f"{here.model} answers in place of {model}, which Cortex refuses: {words}"
     if found.answers != "whole":
         said, own = f"{said}. {found.found}", f"{own}\n{found.remedy}"

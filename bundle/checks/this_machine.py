@@ -120,14 +120,15 @@ def patch(_: Installation) -> Findings:
 
 def model_list(installation: Installation) -> Findings:
     """The account's list of models, which fills in the rows that say `newest`. Without it, the documentation does."""
-    listed = read_list(installation.settings)
+    listed, kept = read_list(installation.settings), read_state(installation.folder).get("models")
     if listed is None or not listed.models:
-        found = "Snowflake's was not read yet; the newest models that Snowflake documents are used"
-        yield Finding("Model list", "skip", f"{found}. To read it: {make('models')}")
+        why = kept.get("error") if isinstance(kept, dict) else ""
+        found = f"Snowflake's cannot be read: {why}" if why else "Snowflake's was not read yet"
+        used = "The newest models that Snowflake documents are used"
+        yield Finding("Model list", "warn" if why else "skip", found, f"{used}. To read it now: {make('models')}")
         return
     age = duration(installation.now - listed.asked_at)
     yield Finding("Model list", "ok", f"{len(listed.models)} models, as Snowflake listed them {age} ago")
-    kept = read_state(installation.folder).get("models")
     for warning in kept.get("warnings", ()) if isinstance(kept, dict) else ():
         fix = (
             f"Choose another model in its row of litellm_config.template.yaml. To see which there are: {make('models')}"

@@ -65,17 +65,16 @@ def claude_family(model: str) -> str:
 
 def candidates(family: str, listed: Collection[Listed] = ()) -> list[str]:
     """The models to try for `newest` of a Claude family, the preferred one first, then the older ones. Empty if nothing
-    is known of the family. A model in preview is never one of them, nor one that has ended."""
+    is known of the family. A model in preview is never one of them, nor one that has ended, if there is another."""
     own = {model.name: model.stage for model in listed if claude_family(model.name) == family}
     ready = [name for name, stage in own.items() if stage == GENERALLY_AVAILABLE]
-    documented = DOCUMENTED.get(family, ())
-    first = max(ready, key=version_of, default=documented[0] if documented else "")
-    if not first:
-        return []
     legacy = [name for name, stage in own.items() if stage == LEGACY]
+    documented = DOCUMENTED.get(family, ())
     unlisted = [name for name in documented if name not in own]
+    # (The last one: a family of which the account has nothing but a preview. Cortex's refusal then says what is wrong.)
+    first = max(ready or unlisted or legacy, key=version_of, default=documented[0] if documented else "")
     older = {name for name in (*ready, *legacy, *unlisted) if version_of(name) < version_of(first)}
-    return [first, *sorted(older, key=version_of, reverse=True)]
+    return [first, *sorted(older, key=version_of, reverse=True)] if first else []
 
 
 def window_of(model: str) -> int:

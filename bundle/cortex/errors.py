@@ -61,8 +61,8 @@ _CALLS = "Cortex refused the tool calls. Use /compact or /clear, and please repo
 _REGION = "As ACCOUNTADMIN:\nALTER ACCOUNT SET CORTEX_ENABLED_CROSS_REGION = 'ANY_REGION';"
 _MODEL = f"""\
 Cortex has no such model for this account. Another region may have it. {_REGION}
-If that is set already, choose another model in litellm_config.template.yaml: `{{make}} doctor ARGS=--live` shows \
-which models answer."""
+If that is set already, choose another model in litellm_config.template.yaml: `{{make}} models` shows which ones \
+the account has."""
 _ADDRESS = """\
 A network policy blocks this machine. Use the company's VPN, or ask for this machine's address to be allowed
 (ALTER NETWORK POLICY … SET ALLOWED_IP_LIST …)."""

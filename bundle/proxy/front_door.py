@@ -258,8 +258,9 @@ class FrontDoor:
         elif entry := entry_of(asked := path[len(MODELS) + 1 :], self._config.rows, self._config.refused):
             await _send_json(send, 200, entry)
         else:
+            # Without a line in the log: it is a question, and a good one.
             message = f"No model answers for the name {printable(asked, 100)}."
-            await self._refuse("GET", path, ErrorAnswer(404, "not_found_error", message), send)
+            await _send_error(send, ErrorAnswer(404, "not_found_error", message))
 
     async def _pass_on(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Let LiteLLM answer, and rewrite its errors in Anthropic's format."""

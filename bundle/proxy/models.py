@@ -3,13 +3,13 @@
 A row whose template says `newest` has the names of all models to try, newest first (`model_info.newest`, from
 bundle/render.py). Snowflake's list has models that the REST API does not know (docs/cortex.md#sql-models-rest), and
 others may not be allowed or not be in the region. So when Cortex refuses a model of such a row, the next older one
-answers from then on. A row that names its model itself is never changed. What was refused is lost when the process
-ends. No I/O here.
+answers from then on, for an hour. A row that names its model itself is never changed. No I/O here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bundle.cortex.catalogue import NEWEST, output_of, readable, window_of
@@ -18,6 +18,7 @@ from bundle.render import LIMITS
 
 Row = Mapping[str, Any]  # one row of litellm_config.yaml
 MOST_REFUSED = 100  # models that are remembered; with a wildcard in `model`, clients choose their names
+FORGET_SECONDS = 3600  # one refused request an hour costs nothing, and Claude Code does not show it
 LONGEST_NAME = 200
 # Anthropic's API has this date for a model whose date it does not know.
 CREATED_AT = "1970-01-01T00:00:00Z"
@@ -39,48 +40,54 @@ def limits(info: Row, model: str) -> tuple[int | None, int | None]:
 
 
 class RefusedModels:
-    """The models that Cortex has refused since the start of this process."""
+    """The models that Cortex has refused lately. Each refusal is forgotten after FORGET_SECONDS, so that a model that
+    an administrator has allowed meanwhile answers again. `clock` is in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._words: dict[str, tuple[int, str]] = {}  # by model: the status and the message of Cortex
+        self._until: dict[str, float] = {}  # by model: when that is forgotten
         self._rows: dict[str, set[str]] = {}  # by model: the ids of the rows for which an older one answers
-
-    def __contains__(self, model: str) -> bool:
-        return model in self._words
 
     def words(self, model: str) -> tuple[int, str]:
         """The status and the message with which Cortex has refused a model; (0, "") if it has not."""
-        return self._words.get(model, (0, ""))
+        return self._words[model] if self._until.get(model, 0) > self._clock() else (0, "")
+
+    def refuses(self, model: str, info: Row) -> bool:
+        """Whether Cortex has refused this model to the row with this `model_info`."""
+        return self.words(model)[0] != 0 and (NEWEST not in info or info["id"] in self._rows.get(model, ()))
 
     def answering(self, model: str, info: Row) -> str:
         """The model that answers for a row with this `litellm_params.model` (with its provider) and this `model_info`.
         If Cortex has refused all of them, it is the first: the user gets Cortex's error, and an administrator who
         allows that model changes the next answer."""
         names = info.get(NEWEST) or [bare(model)]
-        return next((name for name in names if info["id"] not in self._rows.get(name, ())), str(names[0]))
+        return next((name for name in names if not self.refuses(name, info)), str(names[0]))
 
     def refuse(self, model: str, info: Row, rows: Iterable[Row], words: tuple[int, str]) -> str:
         """Remember that Cortex refused `model` to the row with this `model_info`. Returns the model that answers for
         the row from now on; "" if the refusal stays, because there is no other one. `rows` are all rows: each one that
         has this model in its list does without it, until the row changes (and gets another id)."""
-        self._words[model] = words
+        self._words[model], self._until[model] = words, self._clock() + FORGET_SECONDS
         self._rows[model] = {row["model_info"]["id"] for row in rows if model in (row["model_info"].get(NEWEST) or ())}
+        while len(self._words) > MOST_REFUSED:
+            self._forget(next(iter(self._words)))
         if model not in (info.get(NEWEST) or ()):
-            self._bound()
             return ""
         self._rows[model].add(info["id"])
-        self._bound()
         successor = self.answering(model, info)
-        return "" if info["id"] in self._rows.get(successor, ()) else successor
+        return "" if self.refuses(successor, info) else successor
 
     def accept(self, model: str) -> None:
-        """Remember that Cortex has answered with `model`."""
-        self._words.pop(model, None)
-        self._rows.pop(model, None)
+        """Remember that Cortex has answered with `model`. If it had refused that one, the reason has gone, and with it
+        perhaps the reason for every other refusal: all are forgotten."""
+        if model in self._words:
+            for name in [*self._words]:
+                self._forget(name)
 
-    def _bound(self) -> None:
-        while len(self._words) > MOST_REFUSED:
-            self.accept(next(iter(self._words)))
+    def _forget(self, model: str) -> None:
+        for kept in (self._words, self._until, self._rows):
+            kept.pop(model, None)
 
 
 def entries(rows: Sequence[Row], refused: RefusedModels) -> list[dict[str, Any]]:
@@ -94,7 +101,8 @@ def entries(rows: Sequence[Row], refused: RefusedModels) -> list[dict[str, Any]]
     for row in sorted(rows, key=lambda row: "*" in row["model_name"]):  # (the patterns at the end)
         model = _answering(row, refused)
         is_listed = row["model_info"].get("listed", True) or model != bare(row["litellm_params"]["model"])
-        if is_listed and model not in refused and (name := _name_for(row["model_name"], model, names)):
+        is_refused = refused.refuses(model, row["model_info"])
+        if is_listed and not is_refused and (name := _name_for(row["model_name"], model, names)):
             found.setdefault(name, _entry(name, row, model))
     shortest: dict[str, str] = {}
     for name in sorted(found, key=len):
@@ -107,7 +115,7 @@ def entry_of(asked: str, rows: Sequence[Row], refused: RefusedModels) -> dict[st
     answers gets the entry of the model that answers."""
     by_name = {row["model_name"]: row for row in reversed(rows)}
     row = by_name.get((row_for(asked, by_name) or "") if len(asked) <= LONGEST_NAME else "")
-    if row is None or (model := _answering(row, refused)) in refused:
+    if row is None or refused.refuses(model := _answering(row, refused), row["model_info"]):
         return None
     if "*" not in row["model_name"]:
         return _entry(row["model_name"], row, model)
