@@ -28,6 +28,7 @@ from rich.table import Table
 
 from bundle.checks.connections import stand_ins
 from bundle.checks.finding import read_installation
+from bundle.cortex.catalogue import LEGACY
 from bundle.errors import ConfigError, say
 from bundle.model_list import save
 from bundle.model_query import ask_models
@@ -45,8 +46,9 @@ ENABLE = "ALTER ACCOUNT SET CORTEX_ENABLED_CROSS_REGION = 'ANY_REGION';"
 def stage(row: dict[str, Any]) -> str:
     """The stage of a model in words, with its dates."""
     words = STAGES.get(row["stage"], row["stage"].lower() or "not said")
-    dates = [f"legacy: {row['legacy']}"] if row["legacy"] else []
-    dates += [f"ends: {row['ends']}"] if row["ends"] else []
+    begins = "since" if row["stage"] == LEGACY else "legacy from"
+    dates = [f"{begins} {row['legacy']}"] if row["legacy"] else []
+    dates += [f"ends {row['ends']}"] if row["ends"] else []
     return f"{words} ({', '.join(dates)})" if dates else words
 
 
@@ -66,16 +68,29 @@ def region(row: dict[str, Any]) -> str:
     return {True: "cross-region", False: "own region", None: "not known"}[row["cross_region"]]
 
 
+def names(row: dict[str, Any]) -> str:
+    """The names for which a model answers, its own name in words."""
+    others = [name for name in row["rows"] if name != row["model"]]
+    return ", ".join([*(["its name"] if len(others) < len(row["rows"]) else []), *others])
+
+
 def table(rows: Sequence[dict[str, Any]], width: int) -> None:
-    shown = Table(box=None, padding=(0, 1 if width < WIDE else 2, 0, 0), pad_edge=False)
-    for title, right in (("model", False), ("stage", False), ("window", True), ("$ in / out", True), ("runs", False)):
-        shown.add_column(title, justify="right" if right else "left", no_wrap=title != "stage", overflow="fold")
-    shown.add_column("answers for", overflow="fold")
+    """Print the table. A narrow terminal gets a line below it in place of the column `runs`."""
+    wide = width >= WIDE
+    shown = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False)
+    for title in ("model", "stage", "window", "$ in / out", *(["runs"] if wide else []), "answers for"):
+        right = title in {"window", "$ in / out"}
+        shown.add_column(
+            title, justify="right" if right else "left", overflow="fold", no_wrap=right or title == "model"
+        )
     for row in rows:
         window = f"{row['window']:,}" if row["window"] else "?"
-        cells = (row["model"], stage(row), window, dollars(row), region(row))
-        shown.add_row(*cells, (", " if width >= WIDE else "\n").join(row["rows"]))
+        cells = (row["model"], stage(row), window, dollars(row), *([region(row)] if wide else []), names(row))
+        shown.add_row(*cells)
     Console(highlight=False, markup=False, width=width).print(shown)
+    disabled = [row["model"] for row in rows if row["reachable"] is False]
+    if disabled and not wide:
+        print(f"\nNot enabled: {', '.join(disabled)}.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from bundle.prices import Price, read_prices
 from bundle.refresher import Refresher
 from bundle.render import template_rows
 from bundle.settings import Settings, load_settings
-from models import table
+from models import stage, table
 from tests.checked import findings
 from tests.set_up import SetUp
 from tests.user import put
@@ -103,21 +103,30 @@ def test_window_output_and_price_come_with_each_model(settings: Settings) -> Non
 def test_the_table_says_what_answers_and_keeps_the_list_for_the_refresher(set_up: SetUp, columns: str) -> None:
     done = set_up.run("models.py", COLUMNS=columns)
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"claude-opus-5 +GA +1,000,000 +no price +own region +claude-opus-5, claude-opus-\*", done.stdout)
+    assert re.search(r"claude-opus-5 +GA +1,000,000 +no price +own region +its name, claude-opus-\*", done.stdout)
     assert re.search(r"claude-haiku-4-5 +GA +200,000 +1\.00 / 5\.00 ", done.stdout)
     kept = read(load_settings(set_up.environ))
     assert kept is not None
     assert kept.find("claude-opus-5")
 
 
-def test_in_a_narrow_terminal_every_name_is_whole_and_a_legacy_date_is_called_so(
-    capsys: pytest.CaptureFixture[str], settings: Settings
-) -> None:
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        (Listed("m", "GA"), "GA"),
+        (Listed("m", "GA", "2027-03-01", "2027-09-01"), "GA (legacy from 2027-03-01, ends 2027-09-01)"),
+        (Listed("m", "LEGACY", "2026-11-01"), "legacy (since 2026-11-01)"),
+        (Listed("m", ""), "not said"),
+    ],
+)
+def test_a_stage_is_said_with_its_dates(model: Listed, shown: str) -> None:
+    assert stage({"stage": model.stage, "legacy": model.legacy, "ends": model.ends}) == shown
+
+
+def test_in_a_narrow_terminal_every_name_is_whole(capsys: pytest.CaptureFixture[str], settings: Settings) -> None:
     table(list(entries(settings).values()), 80)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    (haiku,) = [line for line in lines if line.startswith("claude-haiku-4-5 ")]
-    assert "legacy (legacy:" in haiku
     assert {line.split()[0] for line in lines if line.startswith("claude-4")} == {"claude-4-sonnet"}
 
 
