@@ -306,10 +306,11 @@ def _told(exchange: Exchange, config: LiveConfig) -> list[tuple[bytes, bytes]]:
     """Headers for `make doctor`: which model answers, and what Cortex has refused."""
     told = {LEFT_OUT_HEADER: ", ".join(exchange.left_out), MODEL_HEADER: exchange.model}
     first = (exchange.row.get(NEWEST) or [exchange.model])[0]
-    if first != exchange.model:
-        status, words = config.refused.words(first)
+    status, words = config.refused.words(first)
+    if first != exchange.model and status:  # (the refusal may have been forgotten while this answer came)
         told[REFUSED_HEADER] = f"{status} {printable(words)}"
-    return [(name, text[:2_000].encode("latin-1", "replace")) for name, text in told.items() if text]
+    # (A header with a space at its end is no header.)
+    return [(name, text[:2_000].strip().encode("latin-1", "replace")) for name, text in told.items() if text]
 
 
 async def _while_connected(app: App, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
