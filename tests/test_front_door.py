@@ -204,3 +204,14 @@ def test_the_words_about_a_refused_model_are_one_safe_header() -> None:
     assert told[REFUSED_HEADER].startswith(b"400 unknown model set-cookie: a=b [token] ?xxx")
     assert len(told[REFUSED_HEADER]) < 600
     assert dict(_told(Exchange(), config)) == {}
+
+
+def test_who_answers_is_told_in_headers_and_a_refusal_only_while_it_is_remembered() -> None:
+    config = LiveConfig(Path("/no/such/file"))
+    info = {"id": "x", "newest": ["claude-opus-5", "claude-opus-4-8"]}
+    exchange = Exchange(model="claude-opus-4-8", row=info)
+    assert _told(exchange, config) == [(MODEL_HEADER, b"claude-opus-4-8")], "forgotten while the answer came"
+    config.refused.refuse("claude-opus-5", info, [], (400, "unknown model"))
+    assert _told(exchange, config)[1] == (REFUSED_HEADER, b"400 unknown model")
+    config.refused.refuse("claude-opus-5", info, [], (400, "\n "))
+    assert _told(exchange, config)[1] == (REFUSED_HEADER, b"400"), "a header must not end with a space"
