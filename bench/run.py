@@ -260,7 +260,7 @@ def goals(results: JSON) -> list[JSON]:
         ("start to ready, x LiteLLM", ratio({name: row["seconds"] for name, row in starts.items()}), 0.7),
         ("first request after ready, x a warm one", starts[BUNDLE]["first_ms"] / starts[BUNDLE]["warm_ms"], 2.0),
         ("hooks, ms per small request", own["hooks"], 0.2),
-        ("refresher, MB", refresher["megabytes"], 45.0),
+        ("refresher, MB", refresher["megabytes"], 55.0),  # with the HTTP client that asks for the account's models
         ("refresher, % of a core", refresher["cpu_percent"], 0.1),
     ]
     return [
