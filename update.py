@@ -62,7 +62,7 @@ def pull(before: str) -> str:
         here, names = f"git -C {shlex.quote(str(BUNDLE))}", shlex.join(files)
         raise ConfigError(
             f"the new version changes the same lines as your edits of {', '.join(files)}. Nothing was changed.\n"
-            f"1. Keep your edits in a file: {here} diff -- {names} > {shlex.quote(str(BUNDLE / KEPT_EDITS))}\n"
+            f"1. Keep your edits in a file: {here} diff -- {names} >> {shlex.quote(str(BUNDLE / KEPT_EDITS))}\n"
             f"2. Take them out: {here} checkout -- {names}\n"
             f"3. Bring the new version: {make('update')}\n"
             f"4. Make the edits of {KEPT_EDITS} once more, in the new version's form."

@@ -16,7 +16,7 @@ import yaml
 from bundle.cortex.catalogue import FAMILIES, LARGE_WINDOW, NEWEST, WINDOW, readable, window_of
 from bundle.cortex.names import has_row, row_for
 from bundle.errors import ConfigError, printable
-from bundle.render import TEMPLATE, template_rows
+from bundle.render import TEMPLATE, model_of, template_rows
 from bundle.settings import Settings
 
 Json = dict[str, Any]
@@ -77,10 +77,10 @@ def aliases(rows: Sequence[Json]) -> dict[str, str]:
         row = named.get(f"claude-{family}-*")
         if row is None:
             continue
-        model, large = _model(row), _window(row) >= LARGE_WINDOW
+        model, large = model_of(row), _window(row) >= LARGE_WINDOW
         asked = f"{model}{LATEST}" if NEWEST in (row.get("model_info") or {}) else model
         answers = named.get(row_for(asked, named) or "")
-        fits = answers is not None and _model(answers) == model and (_window(answers) >= LARGE_WINDOW) == large
+        fits = answers is not None and model_of(answers) == model and (_window(answers) >= LARGE_WINDOW) == large
         fits = fits and (large or window_of(model) < LARGE_WINDOW)
         name = f"{ALIAS}{family.upper()}_MODEL"
         found[name] = (asked if fits else f"claude-{family}{LATEST}") + (SUFFIX if large else "")
@@ -155,10 +155,6 @@ def _with_window(model: str, rows: Sequence[Json]) -> str:
     return model + SUFFIX if row and _window(row) >= LARGE_WINDOW else model
 
 
-def _model(row: Json) -> str:
-    return str(row["litellm_params"]["model"]).partition("/")[2]
-
-
 def _window(row: Json) -> int:
     """The context window of a row in tokens. (A configuration of an older release does not say it.)"""
-    return int((row.get("model_info") or {}).get("max_input_tokens") or window_of(_model(row)))
+    return int((row.get("model_info") or {}).get("max_input_tokens") or window_of(model_of(row)))

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bundle.cortex.catalogue import ENDED, LEGACY, Listed
+from bundle.errors import ConfigError
 from bundle.files import read_own, write_private
 from bundle.settings import Settings
 
@@ -51,18 +52,19 @@ def save(settings: Settings, listed: ModelList) -> None:
 
 
 def read(settings: Settings) -> ModelList | None:
-    """The list that was kept for this account; None if there is none, or if the file is damaged."""
+    """The list that was kept for this account; None if there is none, or if the file is damaged or somebody else's."""
     try:
-        kept: dict[str, Any] = json.loads(read_own(settings.folder / FILE))
-        models = tuple(Listed(**{**model, **_tuples(model)}) for model in kept.pop("models"))
-        listed = ModelList(**kept, models=models)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        kept = json.loads(read_own(settings.folder / FILE))
+        texts = {name: str(kept[name]) for name in ("account", "host", "region", "cross_region")}
+        listed = ModelList(**texts, asked_at=int(kept["asked_at"]), models=tuple(map(_model, kept["models"])))
+    except (OSError, ConfigError, ValueError, TypeError, LookupError):
         return None
     return listed if (listed.account, listed.host) == (settings.account, settings.base_url) else None
 
 
-def _tuples(model: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(model[name]) for name in ("regions", "scopes")}
+def _model(kept: dict[str, Any]) -> Listed:
+    texts = {name: str(kept[name]) for name in ("name", "stage", "legacy", "ends")}
+    return Listed(**texts, regions=tuple(map(str, kept["regions"])), scopes=tuple(map(str, kept["scopes"])))
 
 
 def warnings(models: Collection[str], listed: ModelList | None) -> list[str]:

@@ -19,24 +19,27 @@ REGION = "SELECT CURRENT_REGION() AS REGION"
 REFRESH = """\
 The role may have no access to models. Or the list was never made. As ACCOUNTADMIN, this makes it:
 CALL SNOWFLAKE.MODELS.CORTEX_BASE_MODELS_REFRESH();"""
+PATIENCE_SECONDS = 60  # for each statement
 MOST = 2_000  # models; a longer list is not one
 
 
-def ask_models(settings: Settings, now: float, patience: float = 60) -> ModelList:
-    """The models that the account lists for the user's default role. `patience` is in seconds, for each statement.
-    Raises QueryError (also for an empty list: every account has models), ConfigError."""
-    rows = query(settings, MODELS, patience=patience)
+def ask_models(settings: Settings, now: float) -> ModelList:
+    """The models that the account lists for the user's default role. `now` is in seconds since the epoch.
+
+    Raises QueryError (also for an empty list: every account has models), ConfigError.
+    """
+    rows = query(settings, MODELS, patience=PATIENCE_SECONDS)
     models = tuple(listed(row) for row in rows[:MOST] if row.get("name"))
     if not models:
         raise QueryError(f"Snowflake lists no model for the default role of {settings.user}.\n{REFRESH}")
-    region = _value(settings, REGION, "REGION", patience)
+    region = _value(settings, REGION, "REGION")
     return ModelList(
         account=settings.account,
         host=settings.base_url,
         asked_at=int(now),
         models=models,
         region=region.rpartition(".")[2],  # an account in a region group has `PUBLIC.AWS_US_WEST_2`
-        cross_region=_value(settings, CROSS_REGION, "value", patience),
+        cross_region=_value(settings, CROSS_REGION, "value"),
     )
 
 
@@ -61,10 +64,10 @@ def _words(text: str | None) -> tuple[str, ...]:
     return tuple(printable(word, 60).upper() for word in found[:200]) if isinstance(found, list) else ()
 
 
-def _value(settings: Settings, statement: str, column: str, patience: float) -> str:
+def _value(settings: Settings, statement: str, column: str) -> str:
     """One text that is good to know; "" if Snowflake does not say it to this role."""
     try:
-        row = query(settings, statement, patience=patience)[0]
+        row = query(settings, statement, patience=PATIENCE_SECONDS)[0]
     except (QueryError, IndexError):
         return ""
     return re.sub(r"[^A-Z0-9_.,]", "", str(row.get(column) or "").upper())[:100]

@@ -11,7 +11,7 @@ from bundle.cortex.catalogue import FAMILIES, NEWEST, Listed, claude_family, out
 from bundle.cortex.models import version_of
 from bundle.model_list import ModelList
 from bundle.prices import Price
-from bundle.render import is_cortex
+from bundle.render import is_cortex, model_of
 
 NOT_LISTED = "not listed"
 # Models of other kinds and other products are in Snowflake's list too (docs/cortex.md#models-not-rest).
@@ -29,7 +29,7 @@ def by_model(
     """
     names: dict[str, list[Mapping[str, Any]]] = {}
     for row in filter(is_cortex, rows):
-        names.setdefault(row["litellm_params"]["model"].partition("/")[2], []).append(row)
+        names.setdefault(model_of(row), []).append(row)
     known = {model.name: model for model in listed.models if everything or _ON_REST.match(model.name)}
     known |= {name: listed.find(name) or Listed(name, NOT_LISTED) for name in names}
     return [_entry(known[name], names.get(name, ()), listed, prices.get(name)) for name in sorted(known, key=_order)]

@@ -15,13 +15,13 @@ from typing import Any
 from bundle.errors import ConfigError, SayOnce, printable
 from bundle.files import Stamp, stamp
 from bundle.model_list import FILE, ModelList, read, save, warnings
-from bundle.render import is_cortex, newest_models, template_rows
+from bundle.render import is_cortex, model_of, newest_models, template_rows
 from bundle.settings import Settings
 from bundle.sql_api import QueryError
 
 DAY_SECONDS = 24 * 3600
 RETRY_SECONDS = 3600  # after a failure
-MOST_CHANGES, SHOWN_CHANGES = 6, 2
+MOST_CHANGES = 2  # that are kept and shown
 
 
 class ModelWatch:
@@ -40,7 +40,7 @@ class ModelWatch:
         self._thread: threading.Thread | None = None
         self._tried_at, self._tried_for = float("-inf"), ("", "", "")
         self._error = ""
-        self.has_news = False  # whether `follow` would return something else than before, without new rows
+        self.has_news = False  # the list, or the reason why there is none, has changed since the last `follow`
         self._state: dict[str, Any] = {
             "rows": _dict(kept, "rows"),
             "changes": _list(kept, "changes"),
@@ -60,7 +60,8 @@ class ModelWatch:
         kept = read(settings)
         if kept is None or not 0 <= now - kept.asked_at < DAY_SECONDS:
             self._thread = threading.Thread(target=self._renew, args=(settings, now), daemon=True)
-            self._thread.start()
+            with suppress(RuntimeError):  # the machine has no thread left: tried again in an hour
+                self._thread.start()
 
     def wait(self, seconds: float) -> None:
         """Wait until the list that is being asked for is there."""
@@ -127,8 +128,7 @@ def changes(before: Mapping[str, str], rows: Mapping[str, str]) -> list[str]:
 
 def _chosen(rows: list[dict[str, Any]]) -> list[str]:
     """The models that answer under another name: somebody has chosen them."""
-    pairs = [(row["model_name"], row["litellm_params"]["model"].partition("/")[2]) for row in rows if is_cortex(row)]
-    return [model for name, model in pairs if not name.startswith(model)]
+    return [model_of(row) for row in rows if is_cortex(row) and not row["model_name"].startswith(model_of(row))]
 
 
 def _dict(kept: Mapping[str, Any] | None, name: str) -> dict[str, str]:
@@ -149,5 +149,5 @@ def status_lines(models: object) -> list[str]:
         return []
     shown = [f"{name.removeprefix('claude-').rstrip('-*') or 'others'} {model}" for name, model in rows.items()]
     lines = [f"models:   {', '.join(shown)} (newest of {kept.get('source')})"]
-    lines += [f"changed:  {change}" for change in _list(kept, "changes")[-SHOWN_CHANGES:]]
+    lines += [f"changed:  {change}" for change in _list(kept, "changes")]
     return [*lines, *(f"warning:  {warning}" for warning in _list(kept, "warnings"))]

@@ -107,8 +107,8 @@ def _check_shape(tree: object, template: str) -> None:
                 what = f"the row {name}: {wrong[0]} must be a whole number of 1 or more"
             elif _uses_token(params) and not params["model"].startswith(("openai/", "snowflake/")):
                 what = f"the row {name}: a model on Cortex starts with openai/ or snowflake/"
-            elif _uses_token(params) and _is_almost_newest(bare := params["model"].partition("/")[2]):
-                what = f"the row {name}: there is no model {bare}. Did you mean {NEWEST}?"
+            elif _uses_token(params) and _is_almost_newest(model_of(row)):
+                what = f"the row {name}: there is no model {model_of(row)}. Did you mean {NEWEST}?"
         if what:
             raise _mistake(what, _line_of_row(template, number))
     general = tree.get("general_settings")
@@ -161,7 +161,7 @@ def _with_facts(row: dict[str, Any], listed: ModelList | None) -> dict[str, Any]
     list the model (Cortex may answer all the same: docs/cortex.md#sql-models-rest); and `legacy`, a warning."""
     if not _uses_token(row["litellm_params"]):
         return row
-    model, info = row["litellm_params"]["model"].partition("/")[2], row.get("model_info") or {}
+    model, info = model_of(row), row.get("model_info") or {}
     facts = {key: value for key, value in zip(LIMITS, (window_of(model), output_of(model)), strict=True) if value}
     absent = {"listed": False} if listed and listed.models and not listed.find(model) else {}
     warning = next(iter(warnings([model], listed)), None)
@@ -244,11 +244,12 @@ def template_rows(settings: Settings, claude_route: str) -> list[dict[str, Any]]
 
 def newest_models(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """The rows that say `newest`, each with the model that was filled in: `claude-opus-*` with `claude-opus-5`."""
-    return {
-        row["model_name"]: row["litellm_params"]["model"].partition("/")[2]
-        for row in rows
-        if NEWEST in (row.get("model_info") or {})
-    }
+    return {row["model_name"]: model_of(row) for row in rows if NEWEST in (row.get("model_info") or {})}
+
+
+def model_of(row: Mapping[str, Any]) -> str:
+    """The model that a row asks for, without the provider before it."""
+    return str(row["litellm_params"]["model"]).partition("/")[2]
 
 
 def check_template(settings: Settings) -> None:

@@ -12,7 +12,7 @@ import re
 import secrets
 import shlex
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,6 @@ THEIR_NAMES = frozenset({"SNOWFLAKE_HOME", "SNOWFLAKE_PORT", "SNOWFLAKE_ROLE", "
 
 # The values of CLAUDE_ROUTE, each with the LiteLLM provider that it puts into the rows of Claude models.
 CLAUDE_ROUTES: Mapping[str, str] = {"chat": "openai", "messages": "snowflake"}
-
-MUST_BE_ROUTE = "it must be chat (chat completions) or messages (Messages API)"
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         warehouse=given.get("SNOWFLAKE_WAREHOUSE") or connection.get("warehouse"),
         proxy_port=given.whole_number("PROXY_PORT", default=8001, low=1, high=65535),
         refresh_seconds=60 * given.whole_number("REFRESH_MINUTES", default=50, low=1, high=55),
-        claude_route=given.one_of("CLAUDE_ROUTE", CLAUDE_ROUTES, MUST_BE_ROUTE) or "chat",
+        claude_route=given.claude_route(),
         start_model=given.get("CLAUDE_START_MODEL") or "",
         start_effort=(given.get("CLAUDE_START_EFFORT") or "").lower(),
         claude_route_from=given.kind("CLAUDE_ROUTE"),
@@ -197,12 +195,12 @@ class _Given:
             raise self._mistake(name, text, f"it must be a whole number from {low} to {high}")
         return int(text)
 
-    def one_of(self, name: str, values: Collection[str], must: str) -> str:
-        """The value of a setting that takes certain words only; "" if nothing sets it."""
-        text = self.get(name) or ""
-        if text and text not in values:
-            raise self._mistake(name, text, must)
-        return text
+    def claude_route(self) -> str:
+        route = self.get("CLAUDE_ROUTE") or "chat"
+        if route not in CLAUDE_ROUTES:
+            must = "it must be chat (chat completions) or messages (Messages API)"
+            raise self._mistake("CLAUDE_ROUTE", route, must)
+        return route
 
     def _mistake(self, name: str, text: str, must: str) -> ConfigError:
         return ConfigError(f"{self.place(name)}: {name} is {printable(text, 60)!r}; {must}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -45,7 +46,7 @@ def query(
         with httpx.Client(
             headers=headers, timeout=min(60, patience), transport=transport_to(settings.base_url)
         ) as client:
-            read = _Reader(client, time.monotonic() + patience + SLACK_SECONDS)
+            read = partial(_answer, client, time.monotonic() + patience + SLACK_SECONDS)
             answer = read("POST", settings.base_url + STATEMENTS, json=body)
             waited, pause = 0.0, 0.5
             while answer.status_code == 202:
@@ -70,24 +71,21 @@ def query(
         raise QueryError(f"{settings.base_url} answered with {NOT_THE_API}") from None
 
 
-class _Reader:
-    """Sends requests, and reads answers of bounded size in bounded time: a server that never ends its answer must not
-    fill the memory of the refresher."""
+def _answer(client: httpx.Client, deadline: float, method: str, url: str, **arguments: Any) -> httpx.Response:
+    """The answer to a request, of bounded size and in bounded time (`deadline` is of the monotonic clock).
 
-    def __init__(self, client: httpx.Client, deadline: float) -> None:
-        self._client, self._deadline = client, deadline  # (of the monotonic clock)
-
-    def __call__(self, method: str, url: str, **arguments: Any) -> httpx.Response:
-        """Raises httpx.HTTPError, QueryError."""
-        with self._client.stream(method, url, **arguments) as answer:
-            content = bytearray()
-            for piece in answer.iter_bytes():
-                content += piece
-                if len(content) > MAX_ANSWER_BYTES or time.monotonic() > self._deadline:
-                    raise QueryError(f"{answer.url.copy_with(query=None)} sends an answer without end.\n{DOCTOR}")
-        # The content is decoded by now.
-        headers = {name: value for name, value in answer.headers.items() if name != "content-encoding"}
-        return httpx.Response(answer.status_code, headers=headers, content=bytes(content), request=answer.request)
+    A server that never ends its answer must not fill the memory of the refresher.
+    Raises httpx.HTTPError, QueryError.
+    """
+    with client.stream(method, url, **arguments) as answer:
+        content = bytearray()
+        for piece in answer.iter_bytes():
+            content += piece
+            if len(content) > MAX_ANSWER_BYTES or time.monotonic() > deadline:
+                raise QueryError(f"{answer.url.copy_with(query=None)} sends an answer without end.\n{DOCTOR}")
+    # The content is decoded by now.
+    headers = {name: value for name, value in answer.headers.items() if name != "content-encoding"}
+    return httpx.Response(answer.status_code, headers=headers, content=bytes(content), request=answer.request)
 
 
 def _own_url(settings: Settings, path: object) -> str:

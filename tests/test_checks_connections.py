@@ -289,3 +289,12 @@ def test_an_older_model_that_answers_in_place_of_a_refused_one_is_named(set_up: 
     ]
     assert [(finding.state, finding.found) for finding in found] == [("warn", sentence) for sentence in said]
     assert f"warning:  {said[0]}" in status
+
+
+def test_a_start_model_that_no_row_answers_for_is_a_fault_of_doctor_and_stops_a_start(set_up: SetUp) -> None:
+    found = findings(set_up, claude, CLAUDE_START_MODEL="opsu")["Settings"]
+    assert (found.state, found.found.startswith("CLAUDE_START_MODEL is 'opsu'")) == ("fail", True)
+    done = set_up.run("start.py", CLAUDE_START_MODEL="opsu")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith("start.py: CLAUDE_START_MODEL is 'opsu'")
+    assert not (set_up.folder / "pm2").exists()

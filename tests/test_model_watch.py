@@ -6,7 +6,7 @@ import contextlib
 import http.server
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -212,10 +212,30 @@ def test_what_is_kept_is_read_again_for_the_same_account_only(settings: Settings
     assert read(replace(settings, base_url="https://elsewhere")) is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"models": 5}', '{"models": [{"name": "x"}]}', "\x00\xff"])
+KEPT = ModelList("MYORG-MY-ACCT", "https://h", TODAY, FIRST)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "null", '{"models": 5}', '{"models": [{"name": "x"}]}', "\x00\xff"),
+        json.dumps({**asdict(KEPT), "asked_at": "yesterday"}),
+        json.dumps({**asdict(KEPT), "models": [5]}),
+        json.dumps({**asdict(KEPT), "models": [{**asdict(FIRST[0]), "regions": 5}]}),
+    ],
+)
 def test_a_damaged_file_is_as_good_as_none(settings: Settings, text: str) -> None:
     (settings.folder / FILE).write_text(text)
     assert read(settings) is None
+
+
+def test_values_of_a_wrong_type_in_the_file_stop_no_refresh(world: World) -> None:
+    settings = world.refresher.settings
+    odd = {**asdict(FIRST[0]), "legacy": 20261101, "ends": None}
+    kept = {**asdict(KEPT), "account": settings.account, "host": settings.base_url, "models": [odd]}
+    (settings.folder / FILE).write_text(json.dumps(kept))
+    world.after(2)
+    assert world.after(3001)
 
 
 @pytest.mark.parametrize(

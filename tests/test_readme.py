@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bundle.prices import read_prices
 from patches import apply_patch
 from tests.set_up import BUNDLE
 from usage import statement
@@ -178,3 +179,10 @@ def test_what_it_links_to_exists(page: str) -> None:
 
 def test_the_licence_is_mit() -> None:
     assert read("LICENSE").startswith("MIT")
+
+
+def test_the_share_of_the_price_is_that_of_the_prices() -> None:
+    (share,) = re.findall(r"a token of Sonnet 5 costs (\d+) % of one of Opus 4.6", read("README.md"))
+    sonnet, opus = (read_prices()[model] for model in ("claude-sonnet-5", "claude-opus-4-6"))
+    for kind in ("input", "output"):
+        assert getattr(sonnet, kind) / getattr(opus, kind) == int(share) / 100

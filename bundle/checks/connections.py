@@ -47,9 +47,9 @@ def proxy(installation: Installation) -> Findings:
     else:
         yield Finding("Port", "ok", found.found)
         yield Finding("Key", "ok", "the proxy has the configured key")
+    why = f"Why, and what to do: {make('doctor', 'ARGS=--live')}"
+    yield from (Finding("Model", "warn", sentence, why) for sentence in stand_ins(installation))
     address = reachable_from_outside(port)
-    fix = f"Why, and what to do: {make('doctor', 'ARGS=--live')}"
-    yield from (Finding("Model", "warn", sentence, fix) for sentence in stand_ins(installation))
     found_there = f"anybody in your network can reach {address}:{port}" if address else "loopback only"
     fix = f"Run claude_proxy.py instead of litellm: {make('stop', 'start')}"
     yield make_finding("Address", not address, found_there, fix)

@@ -71,7 +71,7 @@ def candidates(family: str, listed: Collection[Listed] = ()) -> list[str]:
     legacy = [name for name, stage in own.items() if stage == LEGACY]
     documented = DOCUMENTED.get(family, ())
     unlisted = [name for name in documented if name not in own]
-    # (The last one: a family of which the account has nothing but a preview. Cortex's refusal then says what is wrong.)
+    # If the account has nothing but previews of a family, the documented model is asked for: Cortex says what is wrong.
     first = max(ready or unlisted or legacy, key=version_of, default=documented[0] if documented else "")
     older = {name for name in (*ready, *legacy, *unlisted) if version_of(name) < version_of(first)}
     return [first, *sorted(older, key=version_of, reverse=True)] if first else []

@@ -33,7 +33,7 @@ from bundle.cortex.errors import Explained, explain, explain_failure
 from bundle.cortex.names import answering
 from bundle.errors import SayOnce, clean, printable, say
 from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange
-from bundle.proxy.models import entries, entry_of
+from bundle.proxy.model_choice import entries, entry_of
 from bundle.proxy.request_body import BodyError, check_shapes, estimate_tokens, only_fields, parse, read_body
 from bundle.settings import checked_key
 
@@ -258,7 +258,7 @@ class FrontDoor:
         elif entry := entry_of(asked := path[len(MODELS) + 1 :], self._config.rows, self._config.refused):
             await _send_json(send, 200, entry)
         else:
-            # Without a line in the log: it is a question, and a good one.
+            # No line in the log: to ask for a model that is not there is no fault.
             message = f"No model answers for the name {printable(asked, 100)}."
             await _send_error(send, ErrorAnswer(404, "not_found_error", message))
 
@@ -309,7 +309,7 @@ def _told(exchange: Exchange, config: LiveConfig) -> list[tuple[bytes, bytes]]:
     status, words = config.refused.words(first)
     if first != exchange.model and status:  # (the refusal may have been forgotten while this answer came)
         told[REFUSED_HEADER] = f"{status} {printable(words)}"
-    # (A header with a space at its end is no header.)
+    # (uvicorn takes no header that ends with a space: the client would get no answer at all.)
     return [(name, text[:2_000].strip().encode("latin-1", "replace")) for name, text in told.items() if text]
 
 

@@ -45,7 +45,7 @@ from bundle.cortex.requests import chat_request
 from bundle.errors import ConfigError, SayOnce, printable
 from bundle.network import redirected
 from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange, live_config
-from bundle.proxy.models import bare, limits
+from bundle.proxy.model_choice import bare, limits
 from bundle.proxy.upstream import (
     MAX_ERROR_BYTES,
     MAX_STREAM_BYTES,

@@ -27,7 +27,7 @@ from bundle.bootstrap import state_folder
 from bundle.cortex.answers import RequestFacts
 from bundle.errors import ConfigError, say
 from bundle.files import Stamp
-from bundle.proxy.models import RefusedModels
+from bundle.proxy.model_choice import RefusedModels
 from bundle.render import is_cortex
 from bundle.settings import Settings, load_settings
 from bundle.tokens import sign, token_times

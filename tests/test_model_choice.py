@@ -1,4 +1,4 @@
-"""bundle/proxy/models.py by itself: which model answers for a row, and what the list of models says."""
+"""bundle/proxy/model_choice.py by itself: which model answers for a row, and what the list of models says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ import yaml
 
 from bundle.cortex.catalogue import Listed
 from bundle.model_list import ModelList
-from bundle.proxy.models import FORGET_SECONDS, LONGEST_NAME, MOST_REFUSED, RefusedModels, entries, entry_of, limits
+from bundle.proxy.model_choice import (
+    FORGET_SECONDS,
+    LONGEST_NAME,
+    MOST_REFUSED,
+    RefusedModels,
+    entries,
+    entry_of,
+    limits,
+)
 from bundle.render import render
 from tests.set_up import BUNDLE
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bundle.cortex.catalogue import NEWEST, output_of, readable, window_of
 from bundle.cortex.names import row_for
@@ -39,23 +39,37 @@ def limits(info: Row, model: str) -> tuple[int | None, int | None]:
     return written[0], written[1]
 
 
+class Refusal(NamedTuple):
+    """An answer of Cortex that refuses a model. `until` is when it is forgotten; `rows` are the ids of the rows for
+    which an older model answers."""
+
+    status: int
+    words: str
+    until: float
+    rows: set[str]
+
+
 class RefusedModels:
     """The models that Cortex has refused lately. Each refusal is forgotten after FORGET_SECONDS, so that a model that
     an administrator has allowed meanwhile answers again. `clock` is in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._words: dict[str, tuple[int, str]] = {}  # by model: the status and the message of Cortex
-        self._until: dict[str, float] = {}  # by model: when that is forgotten
-        self._rows: dict[str, set[str]] = {}  # by model: the ids of the rows for which an older one answers
+        self._refusals: dict[str, Refusal] = {}  # by model
+
+    def _current(self, model: str) -> Refusal | None:
+        found = self._refusals.get(model)
+        return found if found and self._clock() < found.until else None
 
     def words(self, model: str) -> tuple[int, str]:
         """The status and the message with which Cortex has refused a model; (0, "") if it has not."""
-        return self._words[model] if self._until.get(model, 0) > self._clock() else (0, "")
+        found = self._current(model)
+        return (found.status, found.words) if found else (0, "")
 
     def refuses(self, model: str, info: Row) -> bool:
         """Whether Cortex has refused this model to the row with this `model_info`."""
-        return self.words(model)[0] != 0 and (NEWEST not in info or info["id"] in self._rows.get(model, ()))
+        found = self._current(model)
+        return found is not None and (NEWEST not in info or info["id"] in found.rows)
 
     def answering(self, model: str, info: Row) -> str:
         """The model that answers for a row with this `litellm_params.model` (with its provider) and this `model_info`.
@@ -68,26 +82,21 @@ class RefusedModels:
         """Remember that Cortex refused `model` to the row with this `model_info`. Returns the model that answers for
         the row from now on; "" if the refusal stays, because there is no other one. `rows` are all rows: each one that
         has this model in its list does without it, until the row changes (and gets another id)."""
-        self._words[model], self._until[model] = words, self._clock() + FORGET_SECONDS
-        self._rows[model] = {row["model_info"]["id"] for row in rows if model in (row["model_info"].get(NEWEST) or ())}
-        while len(self._words) > MOST_REFUSED:
-            self._forget(next(iter(self._words)))
-        if model not in (info.get(NEWEST) or ()):
+        infos = [info, *(row["model_info"] for row in rows)]
+        ids = {each["id"] for each in infos if model in (each.get(NEWEST) or ())}
+        self._refusals[model] = Refusal(*words, self._clock() + FORGET_SECONDS, ids)
+        while len(self._refusals) > MOST_REFUSED:
+            del self._refusals[next(iter(self._refusals))]
+        if info["id"] not in ids:
             return ""
-        self._rows[model].add(info["id"])
         successor = self.answering(model, info)
         return "" if self.refuses(successor, info) else successor
 
     def accept(self, model: str) -> None:
         """Remember that Cortex has answered with `model`. If it had refused that one, the reason has gone, and with it
         perhaps the reason for every other refusal: all are forgotten."""
-        if model in self._words:
-            for name in [*self._words]:
-                self._forget(name)
-
-    def _forget(self, model: str) -> None:
-        for kept in (self._words, self._until, self._rows):
-            kept.pop(model, None)
+        if model in self._refusals:
+            self._refusals.clear()
 
 
 def entries(rows: Sequence[Row], refused: RefusedModels) -> list[dict[str, Any]]:
