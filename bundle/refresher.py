@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -154,11 +154,15 @@ class Refresher:
 
     def refresh(self, now: float, reason: str) -> None:
         """Refresh, log it and write the state file; errors pass through."""
-        before, self.settings = self.settings, self._load()
+        before = self.settings
+        read = stamp(before.sources)  # before they are read: an edit made meanwhile causes another refresh
+        self.settings = self._load()
         if before.proxy_port != self.settings.proxy_port:
             self._log(f"PROXY_PORT changed: takes effect with `{PM2} restart claude-proxy`")
         self.watch.look(self.settings)
-        token, self.last = refresh(self.settings, now)
+        token, written = refresh(self.settings, now)
+        others = tuple(entry for entry in written.sources if Path(entry[0]) not in before.sources)
+        self.last = replace(written, sources=read + others)
         self._forced, self._failures, self._logged_error = False, 0, None
         self.state = RefresherState(
             pid=os.getpid(),

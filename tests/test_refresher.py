@@ -110,6 +110,20 @@ def test_a_changed_key_is_used_at_the_next_look(world: World, home: Path) -> Non
     )
 
 
+def test_settings_that_change_right_after_they_were_read_cause_another_refresh(world: World, home: Path) -> None:
+    def load_and_edit() -> Settings:
+        settings = load_settings(world.environ)
+        put(home / ".env", "REFRESH_MINUTES=40\n")
+        return settings
+
+    world.refresher._load = load_and_edit
+    world.refresher.refresh(world.now, "the test asks for it")
+    world.refresher._load = lambda: load_settings(world.environ)
+    assert world.refresher.step()
+    assert ".env changed" in world.lines[-1]
+    assert not world.refresher.step()
+
+
 def test_a_config_altered_by_hand_is_written_anew_and_said(world: World) -> None:
     world.config.write_text("model_list: [my own]\n")
     assert world.after(2)
