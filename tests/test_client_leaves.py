@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from bundle.proxy import front_door
-from bundle.proxy.front_door import Message, Receive, Send, _while_connected
+from bundle.proxy.front_door import Receive, _while_connected
+from bundle.proxy.replies import Message, Send
 
 BODY: Message = {"type": "http.response.body", "body": b"x"}
 

@@ -14,12 +14,12 @@ from bundle.proxy.front_door import (
     OWN_ROUTES,
     REFUSALS_A_MINUTE,
     REFUSED_HEADER,
-    ErrorAnswer,
     FrontDoor,
     _told,
     refusal,
 )
 from bundle.proxy.live_config import Exchange, LiveConfig
+from bundle.proxy.replies import ErrorAnswer
 from bundle.proxy.server import keep_routes
 
 KEY = "sk-the-key-of-this-proxy-0123456789"

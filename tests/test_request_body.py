@@ -13,8 +13,9 @@ import pytest
 from bundle.cortex.messages import WIRE_FIELDS
 from bundle.proxy.front_door import FrontDoor
 from bundle.proxy.live_config import LiveConfig
-from bundle.proxy.request_body import FIELDS, MAX_DEPTH, BodyError, parse
+from bundle.proxy.request_body import FIELDS, MAX_DEPTH, BodyError, estimate_tokens, parse
 
+COUNT = "/v1/messages/count_tokens"
 KEY = "sk-the-key-of-this-proxy-0123456789"
 GOOD: dict[str, Any] = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
 # Names that LiteLLM takes from a body as its own options, and one that no release has.
@@ -33,9 +34,6 @@ OPTIONS = [
     *("custom_llm_provider", "cache", "caching", "guardrails", "tags", "user", "proxy_server_request", "secret_fields"),
     *("deployment_id", "model_info", "router_settings_override", "mcp_servers", "container", "metadata", "option_9"),
 ]
-
-
-OBJECTS = {"thinking", "tool_choice", "output_config", "output_format", "cache_control"}
 
 
 class Passed:
@@ -102,7 +100,7 @@ def test_no_option_of_litellm_passes_in_a_header_or_in_the_query() -> None:
 def test_a_body_with_known_fields_passes_as_it_is() -> None:
     raw = json.dumps({name: GOOD.get(name) for name in sorted(FIELDS)}, indent=1).encode()
     assert through_the_door(raw)[0].body == raw
-    assert FIELDS.keys() >= WIRE_FIELDS
+    assert FIELDS >= WIRE_FIELDS
 
 
 @pytest.mark.keeps("log-limit")
@@ -124,7 +122,11 @@ HALVES = [rb"\ud83d", rb"\uDE00", rb"\ud83d\ud83d", b"\xed\xa0\xbd", rb"\ude00\u
 @pytest.mark.keeps("half-characters")
 @pytest.mark.parametrize("half", HALVES)
 def test_half_a_character_is_replaced_in_texts_and_in_names(half: bytes) -> None:
-    raw = b'{"model":"m","messages":[{"role":"user","content":"cut %b","%b":{"x":["%b"]}}]}' % (half, half, half)
+    raw = b'{"model":"m","max_tokens":9,"messages":[{"role":"user","content":"cut %b","%b":{"x":["%b"]}}]}' % (
+        half,
+        half,
+        half,
+    )
     passed, status, _ = through_the_door(raw)
     assert status == 200
     text = passed.body.decode()  # it is whole UTF-8
@@ -141,7 +143,7 @@ def test_whole_characters_and_escaped_backslashes_stay() -> None:
 
 
 @pytest.mark.keeps("bad-json")
-@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize("path", ["/v1/messages", COUNT])
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
@@ -176,28 +178,60 @@ def test_the_deepest_body_that_passes_has_100_levels() -> None:
         parse(nested(MAX_DEPTH + 1))
 
 
-def test_a_search_on_anthropic_s_servers_is_refused_in_words_for_the_model() -> None:
-    search = {"type": "web_search_20250305", "name": "web_search"}
-    _, status, answer = through_the_door(json.dumps({**GOOD, "tools": [search]}).encode())
-    assert (status, "does not have this tool (web_search_20250305)" in answer["error"]["message"]) == (400, True)
-    for tools in ([search, {"name": "Bash"}], [], None):
-        assert through_the_door(json.dumps({**GOOD, "tools": tools}).encode())[1] == 200
+CUSTOM = {"name": "Bash", "input_schema": {"type": "object"}}
+SEARCH = {"type": "web_search_20250305", "name": "web_search"}
+OWN = {"type": "bash_20250124", "name": "bash"}
+
+
+@pytest.mark.parametrize(
+    ("tools", "words"),
+    [
+        ([SEARCH], "not have this tool (web_search_20250305). Tell the user so, and do without it."),
+        ([OWN], "(bash_20250124). Your program runs it: give it as a custom tool of that name (bash), with an input_"),
+        ([{"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"}], "str_replace_based_edit_tool), "),
+        ([{"type": "memory_20250818", "name": "memory"}, SEARCH], "(memory), with an input_schema. Tell the user so,"),
+        ([{"type": "computer_20251124"}], "(computer_20251124), with an input_schema."),
+        ([{"type": "mcp_toolset", "mcp_server_name": "x"}, {"type": "of_2030\n"}], "(mcp_toolset, of_2030). Tell the"),
+    ],
+)
+def test_tools_that_only_anthropic_has_are_refused_in_words(tools: list[Any], words: str) -> None:
+    passed, status, answer = through_the_door(json.dumps({**GOOD, "tools": tools}).encode())
+    assert (status, passed.scope) == (400, {})
+    assert words in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("tools", [[SEARCH, OWN, CUSTOM], [{**CUSTOM, "type": "custom"}], [], None])
+def test_next_to_a_custom_tool_a_request_with_them_passes(tools: Any) -> None:
+    assert through_the_door(json.dumps({**GOOD, "tools": tools}).encode())[1] == 200
+    assert through_the_door(json.dumps({**GOOD, "tools": [SEARCH]}).encode(), path=COUNT)[1] == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", COUNT])
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}, "x", {}])
+def test_a_thread_gets_the_code_on_which_anthropic_s_sdks_send_the_whole_conversation(path: str, thread: Any) -> None:
+    # After a pause, the SDK continues a thread with no messages at all.
+    raw = json.dumps({**GOOD, "messages": [], "thread": thread}).encode()
+    passed, status, answer = through_the_door(raw, path=path)
+    assert (status, passed.scope, answer["error"]["type"]) == (400, {}, "invalid_request_error")
+    assert answer["error"]["details"] == {"error_code": "thread_unsupported_request"}
+    assert through_the_door(json.dumps({**GOOD, "thread": None}).encode(), path=path)[1] == 200
 
 
 @pytest.mark.keeps("bad-json")
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        *({name: {}} for name in sorted(FIELDS.keys() - OBJECTS)),
-        *({name: "x"} for name in sorted(FIELDS.keys() - {"model", "system"})),
-        *({"messages": each} for each in (None, [], [1], [{"content": "x"}], [{"role": 1}])),
-        {"messages": [{"role": "user", "content": [5]}]},
-        {"system": [1]},
-        {"tools": [1]},
-    ],
-)
-def test_a_field_of_another_type_is_a_400_that_names_it(wrong: dict[str, Any]) -> None:
-    passed, status, answer = through_the_door(json.dumps({**GOOD, **wrong}).encode())
-    assert status == 400
-    assert next(iter(wrong)) in answer["error"]["message"]
-    assert passed.scope == {}
+@pytest.mark.parametrize("path", ["/v1/messages", COUNT])
+@pytest.mark.parametrize("wrong", [{"messages": [1]}, {"system": 5}, {"tools": "no"}, {"thinking": {"type": "x"}}])
+def test_a_request_of_another_shape_is_a_400_that_names_the_field(path: str, wrong: dict[str, Any]) -> None:
+    passed, status, answer = through_the_door(json.dumps({**GOOD, **wrong}).encode(), path=path)
+    assert (status, answer["error"]["type"], passed.scope) == (400, "invalid_request_error", {})
+    assert answer["error"]["message"].startswith(next(iter(wrong)))
+
+
+def test_an_estimate_counts_the_text_of_a_document_and_not_the_bytes_of_an_image() -> None:
+    def counted(*content: Any) -> int:
+        return estimate_tokens({"messages": [{"role": "user", "content": [*content]}]})
+
+    text = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "word " * 7000}}
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 10**6}}
+    assert 10_000 <= counted(text) <= 10_050
+    assert 1_600 <= counted(image) <= 1_650
+    assert counted({"type": "tool_use", "input": {"type": "image", "source": "x" * 3500}}) > 1_000

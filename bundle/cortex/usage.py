@@ -33,8 +33,8 @@ def openai_usage(usage: object) -> JSON:
     cache reads plus cache writes, which cannot be separated.
 
     OpenAI's `prompt_tokens` includes the cached tokens. If `total_tokens` is the sum of prompt, cached and
-    completion tokens, the cached tokens are added to the prompt; otherwise the usage already has OpenAI's form and
-    stays unchanged.
+    completion tokens, the cached tokens are added to the prompt; otherwise the usage already has OpenAI's form. At
+    least one token of a prompt is not from the cache.
     """
     if not (usage and isinstance(usage, dict)):
         return {}
@@ -46,4 +46,7 @@ def openai_usage(usage: object) -> JSON:
     cached = plain.get("prompt_tokens_details", {}).get("cached_tokens", 0)
     if cached and plain["total_tokens"] == plain["prompt_tokens"] + cached + plain["completion_tokens"]:
         plain["prompt_tokens"] += cached
+    if cached:
+        # Claude Code keeps the estimate of a stream's first event if the last one says that no other tokens came in.
+        plain["prompt_tokens"] = max(plain["prompt_tokens"], cached + 1)
     return plain

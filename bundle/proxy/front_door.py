@@ -20,8 +20,7 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import orjson
@@ -31,16 +30,15 @@ from bundle.bootstrap import BUNDLE, make, script
 from bundle.cortex.catalogue import NEWEST
 from bundle.cortex.errors import Explained, explain, explain_failure
 from bundle.cortex.names import answering
-from bundle.errors import SayOnce, clean, printable, say
+from bundle.errors import SayOnce, printable, say
 from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange
-from bundle.proxy.model_choice import entries, entry_of
-from bundle.proxy.request_body import BodyError, check_shapes, estimate_tokens, only_fields, parse, read_body
+from bundle.proxy.model_choice import entries, entry_of, page
+from bundle.proxy.replies import ErrorAnswer, Message, Reply, Send, counted_start, is_start, whole_answer
+from bundle.proxy.request_body import BodyError, check, estimate_tokens, only_fields, parse, read_body
 from bundle.settings import checked_key
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_REQUESTS = 500  # at the same time; each holds two descriptors (see connections.py for their limit)
@@ -61,16 +59,6 @@ STOPPING = "the proxy is stopping and cannot wait until this answer is complete"
 KEPT_HEADERS = {b"content-type", b"content-length", b"cache-control", b"retry-after"}
 # LiteLLM takes options from other headers (`x-litellm-timeout`) and from the query.
 PASSED_HEADERS = {b"host", b"authorization", b"x-api-key", b"content-type", b"anthropic-beta", b"anthropic-version"}
-
-
-@dataclass(frozen=True)
-class ErrorAnswer:
-    """An answer that is not 200, in Anthropic's format."""
-
-    status: int
-    kind: str
-    message: str
-    final: bool = True  # the same request would fail again, so Claude Code shows the message at once
 
 
 def refusal(method: str, path: str, headers: dict[bytes, bytes], *, key: str, port: int) -> ErrorAnswer | None:
@@ -103,17 +91,6 @@ def _is_of_one_model(path: str) -> bool:
     return path.startswith(f"{MODELS}/") and len(path) > len(MODELS) + 1
 
 
-def tool_refusal(body: dict[str, Any]) -> ErrorAnswer | None:
-    """The error for a request whose tools all run on Anthropic's servers (Claude Code's WebSearch), or None. Cortex
-    would invent the result. Claude Code gives this message to its model as the tool's result."""
-    kinds = [str(tool.get("type") or "custom") for tool in body.get("tools") or ()]
-    if not kinds or "custom" in kinds:
-        return None
-    names = printable(", ".join(kinds), 200)
-    message = f"Snowflake Cortex does not have this tool ({names}). Tell the user so, and do without it."
-    return ErrorAnswer(400, "invalid_request_error", message)
-
-
 def has_key(headers: dict[bytes, bytes], key: str) -> bool:
     """Whether a request presents the proxy's key. An empty key never matches."""
     bearer = headers.get(b"authorization", b"")
@@ -138,32 +115,22 @@ class FrontDoor:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        has_started = has_ended = is_stream = False
-
-        async def send_on(message: Message) -> None:
-            nonlocal has_started, has_ended, is_stream
-            if message["type"] == "http.response.start":
-                has_started = True
-                is_stream = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
-            else:
-                has_ended = not message.get("more_body")
-            await send(message)
-
+        reply = Reply(send)
         try:
-            await self._answer(scope, receive, send_on)
+            await self._answer(scope, receive, reply)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - LiteLLM's handlers of errors raise too
-            if has_ended:
+            if reply.has_ended:
                 return
             stopped = isinstance(error, asyncio.CancelledError)
             cause = STOPPING if stopped else f"{type(error).__name__}: {error}"
-            say(f"an answer was interrupted: {printable(cause)}")
+            say(f"an answer was interrupted ({reply.id}): {printable(cause)}")
             text = "The proxy was stopped; trying again." if stopped else f"An error in the proxy. See: {make('logs')}"
             # After either error Claude Code sends the request again. Without an error, Claude Code would show an
             # incomplete answer as if it were complete.
-            if not has_started:
-                await _send_error(send, ErrorAnswer(503 if stopped else 500, "api_error", text, final=False))
-            elif is_stream:
-                await send({"type": "http.response.body", "body": _error_event("api_error", text)})
+            if not reply.has_started:
+                await reply.send_error(ErrorAnswer(503 if stopped else 500, "api_error", text, final=False))
+            elif reply.is_stream:
+                await reply({"type": "http.response.body", "body": reply.error_event("api_error", text)})
 
     async def _start(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_on(message: Message) -> None:
@@ -175,7 +142,7 @@ class FrontDoor:
 
         await self._app(scope, receive, send_on)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, reply: Reply) -> None:
         method, path = scope["method"], scope["path"]
         headers: dict[bytes, bytes] = dict(scope["headers"])
         error = refusal(method, path, headers, key=self._key, port=self._port)
@@ -184,51 +151,46 @@ class FrontDoor:
             message = f"The proxy is already answering {MAX_REQUESTS} requests; trying again."
             error = ErrorAnswer(529, "overloaded_error", message, final=False)
         if error is not None:
-            await self._refuse(method, path, error, send)
+            await self._refuse(method, path, error, reply)
             return
         scope.setdefault("state", {})["with_key"] = with_key  # connections.py reads it
         self._running += with_key
         try:
             if method == "POST":
-                await self._answer_post(scope, headers, receive, send)
+                await self._answer_post(scope, headers, receive, reply)
             elif (method, path) in LITELLM_ROUTES:
-                await self._pass_on(scope, b"", receive, send)
+                await self._pass_on(scope, {}, b"", receive, reply)
             elif path == proof.PATH:
                 answer = proof.proof(self._key, self._port, scope["query_string"])
-                await _send_bytes(send, 200 if answer else 400, answer or b"")
+                await reply.send_bytes(200 if answer else 400, answer or b"")
             elif path == "/":  # Claude Code looks whether anybody is there
-                await _send_json(send, 200, None)
+                await reply.send_bytes(200, b"")
             else:
-                await self._answer_about_models(path, send)
+                await self._answer_about_models(path, scope["query_string"], reply)
         except BodyError as bad:
-            await self._refuse(method, path, ErrorAnswer(bad.status, bad.kind, str(bad), bad.status != 408), send)
+            await self._refuse(method, path, bad.answer, reply)
         finally:
             self._running -= with_key
 
-    async def _answer_post(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+    async def _answer_post(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, reply: Reply) -> None:
         # Read the whole body here: its size is limited, and LiteLLM would read all of it anyway.
         body, raw = parse(await read_body(receive, headers))
-        if scope["path"] == "/v1/messages":
-            check_shapes(body)
-            if error := tool_refusal(body):
-                await self._refuse("POST", scope["path"], error, send)
-                return
-            body, raw = self._with_a_name_that_a_row_has(body, raw)
-            body, raw, dropped = only_fields(body, raw)
-            for name in dropped:
-                self._say_once(f"adapted for Cortex: field {printable(name, 50)} dropped")
-            scope["parsed_body"] = (tuple(body), body)  # so LiteLLM does not parse the bytes again
-            await self._pass_on(scope, raw, receive, send)
-        # LiteLLM would first send a request to {api_base}/responses/input_tokens, which Cortex does not have.
-        elif (count := estimate_tokens(raw)) is None:
-            raise BodyError("The body is not a Messages request.")
-        else:
-            await _send_json(send, 200, {"input_tokens": count})
+        counting = scope["path"] != "/v1/messages"
+        check(body, counting=counting)
+        if counting:  # LiteLLM would first send a request to {api_base}/responses/input_tokens, which Cortex lacks
+            await reply.send_json({"input_tokens": estimate_tokens(body)})
+            return
+        body, raw = self._with_a_name_that_a_row_has(body, raw)
+        body, raw, dropped = only_fields(body, raw)
+        for name in dropped:
+            self._say_once(f"adapted for Cortex: field {printable(name, 50)} dropped")
+        scope["parsed_body"] = (tuple(body), body)  # so LiteLLM does not parse the bytes again
+        await self._pass_on(scope, body, raw, receive, reply)
 
     def _with_a_name_that_a_row_has(self, body: dict[str, Any], raw: bytes) -> tuple[dict[str, Any], bytes]:
         """A body whose model has another provider's name, or a bare alias such as `opus`, gets the name of a row."""
         self._config.reload()
-        asked = str(body.get("model") or "")
+        asked = body["model"]
         name = answering(asked, [row["model_name"] for row in self._config.rows])
         if name == asked:
             return body, raw
@@ -236,9 +198,9 @@ class FrontDoor:
         body = {**body, "model": name}
         return body, orjson.dumps(body)
 
-    async def _refuse(self, method: str, path: str, error: ErrorAnswer, send: Send) -> None:
-        self._log_refusal(f"refused {printable(method, 20)} {printable(path, 100)}: {error.message}")
-        await _send_error(send, error)
+    async def _refuse(self, method: str, path: str, error: ErrorAnswer, reply: Reply) -> None:
+        self._log_refusal(f"refused {printable(method, 20)} {printable(path, 100)} ({reply.id}): {error.message}")
+        await reply.send_error(error)
 
     def _log_refusal(self, line: str) -> None:
         minute = int(time.monotonic()) // 60
@@ -249,57 +211,76 @@ class FrontDoor:
         elif self._refusals == REFUSALS_A_MINUTE + 1:
             say("… further refusals in this minute are not logged")
 
-    async def _answer_about_models(self, path: str, send: Send) -> None:
+    async def _answer_about_models(self, path: str, query: bytes, reply: Reply) -> None:
         self._config.reload()
         if path == MODELS:
-            data = entries(self._config.rows, self._config.refused)
-            first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-            await _send_json(send, 200, {"data": data, "has_more": False, "first_id": first, "last_id": last})
+            await reply.send_json(page(entries(self._config.rows, self._config.refused), query.decode("latin-1")))
         elif entry := entry_of(asked := path[len(MODELS) + 1 :], self._config.rows, self._config.refused):
-            await _send_json(send, 200, entry)
+            await reply.send_json(entry)
         else:
             # No line in the log: to ask for a model that is not there is no fault.
             message = f"No model answers for the name {printable(asked, 100)}."
-            await _send_error(send, ErrorAnswer(404, "not_found_error", message))
+            await reply.send_error(ErrorAnswer(404, "not_found_error", message))
 
-    async def _pass_on(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """Let LiteLLM answer, and rewrite its errors in Anthropic's format."""
+    async def _pass_on(
+        self, scope: Scope, request: dict[str, Any], body: bytes, receive: Receive, reply: Reply
+    ) -> None:
+        """Let LiteLLM answer, and rewrite its answer in Anthropic's format. `body` is the `request` as bytes."""
         exchange = Exchange()
         current_exchange.set(exchange)
         error_status: int | None = None
-        error_body = b""
+        held: Message | None = None  # the start of an answer that is not streamed: its length may change
+        whole, has_begun = b"", False  # the body of an error or of an answer that is not streamed
+
+        def count() -> int:
+            return estimate_tokens(request) if request else 0
 
         async def send_on(message: Message) -> None:
-            nonlocal error_status, error_body
+            nonlocal error_status, held, whole, has_begun
             if message["type"] == "http.response.start":
                 if message["status"] >= 400:
                     error_status = message["status"]
                     return
                 kept = [(name, value) for name, value in message["headers"] if name.lower() in KEPT_HEADERS]
-                await send({**message, "headers": [*kept, *_told(exchange, self._config)]})
-            elif error_status is None:
+                start = {**message, "headers": [*kept, *_told(exchange, self._config)]}
+                if any(value.startswith(b"text/event-stream") for _, value in kept):
+                    await reply(start)
+                else:
+                    held = start
+            elif held is not None or error_status is not None:
+                whole += message.get("body", b"")
+                if message.get("more_body"):
+                    return
+                if held is not None:
+                    self._note_good_answer()
+                    await reply.send_whole(held, whole_answer(whole))
+                    return
+                error = _error_answer(exchange, error_status or 500, whole, count)
+                if error_status != CLIENT_LEFT:
+                    say(f"error {error.status} to Claude Code ({reply.id}): {error.message}")
+                    self._after_error = True
+                await reply.send_error(error, _told(exchange, self._config))
+            else:
                 event = message.get("body", b"")
                 if event.startswith(b"event: error"):
-                    explained = _explain(exchange, 502, event.partition(b"data: ")[2], body)
-                    say(f"error in the middle of an answer: {explained.message}")
-                    message = {**message, "body": _error_event(explained.kind, explained.message)}
+                    explained = _explain(exchange, 502, event.partition(b"data: ")[2], count)
+                    say(f"error in the middle of an answer ({reply.id}): {explained.message}")
+                    message = {**message, "body": reply.error_event(explained.kind, explained.message)}
                     self._after_error = True
-                elif self._after_error and not message.get("more_body"):
-                    self._after_error = False
-                    say("answers again")  # `make status` then shows the error as over
-                await send(message)
-            else:
-                error_body += message.get("body", b"")
-                if not message.get("more_body"):
-                    error = _error_answer(exchange, error_status, error_body, body)
-                    if error_status != CLIENT_LEFT:
-                        say(f"error {error.status} to Claude Code: {error.message}")
-                        self._after_error = True
-                    await _send_error(send, error, _told(exchange, self._config))
+                elif not has_begun and is_start(event):
+                    has_begun, message = True, {**message, "body": counted_start(event, count)}
+                elif not message.get("more_body"):
+                    self._note_good_answer()
+                await reply(message)
 
         headers = [pair for pair in scope["headers"] if pair[0] in PASSED_HEADERS]
         passed = {**scope, "headers": headers, "query_string": b""}
         await _while_connected(self._app, passed, body, receive, send_on)
+
+    def _note_good_answer(self) -> None:
+        if self._after_error:
+            self._after_error = False
+            say("answers again")  # `make status` then shows the error as over
 
 
 def _told(exchange: Exchange, config: LiveConfig) -> list[tuple[bytes, bytes]]:
@@ -349,45 +330,22 @@ async def _while_connected(app: App, scope: Scope, body: bytes, receive: Receive
         watcher.cancel()
 
 
-def _error_answer(exchange: Exchange, status: int, error_body: bytes, request_body: bytes) -> ErrorAnswer:
+def _error_answer(exchange: Exchange, status: int, error_body: bytes, count: Callable[[], int]) -> ErrorAnswer:
     if exchange.trouble is not None:
         return ErrorAnswer(401, "authentication_error", exchange.trouble)
-    explained = _explain(exchange, status, error_body, request_body)
+    explained = _explain(exchange, status, error_body, count)
     # A retry with a new token may succeed. If Cortex refuses that one too, it refuses the RSA key.
     final = exchange.refused_again if explained.status == 401 else not explained.retry
     return ErrorAnswer(explained.status, explained.kind, explained.message, final or exchange.final)
 
 
-def _explain(exchange: Exchange, status: int, error_body: bytes, request_body: bytes) -> Explained:
+def _explain(exchange: Exchange, status: int, error_body: bytes, count: Callable[[], int]) -> Explained:
     """Explain the error of Cortex if Cortex has sent one, otherwise the error of LiteLLM."""
     if exchange.answer is not None:
         limit = exchange.facts.limit if exchange.facts else None
-        return explain(*exchange.answer, BUNDLE, asked=limit, count=lambda: estimate_tokens(request_body) or 0)
+        return explain(*exchange.answer, BUNDLE, asked=limit, count=count)
     try:
         message = str(json.loads(error_body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = error_body.decode("utf-8", "replace")
     return explain_failure(status, message, exchange.failure, BUNDLE)
-
-
-def _error_event(kind: str, message: str) -> bytes:
-    error = {"type": "error", "error": {"type": kind, "message": clean(message)}}
-    return b"event: error\ndata: " + json.dumps(error).encode() + b"\n\n"
-
-
-async def _send_error(send: Send, error: ErrorAnswer, more_headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
-    content = {"type": "error", "error": {"type": error.kind, "message": clean(error.message)}}
-    final = [(b"x-should-retry", b"false")] if error.final else []
-    await _send_json(send, error.status, content, [*final, *more_headers])
-
-
-async def _send_json(
-    send: Send, status: int, content: dict[str, Any] | None, more_headers: Sequence[tuple[bytes, bytes]] = ()
-) -> None:
-    await _send_bytes(send, status, b"" if content is None else json.dumps(content).encode(), more_headers)
-
-
-async def _send_bytes(send: Send, status: int, body: bytes, more_headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more_headers]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

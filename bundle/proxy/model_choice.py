@@ -8,9 +8,11 @@ answers from then on, for an hour. A row that names its model itself is never ch
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 from bundle.cortex.catalogue import NEWEST, output_of, readable, window_of
 from bundle.cortex.names import row_for
@@ -117,6 +119,22 @@ def entries(rows: Sequence[Row], refused: RefusedModels) -> list[dict[str, Any]]
     for name in sorted(found, key=len):
         shortest.setdefault(found[name]["display_name"], name)
     return [entry for entry in found.values() if entry["id"] in shortest.values()]
+
+
+def page(found: Sequence[dict[str, Any]], query: str) -> dict[str, Any]:
+    """The part of the models for which the query asks, as Anthropic's API pages: `limit`, `after_id`, `before_id`. A
+    value that makes no sense is as good as none."""
+    asked = dict(parse_qsl(query[:1_000]))
+    ids = [entry["id"] for entry in found]
+    first = ids.index(asked["after_id"]) + 1 if asked.get("after_id") in ids else 0
+    last = ids.index(asked["before_id"]) if asked.get("before_id") in ids else len(ids)
+    limit = asked.get("limit", "")
+    most = int(limit) if re.fullmatch(r"0*[1-9]\d{0,3}", limit) else len(ids)
+    backwards = "before_id" in asked and "after_id" not in asked
+    data = found[max(first, last - most) : last] if backwards else found[first : min(last, first + most)]
+    ends = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    has_more = len(data) < last - first
+    return {"data": [*data], "has_more": has_more, "first_id": ends[0], "last_id": ends[1]}
 
 
 def entry_of(asked: str, rows: Sequence[Row], refused: RefusedModels) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The body of a request of Claude Code: how it is read, and what of it LiteLLM may see.
+"""The body of a request of Claude Code: how it is read, which one is refused, and what of it LiteLLM may see.
 
 LiteLLM takes its own options from a body, next to the fields of Anthropic's API: `extra_headers` would replace the
 token, `extra_body` the model, `headers` the host, and each release has more of them. So only the fields that Cortex
@@ -6,49 +6,56 @@ needs are passed on.
 
 Security invariants
 - LiteLLM sees no field at the top of a body that is not in FIELDS.
-- A body is bounded in size, depth and time before LiteLLM sees it.
+- A body is bounded in size, depth and time, and has the shape of Anthropic's API, before LiteLLM sees it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable, MutableMapping
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import orjson
 
 from bundle.cortex.surrogates import without_halves
+from bundle.errors import printable
+from bundle.proxy.replies import ErrorAnswer
+from bundle.proxy.request_shape import fault
 
 # Images are taken out before a request goes to Cortex, which takes 20 MiB, so more than that may come in.
 MAX_BODY_BYTES = 64 * 2**20
 MAX_DEPTH = 100  # LiteLLM and the hooks copy a body by recursion, and Python allows about 1000 calls inside each other
 MAX_NODES = 300_000  # objects and lists; a million tokens of a session have some ten thousand
 BODY_SECONDS = 60  # from this machine a body comes in milliseconds
-# The fields that pass, with their types (None is as good as no field): those that Cortex takes, `cache_control` (a
-# client marks the whole prompt for the cache) and `output_format` (of older clients). `metadata` names the user's
-# device and is not needed. LiteLLM answers 500 to another type, and Claude Code repeats a request after a 500.
-FIELDS: dict[str, tuple[type, ...]] = {
-    "model": (str,),
-    "system": (str, list),
-    "stream": (bool,),
-    **dict.fromkeys(("messages", "tools", "stop_sequences"), (list,)),
-    **dict.fromkeys(("tool_choice", "thinking", "output_config", "output_format", "cache_control"), (dict,)),
-    **dict.fromkeys(("max_tokens", "top_k"), (int,)),
-    **dict.fromkeys(("top_p", "temperature"), (int, float)),
-}
+# The fields that pass: those that Cortex takes, `cache_control` (a client marks the whole prompt for the cache) and
+# `output_format` (of older clients). `metadata` names the user's device and is not needed.
+FIELDS = frozenset(
+    {"model", "messages", "system", "tools", "tool_choice", "max_tokens", "stream", "stop_sequences", "temperature"}
+    | {"top_k", "top_p", "thinking", "output_config", "output_format", "cache_control"}
+)
 SILENT_FIELDS = frozenset({"metadata", "context_management"})  # Claude Code sends them in every request
 # Low, because code has short tokens, and with an estimate that is too low Claude Code compacts too late.
 BYTES_PER_TOKEN = 3.5
 IMAGE_TOKENS = 1600  # Anthropic's maximum for one image
+# Tools that the client runs itself, and whose schema only Anthropic's models know.
+_CLIENT_TOOLS = re.compile(r"(bash|text_editor|memory|computer)_\d+")
 
 
 class BodyError(Exception):
-    """A body that must not pass; `str()` says why."""
+    """A body that must not pass; `answer` says why."""
 
-    def __init__(self, message: str, *, status: int = 400, kind: str = "invalid_request_error") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        final: bool = True,
+        details: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.kind = status, kind
+        self.answer = ErrorAnswer(status, kind, message, final, details)
 
 
 async def read_body(receive: Callable[[], Awaitable[MutableMapping[str, Any]]], headers: dict[bytes, bytes]) -> bytes:
@@ -57,7 +64,7 @@ async def read_body(receive: Callable[[], Awaitable[MutableMapping[str, Any]]], 
         return await asyncio.wait_for(_read(receive, headers), BODY_SECONDS)
     except asyncio.TimeoutError:
         message = f"The request was not complete after {BODY_SECONDS} seconds."
-        raise BodyError(message, status=408, kind="timeout_error") from None
+        raise BodyError(message, status=408, kind="timeout_error", final=False) from None
 
 
 async def _read(receive: Callable[[], Awaitable[MutableMapping[str, Any]]], headers: dict[bytes, bytes]) -> bytes:
@@ -110,26 +117,37 @@ def _is_deeper(body: dict[str, Any], most: int) -> bool:
     return True
 
 
-def check_shapes(body: dict[str, Any]) -> None:
-    """Raises BodyError for a field that has another type than Anthropic's API takes."""
-    for name, types in FIELDS.items():
-        if body.get(name) is not None and not isinstance(body[name], types):
-            raise BodyError(f"{name}: must be {' or '.join(kind.__name__ for kind in types)}.")
-    messages = body.get("messages")
-    if not (messages and _are_objects(messages) and all(isinstance(each.get("role"), str) for each in messages)):
-        raise BodyError("messages: must be a list of objects with a role, and not empty.")
-    contents = [each.get("content") for each in messages]
-    for blocks in (body.get("system"), body.get("tools"), *contents):
-        if isinstance(blocks, list) and not _are_objects(blocks):
-            raise BodyError("messages, system and tools: each block must be an object.")
+def check(body: dict[str, Any], *, counting: bool = False) -> None:
+    """Raises BodyError for a request that Cortex cannot answer. `counting`: it only asks for a number of tokens."""
+    if body.get("thread") is not None:
+        # Anthropic's SDKs fall back on this code: they send the whole conversation again, without the field. Dropping
+        # the field would not do, because the next request has the new messages only.
+        message = "thread: Snowflake Cortex keeps no conversation. Send all messages, without `thread`."
+        raise BodyError(message, details={"error_code": "thread_unsupported_request"})
+    if found := fault(body, counting=counting):
+        raise BodyError(found)
+    if not counting:
+        _refuse_foreign_tools(body.get("tools") or ())
 
 
-def _are_objects(items: list[Any]) -> bool:
-    return all(isinstance(item, dict) for item in items)
+def _refuse_foreign_tools(tools: Sequence[dict[str, Any]]) -> None:
+    """Raises BodyError if there are tools, and Cortex has none of them. The model would invent their results. (Claude
+    Code gives this message to its model as the result of its WebSearch.) Next to a custom tool they are dropped."""
+    kinds = [tool.get("type") or "custom" for tool in tools]
+    if not kinds or "custom" in kinds:
+        return
+    message = f"Snowflake Cortex does not have this tool ({printable(', '.join(kinds), 200)})."
+    own = [str(tool.get("name") or kind) for tool, kind in zip(tools, kinds, strict=True) if _CLIENT_TOOLS.match(kind)]
+    if own:
+        names = printable(", ".join(own), 200)
+        message += f" Your program runs it: give it as a custom tool of that name ({names}), with an input_schema."
+    if len(own) < len(tools):
+        message += " Tell the user so, and do without it."
+    raise BodyError(message)
 
 
 def only_fields(body: dict[str, Any], raw: bytes) -> tuple[dict[str, Any], bytes, list[str]]:
-    """The body with the fields of FIELDS only, as an object and as bytes, and the names of the others."""
+    """The body with its FIELDS only, as an object and as bytes, and the names of the others."""
     dropped = [name for name in body if name not in FIELDS]
     if not dropped:
         return body, raw, []
@@ -137,25 +155,26 @@ def only_fields(body: dict[str, Any], raw: bytes) -> tuple[dict[str, Any], bytes
     return kept, orjson.dumps(kept), [name for name in dropped if name not in SILENT_FIELDS]
 
 
-def estimate_tokens(body: bytes) -> int | None:
-    """An estimate of the input tokens of a Messages request; None if the body is not such a request."""
-    size, images = 0.0, 0
-    try:
-        request = json.loads(body)
-        waiting = [request["messages"], request.get("system"), request.get("tools")]
-        while waiting:
-            node = waiting.pop()
-            if isinstance(node, dict):
-                # A tuple, because in a tool's schema `type` may hold a dict, and a set cannot look up a dict.
-                if node.get("type") in ("image", "document") and "source" in node:
-                    images += 1
-                else:
-                    size += 4 * len(node)
-                    waiting += node.values()
-            elif isinstance(node, list):
-                waiting += node
-            elif isinstance(node, str):
-                size += len(node.encode())
-    except (ValueError, TypeError, AttributeError, KeyError):
-        return None
+def estimate_tokens(body: dict[str, Any]) -> int:
+    """An estimate of the input tokens of a Messages request that has passed `check`."""
+    size, images = 0, 0
+    waiting: list[Any] = [body["messages"], body.get("system"), body.get("tools")]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            # (In a tool's schema `type` may be a dict, which a set cannot look up.)
+            if node.get("type") in ("image", "document") and _is_attached(node.get("source")):
+                images += 1
+            else:
+                size += 4 * len(node)
+                waiting += node.values()
+        elif isinstance(node, list):
+            waiting += node
+        elif isinstance(node, str):
+            size += len(node) if node.isascii() else len(node.encode())
     return int(size / BYTES_PER_TOKEN) + images * IMAGE_TOKENS + 1
+
+
+def _is_attached(source: object) -> bool:
+    """Whether this is the source of an image or a PDF, whose size in bytes says nothing. Other documents are texts."""
+    return isinstance(source, dict) and source.get("type") in ("base64", "url", "file")
