@@ -316,3 +316,31 @@ def newest_marked(messages: Sequence[JSON]) -> list[JSON]:
     if not blocks or blocks[-1]["type"] in {"thinking", "redacted_thinking"}:
         return list(messages)
     return [*before, {**last, "content": [*blocks[:-1], {**blocks[-1], **MARK}]}]
+
+
+ODD = [None, True, 0, -1, 2.5, 10**18, "", "x", [], {}, [5], ["x"], [None], {"type": "x"}, {"type": None}, {"a": [1]}]
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value in a body."""
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in pairs:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> JSON:
+    """A request in which one value, at any depth, is replaced by an odd one, or is missing."""
+    made: JSON = {"model": CLAUDE, **copy.deepcopy(draw(requests()))}
+    made["tools"] = [each for each in made["tools"] if each["name"] != "NoSchema"]
+    node: Any = made
+    *path, last = draw(st.sampled_from([*places(made)]))
+    for key in path:
+        node = node[key]
+    odd = draw(st.sampled_from([*ODD, ...]))
+    if odd is ...:
+        del node[last]
+    else:
+        node[last] = odd
+    return made

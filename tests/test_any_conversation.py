@@ -27,7 +27,8 @@ from bundle.cortex.models import JSON, Limits, family_of
 from bundle.cortex.requests import chat_request
 from bundle.cortex.thinking import without_details
 from bundle.cortex.turns import CONTINUE
-from tests.conversations import CLAUDE, GPT, KEEP, LLAMA, marked, requests, sessions, told, urls, user
+from bundle.proxy.request_shape import fault
+from tests.conversations import CLAUDE, GPT, KEEP, LLAMA, marked, mutated, requests, sessions, told, urls, user
 from tests.cortex_rules import MODELS, Options, check_chat
 
 # The import of LiteLLM alone takes several seconds.
@@ -98,6 +99,15 @@ def test_cortex_takes_whatever_claude_code_asks(deployment: Deployment, asked: J
     body = wire(deployment.dialect(deployment.litellm(asked))[0])
     assert check_chat(body) is None
     assert check_chat(body, Options(whitespace_is_empty=True)) is None
+
+
+@every_model
+@settings(anything, max_examples=100)
+@given(asked=mutated())
+def test_nothing_of_the_right_shape_is_an_error_of_python(deployment: Deployment, asked: JSON) -> None:
+    if not fault(asked):
+        asked = {key: value for key, value in asked.items() if value is not None and key not in {"model", "metadata"}}
+        deployment.dialect(deployment.litellm(asked))
 
 
 @every_model

@@ -79,7 +79,8 @@ def test_a_refused_request_gets_anthropic_s_format_is_final_and_does_not_reach_c
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-should-retry"] == "false"
     body = answer.json()
-    assert set(body) == {"type", "error"}
+    assert set(body) == {"type", "error", "request_id"}
+    assert body["request_id"] == answer.headers["request-id"]
     assert (body["type"], set(body["error"])) == ("error", {"type", "message"})
     assert running.master_key not in answer.text
     assert len(running.stub.requests) == before

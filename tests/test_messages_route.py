@@ -77,7 +77,7 @@ def test_usage_comes_through_whole(route: SetUp, stream: bool) -> None:
 
 def test_an_unheard_of_body_is_answered_and_what_was_dropped_is_said_once(route: SetUp) -> None:
     asked = body(
-        user(text("hi", novelty=1), {"type": "hologram"}),
+        user(text("hi", novelty=1), {"type": "container_upload", "file_id": "f"}),
         tools=[{**TOOL, "novelty": True}],
         novelty={"a": 1},
         metadata={"user_id": "of this machine"},

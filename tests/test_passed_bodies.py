@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
+from bundle.proxy.replies import PROMPT_COUNTS
 from tests.claude_home import on_messages_route
 from tests.cortex_scripts import Call, Script, Turn
 from tests.set_up import SetUp, events
@@ -118,6 +120,65 @@ def test_the_deepest_body_that_passes_the_door_is_no_error_of_litellm(running: S
     body["messages"].append({"role": "user", "content": [result]})
     answer = running.post(body)
     assert answer.status_code == 200, answer.text
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"max_tokens": "five"}, "max_tokens: Input should be a valid integer"),
+    ({"messages": "hi"}, "messages: Input should be a valid list"),
+    ({"messages": [{"role": "user", "content": [{"type": "hologram"}]}]}, "messages.0.content.0.type: Input tag 'hol"),
+    ({"tools": [{"name": "x"}]}, "tools.0.custom.input_schema: Field required"),
+    ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "give it as a custom tool of that name (bash)"),
+    ({"thread": {"type": "create"}}, "thread: "),
+]
+
+
+@pytest.mark.keeps("bad-json")
+def test_a_request_of_another_shape_is_refused_once_and_does_not_reach_cortex(running: SetUp) -> None:
+    before = len(running.stub.requests)
+    for wrong, words in WRONG:
+        answer = running.ask("hello", **{"model": MODEL, **wrong})
+        assert (answer.status_code, answer.headers["x-should-retry"]) == (400, "false")
+        assert words in answer.json()["error"]["message"]
+    assert len(running.stub.requests) == before
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_has_what_anthropic_s_always_have(running: SetUp, stream: bool) -> None:
+    asked = {"model": MODEL, "max_tokens": 99, "stream": stream, "tools": [TOOL], "system": "word " * 3_500}
+    asked["messages"] = [{"role": "user", "content": "hello"}]
+    counted = running.post(asked, "/v1/messages/count_tokens").json()["input_tokens"]
+    answer = running.post(asked)
+    charged = running.stub.requests[-1]["usage"]
+    message = events(answer)[0]["message"] if stream else answer.json()
+    assert (message["type"], message["role"], message["stop_sequence"]) == ("message", "assistant", None)
+    assert re.fullmatch(r"msg_[\w-]{20,}", message["id"])
+    assert {*PROMPT_COUNTS, "output_tokens"} <= message["usage"].keys()
+    if stream:
+        # A client shows how full the context is as soon as the answer begins.
+        assert message["usage"]["input_tokens"] in {charged["input"], counted}
+        last = events(answer)[-2]["usage"]
+        assert (last["input_tokens"], last["output_tokens"]) == (charged["input"], charged["output"])
+    else:
+        assert message["usage"]["input_tokens"] == charged["input"]
+    assert 0 < charged["input"] <= counted
+
+
+def test_every_answer_has_an_id_and_the_line_of_the_log_about_it_too(running: SetUp) -> None:
+    body = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
+    answers = [running.post({**body, "stream": stream}) for stream in (False, True)]
+    answers += [running.post(body, "/v1/messages/count_tokens"), running.post({**body, "max_tokens": 0})]
+    log = len(running.log("claude_proxy.py"))
+    running.stub.fault("budget", times=1)
+    answers.append(running.post(body))
+    running.stub.fault("cut", times=1)
+    answers.append(running.post({**body, "stream": True}))
+    ids = [answer.headers["request-id"] for answer in answers]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"req_[0-9a-z]{24}", each) for each in ids)
+    lines = running.log("claude_proxy.py")[log:]
+    for answer, identity in list(zip(answers, ids, strict=True))[-2:]:
+        assert f'"request_id": "{identity}"' in answer.text
+        assert re.search(rf"error (402 to Claude Code|in the middle of an answer|502 .*) \({identity}\): ", lines)
 
 
 def image(size: int) -> dict[str, Any]:

@@ -234,9 +234,29 @@ class OtherThinking(TypedDict):
     type: Literal["adaptive", "between_tools", "disabled"]
 
 
+def _object_or_other(value: object) -> str:
+    return _OBJECT if isinstance(value, dict) else _OTHER
+
+
+# The schema of an answer, as far as LiteLLM goes into it.
+AnswerSchema = TypedDict(
+    "AnswerSchema",
+    {
+        "items": NotRequired["Schema"],
+        "properties": NotRequired["dict[str, Schema]"],
+        "$defs": NotRequired["dict[str, Schema]"],
+        "definitions": NotRequired["dict[str, Schema]"],
+        "anyOf": NotRequired["list[Schema]"],
+        "oneOf": NotRequired["list[Schema]"],
+        "allOf": NotRequired["list[Schema]"],
+    },
+)
+Schema = Annotated[Annotated[AnswerSchema, Tag(_OBJECT)] | Annotated[Any, Tag(_OTHER)], Discriminator(_object_or_other)]
+
+
 class JsonFormat(TypedDict):
     type: Literal["json_schema"]
-    schema: dict[str, Any]
+    schema: AnswerSchema
 
 
 class OutputConfig(TypedDict):
