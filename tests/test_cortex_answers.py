@@ -143,6 +143,12 @@ def test_a_stream_gets_its_reason_before_its_numbers(fields: JSON, completion: i
     assert events[-1] == b"[DONE]"
 
 
+def test_at_least_one_token_of_a_prompt_is_not_from_the_cache() -> None:
+    # Otherwise Claude Code would add the estimate of the stream's first event to the tokens from the cache.
+    for usage in (usage_of(0, 5, 50), {**usage_of(0, 5, 50), "prompt_tokens": 20}):
+        assert fixed([delta(content="a"), counted(usage), b"[DONE]"])[-2]["usage"]["prompt_tokens"] == 51
+
+
 def test_only_what_openai_s_schema_has_and_somebody_reads_is_passed_on() -> None:
     odd = {"novelty": {"a": [1]}, "logprobs": {"content": None}, "annotations": None, "audio": {"data": ""}}
     call = {**CALL, "custom": {"input": "", "name": ""}, "novelty": 1}

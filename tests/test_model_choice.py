@@ -17,6 +17,7 @@ from bundle.proxy.model_choice import (
     entries,
     entry_of,
     limits,
+    page,
 )
 from bundle.render import render
 from tests.set_up import BUNDLE
@@ -231,3 +232,27 @@ def test_one_model_is_the_one_that_answers_now() -> None:
         "claude-opus-9-9",
         "Claude Opus 9.9 (answered by OpenAI GPT 4.1)",
     )
+
+
+MODELS = [{"id": name} for name in "abcde"]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected", "has_more"),
+    [
+        ("", "abcde", False),
+        ("limit=1000", "abcde", False),
+        ("limit=2", "ab", True),
+        ("limit=2&after_id=b", "cd", True),
+        ("limit=2&after_id=c", "de", False),
+        ("after_id=e", "", False),
+        ("before_id=d", "abc", False),
+        ("limit=2&before_id=d", "bc", True),
+        ("before_id=b&limit=9", "a", False),
+        ("limit=-1&after_id=x&before_id=&limit=%00&other=1&&=", "abcde", False),
+    ],
+)
+def test_a_client_can_page_through_the_models(query: str, expected: str, has_more: bool) -> None:
+    found = page(MODELS, query)
+    assert ("".join(each["id"] for each in found["data"]), found["has_more"]) == (expected, has_more)
+    assert (found["first_id"], found["last_id"]) == ((expected[0], expected[-1]) if expected else (None, None))

@@ -93,8 +93,10 @@ def test_claude_code_counts_what_the_stand_in_charged(session: Session) -> None:
             shown["cached"] += usage["cacheReadInputTokens"] + usage["cacheCreationInputTokens"]
             shown["output"] += usage["outputTokens"]
     charged = [record["usage"] for record in session.requests]
+    # Of a prompt that is all from the cache, a stream of chat completions counts one token as new (`with_new_tokens`).
+    least = 1 if session.route == PATHS["chat"] else 0
     assert shown == {
-        "input": sum(usage["input"] for usage in charged),
+        "input": sum(max(usage["input"], least) for usage in charged),
         "cached": sum(usage["cache_read"] + usage["cache_write"] for usage in charged),
         "output": sum(usage["output"] for usage in charged),
     }

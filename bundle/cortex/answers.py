@@ -20,7 +20,7 @@ from typing import Any
 from bundle.cortex.errors import words_of
 from bundle.cortex.models import JSON
 from bundle.cortex.surrogates import without_halves
-from bundle.cortex.usage import anthropic_usage, openai_usage
+from bundle.cortex.usage import anthropic_usage, openai_usage, with_new_tokens
 
 HEAD_FIELDS = ("id", "object", "created")
 MAX_LINE_BYTES = 8 * 2**20  # of a stream; a call's arguments come in one line, and no model writes a megabyte
@@ -283,7 +283,7 @@ class ChatAnswer:
             raise EmptyAnswerError
         yield self._event({}, reason)
         if self._usage:
-            yield self._line(choices=[], usage=self._usage)
+            yield self._line(choices=[], usage=with_new_tokens(self._usage))
         yield b"data: [DONE]\n\n"
         self.is_over = True
 

@@ -33,8 +33,8 @@ def openai_usage(usage: object) -> JSON:
     cache reads plus cache writes, which cannot be separated.
 
     OpenAI's `prompt_tokens` includes the cached tokens. If `total_tokens` is the sum of prompt, cached and
-    completion tokens, the cached tokens are added to the prompt; otherwise the usage already has OpenAI's form. At
-    least one token of a prompt is not from the cache.
+    completion tokens, the cached tokens are added to the prompt; otherwise the usage already has OpenAI's form and
+    stays unchanged.
     """
     if not (usage and isinstance(usage, dict)):
         return {}
@@ -46,7 +46,11 @@ def openai_usage(usage: object) -> JSON:
     cached = plain.get("prompt_tokens_details", {}).get("cached_tokens", 0)
     if cached and plain["total_tokens"] == plain["prompt_tokens"] + cached + plain["completion_tokens"]:
         plain["prompt_tokens"] += cached
-    if cached:
-        # Claude Code keeps the estimate of a stream's first event if the last one says that no other tokens came in.
-        plain["prompt_tokens"] = max(plain["prompt_tokens"], cached + 1)
     return plain
+
+
+def with_new_tokens(usage: JSON) -> JSON:
+    """The usage at the end of a stream, with at least one token of the prompt that is not from the cache: Claude Code
+    keeps the estimate of the stream's first event (replies.py) when the last event says 0, and adds the cached ones."""
+    cached = usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
+    return {**usage, "prompt_tokens": max(usage["prompt_tokens"], cached + 1)} if cached else usage
