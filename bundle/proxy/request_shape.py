@@ -313,13 +313,10 @@ def _in_words(error: ErrorDetails) -> str:
     if error["type"] == "union_tag_not_found":
         path, words = [*path, "type"], "Field required"
     elif error["type"] == "union_tag_invalid":
-        is_text = isinstance(given, dict) and isinstance(given.get("type"), str)
-        words = (
-            f"Input tag '{printable(context['tag'], 50)}' is not known" if is_text else "Input should be a valid string"
-        )
-        known, path = str(context["expected_tags"]), [*path, "type"]
-        if is_text and known.count(",") < MAX_KNOWN:
-            words = f"{words}. Expected one of {known}"
+        known, path, words = str(context["expected_tags"]), [*path, "type"], "Input should be a valid string"
+        if isinstance(given, dict) and isinstance(given.get("type"), str):
+            words = f"Input tag '{printable(context['tag'], 50)}' is not known"
+            words += f". Expected one of {known}" if known.count(",") < MAX_KNOWN else ""
     elif error["type"] in {"dict_type", "model_attributes_type"}:
         words = "Input should be a valid dictionary"
         words = f"{words} or list" if path[-1] == _OBJECT else words
