@@ -245,7 +245,8 @@ def test_garbage_that_lasts_is_named_and_retried_and_never_passed_on(day: Day, f
     assert answer.status_code >= 500
     assert answer.headers.get("x-should-retry") is None
     assert answer.json()["type"] == "error"
-    assert f"error {answer.status_code} to Claude Code: Snowflake Cortex" in day.log(PROXY)[log:]
+    identity = answer.headers["request-id"]
+    assert f"error {answer.status_code} to Claude Code ({identity}): Snowflake Cortex" in day.log(PROXY)[log:]
 
 
 @pytest.mark.real

@@ -182,7 +182,9 @@ def test_the_status_screen_says_token_processes_last_error_and_how_to_go_on(heal
     state = {"issued": now, "expires": now + 3600, "next_refresh": now + 3000, "account": ACCOUNT, "user": USER}
     (healthy.folder / ".refresher.json").write_text(json.dumps({**state, "key_fingerprint": "SHA256:x"}))
     (healthy.folder / "logs").mkdir()
-    (healthy.folder / "logs" / "claude-proxy.log").write_text("ready\nerror 402 to Claude Code: budget\nready\n")
+    (healthy.folder / "logs" / "claude-proxy.log").write_text(
+        "ready\nerror 402 to Claude Code (req_1a): budget\nready\n"
+    )
     screen, good = processes_module.status(read_installation(healthy.environ, now))
     assert good
     for words in (
@@ -192,23 +194,27 @@ def test_the_status_screen_says_token_processes_last_error_and_how_to_go_on(heal
         "point_claude.py --run",
     ):
         assert words in screen
-    assert "last error: error 402 to Claude Code: budget" in screen
+    assert "last error: error 402 to Claude Code (req_1a): budget" in screen
     assert SECRET not in screen
 
 
 START = datetime(2026, 1, 1, 10, 0, 0).astimezone().timestamp()
-REFUSED = "2026-01-01T10:05:00: error 402 to Claude Code: budget"
+REFUSED = "2026-01-01T10:05:00: error 402 to Claude Code (req_1a): budget"
 
 
 @pytest.mark.parametrize(
     ("lines", "online_since", "shown"),
     [
         (["2026-01-01T10:00:01: ready on http://127.0.0.1:8001"], START, "none"),
-        ([REFUSED], START, "error 402 to Claude Code: budget"),
-        ([REFUSED, "2026-01-01T10:07:00: answers again"], START, "(over since 10:07) error 402 to Claude Code: budget"),
-        (["2026-01-01T10:04:00: answers again", REFUSED], START, "error 402 to Claude Code: budget"),
-        ([REFUSED], START + 3600, "(over since 11:00) error 402 to Claude Code: budget"),
-        ([REFUSED], 0, "error 402 to Claude Code: budget"),
+        ([REFUSED], START, "error 402 to Claude Code (req_1a): budget"),
+        (
+            [REFUSED, "2026-01-01T10:07:00: answers again"],
+            START,
+            "(over since 10:07) error 402 to Claude Code (req_1a): budget",
+        ),
+        (["2026-01-01T10:04:00: answers again", REFUSED], START, "error 402 to Claude Code (req_1a): budget"),
+        ([REFUSED], START + 3600, "(over since 11:00) error 402 to Claude Code (req_1a): budget"),
+        ([REFUSED], 0, "error 402 to Claude Code (req_1a): budget"),
         (["error 402 without a time", "answers again"], START, "(over) error 402 without a time"),
     ],
 )

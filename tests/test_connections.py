@@ -23,6 +23,7 @@ from tests.set_up import BUNDLE, SetUp
 
 KEY = "sk-the-key-of-this-proxy-0123456789"
 HEAD = f"POST /v1/messages/count_tokens HTTP/1.1\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+BODY = '{"model":"m","messages":[{"role":"user","content":"hello"}]}'
 
 
 async def talk(port: int, *pieces: str, seconds: float = 5) -> bytes:
@@ -101,7 +102,7 @@ def test_an_open_connection_between_two_requests_is_kept(monkeypatch: pytest.Mon
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
 
     async def wait(port: int) -> bytes:
-        head, body = f"{HEAD}Host: 127.0.0.1:{port}\r\n", '{"messages":[]}'
+        head, body = f"{HEAD}Host: 127.0.0.1:{port}\r\n", BODY
         whole = f"{head}Content-Length: {len(body)}\r\n\r\n{body}"
         return await talk(port, whole, *[""] * 6, whole.replace("\r\n", "\r\nConnection: close\r\n", 1))
 
@@ -113,7 +114,7 @@ def test_the_oldest_idle_connection_makes_room_for_a_new_one(monkeypatch: pytest
     monkeypatch.setattr(connections, "MAX_CONNECTIONS", 3)
 
     async def attack(port: int) -> tuple[bytes, bytes]:
-        body = '{"messages":[]}'
+        body = BODY
         working = f"{HEAD}Host: 127.0.0.1:{port}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
         first = asyncio.create_task(talk(port, working, *[""] * 10, body))
         await asyncio.sleep(0.3)  # it is older than the idle ones, and waits for its body
@@ -171,7 +172,7 @@ def test_more_requests_than_there_is_room_for_get_an_answer_that_is_repeated() -
 
         async def receive() -> dict[str, Any]:
             await body.wait()
-            return {"type": "http.request", "body": b'{"messages":[]}'}
+            return {"type": "http.request", "body": BODY.encode()}
 
         sent: list[list[Any]] = [[] for _ in range(MAX_REQUESTS + 1)]
 

@@ -80,7 +80,8 @@ def test_a_name_that_dns_does_not_know_is_said_and_an_edit_of_the_settings_fixes
     answer = day.ask("hello")
     assert answer.headers.get("x-should-retry") is None
     assert "DNS" in answer.json()["error"]["message"]
-    assert "error 502 to Claude Code: Snowflake Cortex cannot be reached" in day.log(PROXY)[log:]
+    identity = answer.headers["request-id"]
+    assert f"error 502 to Claude Code ({identity}): Snowflake Cortex cannot be reached" in day.log(PROXY)[log:]
     day.env_file.write_text(day.settings)
     wait_until(lambda: day.ask("hello").status_code == 200, SECONDS)
 

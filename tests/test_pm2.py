@@ -238,7 +238,7 @@ def replaced(path: Path, content: bytes) -> None:
 def test_status_shows_an_error_that_is_over_as_over(both: Machine) -> None:
     both.stub.fault("no_role", times=1)
     assert both.ask("hello").status_code == 403
-    wait_until(lambda: "\nlast error: error 403 to Claude Code: " in both.run("doctor.py", "--status").stdout, 10)
+    wait_until(lambda: "\nlast error: error 403 to Claude Code (req_" in both.run("doctor.py", "--status").stdout, 10)
     assert both.ask("hello").status_code == 200
     wait_until(lambda: "\nlast error: (over since " in both.run("doctor.py", "--status").stdout, 10)
 
