@@ -46,6 +46,7 @@ from bundle.errors import ConfigError, SayOnce, printable
 from bundle.network import redirected
 from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange, live_config
 from bundle.proxy.model_choice import bare, limits
+from bundle.proxy.tool_schemas import ToolsError, plain_tools
 from bundle.proxy.upstream import (
     MAX_ERROR_BYTES,
     MAX_STREAM_BYTES,
@@ -154,9 +155,11 @@ class CortexHooks(CustomLogger):
         except ConfigError as error:
             exchange.trouble = str(error)
             raise
-        out, notes = {**kwargs, "api_key": exchange.token}, list[str]()
         exchange.row = kwargs["model_info"]
         exchange.model = self.config.refused.answering(kwargs["model"], exchange.row)
+        if call_type == CallTypes.anthropic_messages and kwargs.get("tools"):
+            kwargs = {**kwargs, "tools": self._plain_tools(kwargs["tools"], exchange.model)}
+        out, notes = {**kwargs, "api_key": exchange.token}, list[str]()
         with_model = {**out, "model": kwargs["model"].removesuffix(bare(kwargs["model"])) + exchange.model}
         if str(kwargs["model"]).startswith("snowflake/"):
             if family_of(kwargs["model"]) != "claude":
@@ -176,8 +179,17 @@ class CortexHooks(CustomLogger):
         if (legacy := exchange.row.get("legacy")) and exchange.model == bare(kwargs["model"]):
             self._log_once(f"WARNING: {printable(legacy)}")
         for note in notes:
-            self._log_once(f"adapted for Cortex: {printable(note, 100)}")
+            self._note(note)
         return out
+
+    def _note(self, note: str) -> None:
+        self._log_once(f"adapted for Cortex: {printable(note, 100)}")
+
+    def _plain_tools(self, tools: list[Any], model: str) -> list[Any]:
+        try:
+            return plain_tools(tools, family_of(model), self._note)
+        except ToolsError as error:
+            raise litellm.BadRequestError(str(error), model=model, llm_provider="snowflake") from None
 
     # Each route has one HTTP client for all tokens, so that connections stay open. The clients are created on the first
     # request, because there is no event loop earlier.
