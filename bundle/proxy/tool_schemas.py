@@ -71,7 +71,8 @@ def plain_schema(schema: Any) -> tuple[JSON, tuple[str, ...]]:
 def _repair(text: str) -> tuple[str | None, tuple[str, ...]]:
     schema, changes = json.loads(text), list[str]()
     plain = object_schema(_sound(schema, changes.append) if isinstance(schema, dict) else {})
-    plain = without_lost_refs(plain, changes.append)
+    if 'Ref"' in text or '"$ref"' in text:
+        plain = without_lost_refs(plain, changes.append)
     repaired = json.dumps(plain)
     return None if repaired == text else repaired, tuple(dict.fromkeys(changes))
 
@@ -87,6 +88,8 @@ def _sound(schema: Any, note: Note) -> Any:
         return schema
     out = plain_node(schema, note)
     for key, value in list(out.items()):
+        if (key, type(value)) in {("type", str), ("required", list)}:
+            continue  # the most frequent ones, of which `plain_node` leaves none that is odd
         if (accepts := _KEYWORDS.get(key)) is None or accepts(value):
             continue
         meant = next((each for each in candidates(key, value) if accepts(each)), None)
@@ -100,20 +103,20 @@ def _sound(schema: Any, note: Note) -> Any:
 
 
 def _keywords() -> dict[str, Callable[[Any], bool]]:
-    """For each keyword of draft 2020-12, whether a value fits, from the vocabularies of the standard's schema. A schema
-    inside the value may be anything that an object or a boolean can be: `_sound` looks into it by itself."""
+    """For each keyword of draft 2020-12, whether a value fits, from the vocabularies of the standard's schema. Whether
+    the members of a value are schemas is not asked: `plain_node` leaves only schemas, and `_sound` looks into them."""
     top = Draft202012Validator.META_SCHEMA
     base = top["$id"].rpartition("/")[0]
     pages = [top, *(REGISTRY.contents(f"{base}/{each['$ref']}") for each in top["allOf"])]
     by_name = {page["$id"].removeprefix(f"{base}/"): page for page in pages}
 
-    def flat(value: Any, page: JSON) -> Any:
+    def flat(value: Any, page: JSON, *, is_member: bool = True) -> Any:
         if isinstance(value, list):
             return [flat(item, page) for item in value]
         if not isinstance(value, dict):
             return value
         if "$dynamicRef" in value:
-            return {"type": ["object", "boolean"]}
+            return is_member or {"type": ["object", "boolean"]}
         own = {key: flat(item, page) for key, item in value.items() if key != "$ref"}
         if not isinstance(ref := value.get("$ref"), str):
             return own
@@ -121,7 +124,7 @@ def _keywords() -> dict[str, Callable[[Any], bool]]:
         home = by_name[name] if name else page
         return {**flat(home["$defs"][definition], home), **own}
 
-    found = {key: flat(value, page) for page in pages for key, value in page["properties"].items()}
+    found = {key: flat(value, page, is_member=False) for page in pages for key, value in page["properties"].items()}
     return {key: Draft202012Validator(each).is_valid for key, each in found.items()}
 
 
