@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.claude_home import on_messages_route
+from tests.claude_home import on_messages_route, with_model
 from tests.odd_schemas import PARAMETERS, with_property
 from tests.session import ask, call
 from tests.set_up import CLAUDE, SetUp
-from tests.test_session import with_model
 
 pytestmark = pytest.mark.real
 

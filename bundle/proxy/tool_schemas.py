@@ -30,7 +30,7 @@ class ToolsError(Exception):
     """Tools that no repair makes acceptable; `str()` says why and what to do."""
 
 
-def plain_tools(tools: Iterable[JSON], family: Family, note: Note) -> list[JSON]:
+def repaired_tools(tools: Iterable[JSON], family: Family, note: Note) -> list[JSON]:
     """The tools of a request of Anthropic's API, with repaired schemas. Raises ToolsError.
 
     Tools that Anthropic's servers would run pass as they are. docs/cortex.md#chat-tool-names: another name is a 400, as
@@ -47,7 +47,7 @@ def plain_tools(tools: Iterable[JSON], family: Family, note: Note) -> list[JSON]
                     f"{name[:200]!r}. Rename this tool, or switch off its MCP server."
                 )
             if "input_schema" in tool:
-                schema, changes = plain_schema(tool["input_schema"])
+                schema, changes = repaired_schema(tool["input_schema"])
                 plain = {**tool, "input_schema": schema}
                 for change in changes:
                     note(f"schema keyword {change}, tool {name}")
@@ -60,7 +60,7 @@ def plain_tools(tools: Iterable[JSON], family: Family, note: Note) -> list[JSON]
     return out
 
 
-def plain_schema(schema: Any) -> tuple[JSON, tuple[str, ...]]:
+def repaired_schema(schema: Any) -> tuple[JSON, tuple[str, ...]]:
     """A tool's schema as draft 2020-12 with one object at the top, and what was changed: `KEYWORD repaired` or
     `KEYWORD dropped`. A good schema comes back as it is."""
     text = json.dumps(schema)
