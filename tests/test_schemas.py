@@ -150,3 +150,10 @@ def test_gpt_gets_no_condition_at_the_top(word: str) -> None:
     plain = {"type": "object", "properties": {"a": {word: [1]}}}
     (gpt,) = cortex(user("x"), model=GPT, tools=[tool("T", {**plain, word: {}})])["tools"]
     assert gpt["function"]["parameters"] == plain
+
+
+def test_the_log_names_what_gpt_does_not_get() -> None:
+    notes: list[str] = []
+    schema = {"properties": {"a": {"type": "array"}, "b": {"type": "array"}, "c": {"pattern": "(?=a)"}}, "enum": []}
+    cortex_tools([tool("T", schema), tool("Good", {"type": "object"})], notes.append, openai=True)
+    assert notes == [f"schema keyword {word}, tool T" for word in ("enum dropped", "items repaired", "pattern dropped")]

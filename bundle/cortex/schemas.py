@@ -46,7 +46,12 @@ def cortex_tools(tools: Iterable[JSON], note: Note = no_note, *, openai: bool = 
         if function.get("description"):
             plain["description"] = function["description"]
         schema = object_schema(function.get("parameters"))
-        plain["parameters"] = openai_schema(schema) if openai else schema
+        if openai:
+            changes: list[str] = []
+            schema = openai_schema(schema, changes.append)
+            for change in dict.fromkeys(changes):
+                note(f"schema keyword {change}, tool {name}")
+        plain["parameters"] = schema
         out[name] = {"type": "function", "function": plain}
     return list(out.values())
 
@@ -133,17 +138,23 @@ def referred(ref: object, top: JSON) -> Any:
     return node if is_schema(node) else None
 
 
-def openai_schema(schema: JSON) -> JSON:
+def openai_schema(schema: JSON, note: Note = no_note) -> JSON:
     """docs/cortex.md#chat-tool-openai: what OpenAI refuses in the parameters of a function. Returns the same object if
-    nothing has to change."""
-    out = _for_openai({key: value for key, value in schema.items() if key not in _NOT_AT_TOP})
+    nothing has to change. Each note names a keyword."""
+    for key in _NOT_AT_TOP:
+        if key in schema:
+            note(f"{key} dropped")
+
+    def part(each: Any) -> Any:
+        if isinstance(each, bool):
+            return each
+        inner = inside(each, part)
+        if (out := _with_items(inner)) is not inner:
+            note("items repaired")
+        return plain_patterns(out, is_openai_pattern, note)
+
+    out = part({key: value for key, value in schema.items() if key not in _NOT_AT_TOP})
     return schema if out == schema else out
-
-
-def _for_openai(schema: Any) -> Any:
-    if isinstance(schema, bool):
-        return schema
-    return plain_patterns(_with_items(inside(schema, _for_openai)), is_openai_pattern)
 
 
 def _with_items(schema: JSON) -> JSON:
