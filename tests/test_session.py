@@ -45,6 +45,7 @@ OTHERWISE = {
     "prefill": True,
     "newest_temperature": True,
     "odd_tool_ids": True,
+    "lookaround": True,
     "window_counts_output": False,
 }
 ELSEWHERE = {"models", "windows", "output_cap", "refused_fields", "refused_marks"}
