@@ -39,6 +39,15 @@ def on_messages_route(template: str) -> str:
     return re.sub(r"model: openai/(claude|newest)", r"model: snowflake/\1", template)
 
 
+def with_model(text: str, model: str) -> str:
+    """The template with the commented row of that model switched on."""
+    lines = text.splitlines()
+    start = lines.index(f"  #- {{ model_name: {model},")
+    for index in range(start, start + 3):
+        lines[index] = lines[index].replace("#", "", 1)
+    return "\n".join(lines) + "\n"
+
+
 def text_of(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 

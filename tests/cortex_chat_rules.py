@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tests.cortex_functions import MAX_FUNCTIONS, check_function
 from tests.cortex_shared_rules import (
     JSON,
     MAX_IMAGES,
@@ -67,7 +68,7 @@ def chat_rules(body: JSON, options: Options, size: int | None) -> None:
         check_tokens(body["max_completion_tokens"], "max_completion_tokens", options.limit(model))
     check_refused_fields(body, model, options, "{} is not supported for this model")
     _chat_settings(body, model, options)
-    _chat_tools(body, model)
+    _chat_tools(body, model, options)
     messages = as_array(body.get("messages"), "messages")
     if not messages:
         refuse("messages: must not be empty")
@@ -162,7 +163,7 @@ def _chat_marks(messages: Sequence[JSON], options: Options) -> None:
             refuse(f"messages.{index}.content.0.cache_control: Extra inputs are not permitted")
 
 
-def _chat_tools(body: JSON, model: str) -> None:
+def _chat_tools(body: JSON, model: str, options: Options) -> None:
     if body.get("tools") is None:
         if body.get("tool_choice") is not None:
             refuse("tool_choice: only allowed when tools are specified")
@@ -186,10 +187,15 @@ def _chat_tools(body: JSON, model: str) -> None:
         names.add(name)
         if not isinstance(function.get("description", ""), str):
             refuse(f"tools.{index}.function.description: must be a string")
-        if "parameters" in function:
+        if "parameters" in function and is_openai(model):
+            check_function(name, as_object(function["parameters"], f"tools.{index}.function.parameters"), options)
+        elif "parameters" in function:
             check_schema(function["parameters"], f"tools.{index}.function.parameters")
-            if is_openai(model):
-                _arrays_have_items(function["parameters"], f"function '{name}'")
+    if is_openai(model) and len(tools) > MAX_FUNCTIONS:
+        refuse(
+            f"Invalid 'tools': array too long. Expected an array with maximum length {MAX_FUNCTIONS}, but got an array "
+            f"with length {len(tools)} instead."
+        )
     if (choice := body.get("tool_choice")) is None or choice in ("none", "auto", "required"):
         return
     chosen = as_object(choice, "tool_choice").get("function")
@@ -272,15 +278,3 @@ def _chat_pairing(messages: Sequence[JSON], *, one_at_a_time: bool) -> None:
         open_calls = {call["id"] for call in calls}
     if open_calls:
         refuse(TOOL_PAIRING)
-
-
-def _arrays_have_items(schema: object, path: str) -> None:
-    if isinstance(schema, dict):
-        if schema.get("type") == "array" and "items" not in schema:
-            refuse(f"Invalid schema for {path}: array schema missing items")
-        for key, value in schema.items():
-            if key not in {"enum", "const", "default", "examples"}:
-                _arrays_have_items(value, path)
-    elif isinstance(schema, list):
-        for value in schema:
-            _arrays_have_items(value, path)

@@ -142,6 +142,7 @@ class Options:
     prefill: bool = False  # do Claude 4.6 and newer accept an assistant message at the end?
     newest_temperature: bool = False  # do Claude 4.7 and newer accept a temperature other than 1?
     odd_tool_ids: bool = False  # does Claude accept a tool id with more than letters, digits, `_` and `-`?
+    lookaround: bool = False  # does GPT accept `(?=…)` and the like in the patterns of tools?
     windows: Mapping[str, int] = field(default_factory=dict)
     window_counts_output: bool = True  # does the requested output count against the window?
     refused_fields: Sequence[str] = ()  # top-level fields that Claude refuses here, on both routes

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.claude_home import on_messages_route
+from tests.claude_home import on_messages_route, with_model
 from tests.cortex_rules import JSON, Options, thinking_signature
 from tests.cortex_stub import CHAT, FAULTS, MESSAGES
 from tests.session import FUTURE, OLD, Session, ask, call, work_all_day
@@ -45,6 +45,7 @@ OTHERWISE = {
     "prefill": True,
     "newest_temperature": True,
     "odd_tool_ids": True,
+    "lookaround": True,
     "window_counts_output": False,
 }
 ELSEWHERE = {"models", "windows", "output_cap", "refused_fields", "refused_marks"}
@@ -294,15 +295,6 @@ def test_other_models_answer_through_the_same_proxy(running: SetUp, model: str) 
     else:
         assert all("tools" not in body for body in asked)
         assert "cannot use tools here" in json.dumps(asked[-1]["messages"][0])
-
-
-def with_model(text: str, model: str) -> str:
-    """The template with the commented row of that model switched on."""
-    lines = text.splitlines()
-    start = lines.index(f"  #- {{ model_name: {model},")
-    for index in range(start, start + 3):
-        lines[index] = lines[index].replace("#", "", 1)
-    return "\n".join(lines) + "\n"
 
 
 # ------------------------------------------------------------------------------------------------- errors, as they show

@@ -63,7 +63,7 @@ def chat_request(
             note(f"field {key} dropped")
 
     messages = body["messages"]
-    tools = cortex_tools(body.get("tools") or (), note, strict_arrays=family == "openai")
+    tools = cortex_tools(body.get("tools") or (), note, openai=family == "openai")
     pair = turns.one_call_per_turn if family == "claude" else turns.results_follow_calls
     messages = pair(messages, note)
     if family == "other":

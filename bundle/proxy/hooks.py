@@ -46,6 +46,7 @@ from bundle.errors import ConfigError, SayOnce, printable
 from bundle.network import redirected
 from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange, live_config
 from bundle.proxy.model_choice import bare, limits
+from bundle.proxy.tool_schemas import ToolsError, repaired_tools
 from bundle.proxy.upstream import (
     MAX_ERROR_BYTES,
     MAX_STREAM_BYTES,
@@ -141,8 +142,9 @@ class CortexHooks(CustomLogger):
         self, kwargs: dict[str, Any], call_type: CallTypes | None
     ) -> dict[str, Any] | None:
         """Set the current token, and rewrite the body so that Cortex accepts it. LiteLLM calls this twice for a chat
-        completion: with Anthropic's body, and then with OpenAI's body. Only the second body is rewritten, and only in
-        the second call another model may be set: before that, LiteLLM looks up what is set for the row's model."""
+        completion: with Anthropic's body, and then with OpenAI's body. In the first call only the tools are rewritten.
+        Only in the second call another model may be set: before that, LiteLLM looks up what is set for the row's
+        model."""
         if not is_cortex(kwargs):
             return None
         exchange = current_exchange.get()
@@ -154,9 +156,11 @@ class CortexHooks(CustomLogger):
         except ConfigError as error:
             exchange.trouble = str(error)
             raise
-        out, notes = {**kwargs, "api_key": exchange.token}, list[str]()
         exchange.row = kwargs["model_info"]
         exchange.model = self.config.refused.answering(kwargs["model"], exchange.row)
+        if call_type == CallTypes.anthropic_messages and kwargs.get("tools"):
+            kwargs = {**kwargs, "tools": self._repaired_tools(kwargs["tools"], exchange.model)}
+        out, notes = {**kwargs, "api_key": exchange.token}, list[str]()
         with_model = {**out, "model": kwargs["model"].removesuffix(bare(kwargs["model"])) + exchange.model}
         if str(kwargs["model"]).startswith("snowflake/"):
             if family_of(kwargs["model"]) != "claude":
@@ -176,8 +180,17 @@ class CortexHooks(CustomLogger):
         if (legacy := exchange.row.get("legacy")) and exchange.model == bare(kwargs["model"]):
             self._log_once(f"WARNING: {printable(legacy)}")
         for note in notes:
-            self._log_once(f"adapted for Cortex: {printable(note, 100)}")
+            self._note(note)
         return out
+
+    def _note(self, note: str) -> None:
+        self._log_once(f"adapted for Cortex: {printable(note, 100)}")
+
+    def _repaired_tools(self, tools: list[Any], model: str) -> list[Any]:
+        try:
+            return repaired_tools(tools, family_of(model), self._note)
+        except ToolsError as error:
+            raise litellm.BadRequestError(str(error), model=model, llm_provider="snowflake") from None
 
     # Each route has one HTTP client for all tokens, so that connections stay open. The clients are created on the first
     # request, because there is no event loop earlier.

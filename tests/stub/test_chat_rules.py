@@ -78,9 +78,39 @@ REFUSED: dict[str, tuple[JSON, str]] = {
     "a schema that is no object": (chat(tools=[tool(type="string")]), "Input should be 'object'"),
     "a schema with a choice on top": (chat(tools=[tool(anyOf=[])]), "does not support oneOf, allOf, or anyOf"),
     "a schema with an odd key": (chat(tools=[tool(properties={"a b": {}})]), "Property keys should match"),
-    "GPT: an array without items": (
-        chat(model=GPT, tools=[tool(properties={"a": {"type": "array"}})]),
-        "array schema missing items",
+    "a schema of draft 4": (
+        chat(tools=[tool(properties={"a": {"minimum": 0, "exclusiveMinimum": True}})]),
+        "tools.0.function.parameters: JSON schema is invalid. It must match JSON Schema draft 2020-12",
+    ),
+    "GPT: a schema of draft 7": (
+        chat(model=GPT, tools=[tool(properties={"a": {"type": "array", "items": []}})]),
+        "Invalid schema for function 'Bash': [] is not of type 'object', 'boolean'",
+    ),
+    "GPT: a choice on top": (chat(model=GPT, tools=[tool(enum=[])]), "'enum'/'not' at the top level"),
+    "GPT: no object": (chat(model=GPT, tools=[tool(type="array")]), "must be a JSON Schema of 'type: \"object\"'"),
+    **{
+        f"GPT: an array without items, {name}": (
+            chat(model=GPT, tools=[tool(properties={"a": array})]),
+            "array schema missing items",
+        )
+        for name, array in {
+            "plain": {"type": "array"},
+            "or null": {"type": ["array", "null"]},
+            "tuple": {"type": "array", "prefixItems": [{}]},
+            "named default": {"properties": {"default": {"type": "array"}}},
+        }.items()
+    },
+    "GPT: a pattern of JavaScript": (
+        chat(model=GPT, tools=[tool(properties={"a": {"pattern": "\\p{L}"}})]),
+        "is not a 'regex'",
+    ),
+    "GPT: lookaround": (
+        chat(model=GPT, tools=[tool(properties={"a": {"pattern": "^(?!b)"}})]),
+        "regex lookaround is not supported. Found at $.properties.a",
+    ),
+    "GPT: 129 tools": (
+        chat(model=GPT, tools=[tool(f"t{number}") for number in range(129)]),
+        "Expected an array with maximum length 128, but got an array with length 129 instead",
     ),
     "no tools in tools": (chat(tools=[]), "tools: must not be empty"),
     "a choice without tools": (chat(tool_choice="auto"), "only allowed when tools"),
@@ -208,6 +238,9 @@ ACCEPTED: dict[str, JSON] = {
         USER, {"role": "assistant", "content": "so", "thinking_blocks": [], "reasoning_content": "x"}, USER
     ),
     "a nested choice in a schema": chat(tools=[tool(properties={"a": {"anyOf": [{"type": "string"}]}})]),
+    "any pattern on Claude": chat(tools=[tool(properties={"a": {"pattern": r"^(?!x)\p{L}"}})]),
+    "GPT: what is no schema": chat(model=GPT, tools=[tool(properties={"a": {"default": {"type": "array"}}})]),
+    "129 tools on Claude": chat(tools=[tool(f"t{number}") for number in range(129)]),
     "a schema property called cache_control": chat(
         tools=[tool(str(n), properties={"cache_control": {}}) for n in range(9)]
     ),
@@ -236,6 +269,7 @@ def test_chat_accepts(name: str) -> None:
         (Options(newest_temperature=True), REFUSED["a temperature on Opus 4.7"][0], None),
         (Options(prefill=True), REFUSED["a last assistant on Sonnet 4.6"][0], None),
         (Options(odd_tool_ids=True), REFUSED["a tool id of another provider"][0], None),
+        (Options(lookaround=True), REFUSED["GPT: lookaround"][0], None),
         (Options(refused_fields=["reasoning"]), ACCEPTED["reasoning"], "reasoning is not supported"),
         (Options(refused_marks=["assistant"]), ACCEPTED["a mark on an assistant's text"], "cache_control: Extra"),
     ],

@@ -88,6 +88,14 @@ NATIVE_REFUSED: dict[str, tuple[JSON, str]] = {
     ),
     "a system message inside": (turns(("system", "x"), ("user", "y")), "Input should be 'user' or 'assistant'"),
     "a server tool": (native(tools=[{"type": "web_search_20250305", "name": "web_search"}]), "does not match 'custom'"),
+    "a schema of draft 4": (
+        native(tools=[custom(input_schema={"type": "object", "properties": {"a": {"exclusiveMaximum": True}}})]),
+        "tools.0.custom.input_schema: JSON schema is invalid. It must match JSON Schema draft 2020-12",
+    ),
+    "a tool with a dot": (
+        native(tools=[custom(name="a.b")]),
+        "tools.0.custom.name: String should match pattern '^[a-zA-Z0-9_-]{1,128}$'",
+    ),
     "an empty text block": (turns(("user", [{"type": "text", "text": ""}])), "non-empty"),
     "five marks": (turns(("user", [MARKED] * 5)), "A maximum of 4"),
     "21 images": (
