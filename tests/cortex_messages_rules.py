@@ -142,7 +142,8 @@ def _settings(body: JSON) -> None:
     if "metadata" in body:
         _only(as_object(body["metadata"], "metadata"), frozenset({"user_id"}), "metadata.")
     for text in as_array(body.get("stop_sequences", []), "stop_sequences"):
-        as_string(text, "stop_sequences")
+        if as_string(text, "stop_sequences").isspace():
+            refuse("stop_sequences: each stop sequence must contain non-whitespace")
 
 
 def _thinking(body: JSON, model: str) -> None:

@@ -66,3 +66,10 @@ def adapted(
 
 def said(out: JSON) -> str:
     return json.dumps(out["messages"])
+
+
+def unmarked(node: Any) -> Any:
+    """The same without cache marks."""
+    if isinstance(node, dict):
+        return {key: unmarked(value) for key, value in node.items() if key != "cache_control"}
+    return [unmarked(item) for item in node] if isinstance(node, list) else node

@@ -76,6 +76,8 @@ def messages_request(
     cache_marks(tools, system, messages, whole_prompt=bool(body.get("cache_control")))
     choice = plain_choice(body.get("tool_choice"), tools, note)
     out |= {"messages": messages, "system": system, "tools": tools, "tool_choice": choice}
+    # Anthropic refuses an empty stop sequence, and one of white space.
+    out["stop_sequences"] = [text for text in body.get("stop_sequences") or () if not is_blank(str(text))]
     out |= max_tokens(body, limits, note)
     out["thinking"] = thinking(out, note)
     if (out["thinking"] or {}).get("type") in {"adaptive", "enabled"}:
