@@ -34,12 +34,6 @@ def image(data: str = PIXEL, kind: str = "image/png", **more: Any) -> JSON:
     return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}, **more}
 
 
-def pdf(words: str) -> JSON:
-    """A PDF in Anthropic's form (nobody here reads it)."""
-    data = base64.b64encode(f"%PDF-1.4 {words}".encode()).decode()
-    return {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": data}}
-
-
 def system(*content: JSON, **more: Any) -> JSON:
     return {"role": "system", "content": list(content), **more}
 

@@ -19,6 +19,10 @@ from tests.cortex_rules import JSON, Options, check_messages, thinking_signature
 MODEL = "claude-sonnet-4-5"
 PNG = base64.b64encode(b"\x89PNG not looked at any closer").decode()
 IMAGE: JSON = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}
+PDF: JSON = {
+    "type": "document",
+    "source": {"type": "base64", "media_type": "application/pdf", "data": base64.b64encode(b"%PDF-1.4 one").decode()},
+}
 TOOL: JSON = {"name": "Bash", "description": "runs it", "input_schema": {"type": "object", "properties": {}}}
 MARK = {"type": "ephemeral"}
 

@@ -41,6 +41,8 @@ SILENT_FIELDS = frozenset({"metadata", "context_management"})  # Claude Code sen
 # Low, because code has short tokens, and with an estimate that is too low Claude Code compacts too late.
 BYTES_PER_TOKEN = 3.5
 IMAGE_TOKENS = 1600  # Anthropic's maximum for one image
+# A page of a PDF has 1,500 to 3,000 tokens (docs/cortex.md#messages-pdf-limits), and often 50 to 100 kB as base64.
+PDF_BYTES_PER_TOKEN = 30
 
 
 class BodyError(Exception):
@@ -139,17 +141,20 @@ def only_fields(body: dict[str, Any], raw: bytes) -> tuple[dict[str, Any], bytes
 
 def estimate_tokens(body: bytes) -> int | None:
     """An estimate of the input tokens of a Messages request; None if the body is not such a request."""
-    size, images = 0.0, 0
+    size, images, pdfs = 0.0, 0, 0
     try:
         request = json.loads(body)
         waiting = [request["messages"], request.get("system"), request.get("tools")]
         while waiting:
             node = waiting.pop()
             if isinstance(node, dict):
-                # A tuple, because in a tool's schema `type` may hold a dict, and a set cannot look up a dict.
-                if node.get("type") in ("image", "document") and "source" in node:
+                source = node.get("source")
+                media = source.get("media_type") if isinstance(source, dict) else None
+                if node.get("type") == "image" and source:
                     images += 1
-                else:
+                elif isinstance(source, dict) and node.get("type") == "document" and media == "application/pdf":
+                    pdfs += max(IMAGE_TOKENS, len(source["data"]) // PDF_BYTES_PER_TOKEN)
+                else:  # (also a document with a text)
                     size += 4 * len(node)
                     waiting += node.values()
             elif isinstance(node, list):
@@ -158,4 +163,4 @@ def estimate_tokens(body: bytes) -> int | None:
                 size += len(node.encode())
     except (ValueError, TypeError, AttributeError, KeyError):
         return None
-    return int(size / BYTES_PER_TOKEN) + images * IMAGE_TOKENS + 1
+    return int(size / BYTES_PER_TOKEN) + images * IMAGE_TOKENS + pdfs + 1
