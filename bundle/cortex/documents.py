@@ -52,7 +52,7 @@ def left_out(what: str) -> str:
 
 def for_translation(body: Mapping[str, Any], note: Note) -> JSON:
     """The fields `messages` and `system` of an Anthropic body as LiteLLM can translate them to OpenAI's API without a
-    loss. A failed result (`is_error`), for which OpenAI has no field, says so in its text."""
+    loss. docs/cortex.md#chat-failed-results: a failed result (`is_error`) says so in its text."""
     out: JSON = {"messages": [_translatable(message, note) for message in body["messages"]]}
     if isinstance(body.get("system"), list):
         out["system"] = plain_parts(body["system"], "system", note)

@@ -76,7 +76,7 @@ def messages_request(
     cache_marks(tools, system, messages, whole_prompt=bool(body.get("cache_control")))
     choice = plain_choice(body.get("tool_choice"), tools, note)
     out |= {"messages": messages, "system": system, "tools": tools, "tool_choice": choice}
-    # Anthropic refuses an empty stop sequence, and one of white space.
+    # docs/cortex.md#messages-stops: a blank stop sequence is a 400.
     out["stop_sequences"] = [text for text in body.get("stop_sequences") or () if not is_blank(str(text))]
     out |= max_tokens(body, limits, note)
     out["thinking"] = thinking(out, note)
