@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,8 @@ A_PDF = b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n2 0 obj<</Type/P
 
 @pytest.fixture(scope="module", params=["chat", "messages"])
 def route(request: pytest.FixtureRequest, running: SetUp) -> Iterator[str]:
-    if request.param == "chat":
-        yield "chat"
-        return
-    with running.template(on_messages_route):
-        yield "messages"
+    with running.template(on_messages_route) if request.param == "messages" else nullcontext():
+        yield str(request.param)
 
 
 def asked_since(running: SetUp, before: int) -> list[JSON]:

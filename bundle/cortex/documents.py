@@ -86,17 +86,18 @@ def plain_parts(parts: Sequence[Any], place: str, note: Note, *, pdfs: bool = Fa
     """
     out: list[JSON] = []
     for number, part in enumerate(parts):
-        if isinstance(part, dict) and _is_taken(part, place, pdfs=pdfs):
-            out.append(part)
+        block = part if isinstance(part, dict) else text_block(part)
+        if _is_taken(block, place, pdfs=pdfs):
+            out.append(block)
             continue
-        made = [*_merged(_pieces(part, place))]
-        kind = str(part.get("type") or "without a type") if isinstance(part, dict) else "that is no object"
-        note("PDF replaced by words" if isinstance(part, dict) and is_pdf(part) else f"block {kind} written as text")
+        kind = str(block.get("type") or "without a type")
+        note("PDF replaced by words" if is_pdf(block) else f"block {kind} written as text")
+        made = [*_merged(_pieces(block, place))]
         if made and place == "assistant":
             before, after = "\n" if number else "", "\n" if number < len(parts) - 1 else ""
             made = [text_block(f"{before}{made[0]['text']}{after}")]
-        if made and isinstance(part, dict):
-            made[-1] = {**made[-1], **mark_of(part)}
+        if made:
+            made[-1] = {**made[-1], **mark_of(block)}
         out += made
     return out
 
