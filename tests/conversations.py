@@ -162,10 +162,48 @@ class Maker:
         return {"type": block, "source": {"type": "base64", "media_type": kind, "data": data}}
 
     def attachment(self) -> JSON:
-        kind = self.draw(st.sampled_from(["image/png", "image/jpeg", "image", "application/pdf", "document"]))
+        kind = self.draw(st.sampled_from(["image/png", "image/jpeg", "image", "application/pdf", "document", "letter"]))
+        if kind == "letter":
+            return self.letter()
         if "/" in kind:
             return self.image(kind)
         return {"type": kind, "source": {"type": "url", "url": f"https://example.com/#{next(self.labels)}#"}}
+
+    def label(self) -> str:
+        return f"words #{next(self.labels)}#"
+
+    def letter(self) -> JSON:
+        """A text in one of the forms that Cortex does not have."""
+        kind = self.draw(st.sampled_from(["text", "content", "string", "search_result"]))
+        if kind == "search_result":
+            content = [text(self.label()) for _ in range(self.draw(st.integers(0, 2)))]
+            return {"type": kind, "title": self.label(), "source": self.label(), "content": content}
+        more = {name: self.label() for name in ("title", "context") if self.chance(2)}
+        if kind == "text":
+            source: JSON = {"type": "text", "media_type": "text/plain", "data": self.label()}
+        else:
+            inside = [text(self.label()), self.image(), text(self.label())]
+            source = {"type": "content", "content": inside if kind == "content" else self.label()}
+        return {"type": "document", "source": source, **more}
+
+    def served(self) -> list[JSON]:
+        """A call of a tool on Anthropic's servers, and its result."""
+        name = self.draw(st.sampled_from(["web_search", "web_fetch", "bash_code_execution", "mcp"]))
+        called: JSON = {"type": "server_tool_use", "id": "srvtoolu_1", "name": name, "input": {"a": self.label()}}
+        if name == "mcp":
+            called |= {"type": "mcp_tool_use", "server_name": self.label()}
+            content: Any = [text(self.label())]
+        elif self.chance(4):
+            content = {"type": f"{name}_tool_result_error", "error_code": self.label()}
+        elif name == "web_search":
+            found = {"type": "web_search_result", "title": self.label(), "url": self.label()}
+            content = [{**found, "encrypted_content": "c2VjcmV0"}]
+        elif name == "web_fetch":
+            content = {"type": "web_fetch_result", "url": self.label(), "content": self.letter()}
+        else:
+            ran = {"type": f"{name}_result", "return_code": 0, "stdout": self.label(), "stderr": self.label()}
+            content = {**ran, "content": []}
+        return [called, {"type": f"{name}_tool_result", "tool_use_id": "srvtoolu_1", "content": content}]
 
     def blocks(self, most: int, *, attachments: bool = True) -> list[JSON]:
         return [
@@ -176,6 +214,8 @@ class Maker:
     def result(self, identity: str) -> JSON:
         content = self.draw(st.sampled_from(["text", "blocks", "reference", "none"]))
         made: JSON = {"type": "tool_result", "tool_use_id": identity, **self.mark()}
+        if self.chance(4):
+            made["is_error"] = True
         if content == "text":
             made["content"] = self.text()
         elif content == "blocks":
@@ -194,9 +234,8 @@ class Maker:
         if self.chance(8):
             content.append({"type": "redacted_thinking", "data": "c2VjcmV0"})
         content += self.blocks(2, attachments=False)
-        if self.chance(8):
-            content.append({"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}})
-            content.append({"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []})
+        if self.chance(4):
+            content += [*self.served(), *self.blocks(1, attachments=False)]
         ids = [f"toolu_{next(self.labels)}" for _ in range(self.draw(st.integers(0, 3)))]
         if ids and self.chance(4):
             ids[0] = self.draw(
@@ -240,7 +279,7 @@ class Maker:
 
     def not_empty(self, message: JSON) -> JSON:
         blocks = [text(message["content"])] if isinstance(message["content"], str) else message["content"]
-        silent = {"thinking", "redacted_thinking", "server_tool_use"}
+        silent = {"thinking", "redacted_thinking"}
         if any(block["text"].strip() if block["type"] == "text" else block["type"] not in silent for block in blocks):
             return message
         return {**message, "content": f"Well.#{next(self.labels)}#"}

@@ -16,6 +16,7 @@ from tests.cortex_shared_rules import (
     as_array,
     as_object,
     as_string,
+    check_base64,
     check_image,
     check_mark_limit,
     check_newest_temperature,
@@ -67,7 +68,7 @@ _ROLES: Mapping[str, frozenset[str]] = {
     "user": frozenset({"text", "image", "document", "tool_result"}),
     "assistant": frozenset({"text", "tool_use", "thinking", "redacted_thinking"}),
     "system": frozenset({"text"}),
-    "tool_result": frozenset({"text", "image"}),
+    "tool_result": frozenset({"text", "image", "document"}),
 }
 
 
@@ -141,7 +142,8 @@ def _settings(body: JSON) -> None:
     if "metadata" in body:
         _only(as_object(body["metadata"], "metadata"), frozenset({"user_id"}), "metadata.")
     for text in as_array(body.get("stop_sequences", []), "stop_sequences"):
-        as_string(text, "stop_sequences")
+        if as_string(text, "stop_sequences").isspace():
+            refuse("stop_sequences: each stop sequence must contain non-whitespace")
 
 
 def _thinking(body: JSON, model: str) -> None:
@@ -213,7 +215,7 @@ def _content(content: object, where: str, path: str, options: Options) -> None:
         block = as_object(item, f"{path}.{index}")
         kind = block.get("type")
         if kind not in _ROLES[where] or (kind == "document" and not options.documents):
-            refuse(f"{path}.{index}: block type {kind} is not supported here")
+            refuse(f"{path}.{index}: Input tag '{kind}' found using 'type' does not match any of the expected tags")
         here = f"{path}.{index}.{kind}"
         _only(block, _BLOCKS[kind] | {"type"}, f"{here}.")
         _cache_control(block, here, options)
@@ -224,6 +226,8 @@ def _content(content: object, where: str, path: str, options: Options) -> None:
             if source.get("type") != "base64":
                 refuse(f"{here}.source: only base64 images are supported")
             check_image(source.get("media_type"), source.get("data"), f"{here}.source")
+        elif kind == "document":
+            _pdf(as_object(block.get("source"), f"{here}.source"), f"{here}.source")
         elif kind == "tool_use":
             as_string(block.get("id"), f"{here}.id")
             as_string(block.get("name"), f"{here}.name")
@@ -232,8 +236,19 @@ def _content(content: object, where: str, path: str, options: Options) -> None:
             as_string(block.get("tool_use_id"), f"{here}.tool_use_id")
             if block.get("content") not in (None, "") or not options.empty_tool_result:
                 _content(block.get("content"), "tool_result", f"{here}.content", options)
+            only_text = all(part["type"] == "text" for part in parts(block))
+            if block.get("is_error") and not (only_text or options.images_in_failed_results):
+                refuse(f'{path}.{index}: all content must be type "text" if `is_error` is true')
         elif kind == "thinking" and block.get("signature") != thinking_signature(str(block.get("thinking"))):
             refuse(f"{path}.{index}: Invalid `signature` in `thinking` block")
+
+
+def _pdf(source: JSON, path: str) -> None:
+    """Only a PDF as base64: what else a `document` may hold, the bundle never sends as a document."""
+    _only(source, frozenset({"type", "media_type", "data"}), f"{path}.")
+    if source.get("type") != "base64" or source.get("media_type") != "application/pdf":
+        refuse(f"{path}: only base64 PDFs are supported")
+    check_base64(source.get("data"), f"{path}.base64.data")
 
 
 def _all_blocks(messages: Sequence[JSON]) -> Iterator[JSON]:

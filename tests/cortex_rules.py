@@ -133,7 +133,8 @@ class Options:
     claude_code_beta: bool = False  # is `claude-code-20250219` accepted?
     full_thinking_beta: bool = False  # is `dev-full-thinking-2025-05-14` accepted? documented, but seen rejected
     one_hour_ttl: bool = False  # is `ttl: "1h"` accepted on Messages?
-    documents: bool = False  # are `document` blocks accepted on Messages?
+    documents: bool = False  # are PDFs accepted on Messages, as `document` blocks?
+    images_in_failed_results: bool = False  # may a result with `is_error` hold an image on Messages?
     thinking_needs_temperature: bool = True  # does `reasoning` need an explicit `temperature: 1`?
     thinking_mid_turn: bool = False  # is thinking accepted after tool calls of this turn without thinking?
     signed_streams: bool = False  # does a stream's thinking end with its signature?

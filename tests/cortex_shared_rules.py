@@ -138,12 +138,16 @@ def check_mark_limit(body: JSON) -> None:
 def check_image(media: object, data: object, path: str) -> None:
     if media not in {"image/png", "image/jpeg", "image/gif", "image/webp"}:
         refuse(f"{path}: unsupported media type {media}")
+    check_base64(data, path)
+
+
+def check_base64(data: object, path: str) -> None:
     try:
         decoded = base64.b64decode(as_string(data, path), validate=True)
     except (binascii.Error, ValueError):
         decoded = b""
     if not decoded:
-        refuse(f"{path}: image data is not base64")
+        refuse(f"{path}: the data is not base64")
 
 
 def check_schema(schema: object, path: str) -> None:

@@ -19,6 +19,10 @@ from tests.cortex_rules import JSON, Options, check_messages, thinking_signature
 MODEL = "claude-sonnet-4-5"
 PNG = base64.b64encode(b"\x89PNG not looked at any closer").decode()
 IMAGE: JSON = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}
+PDF: JSON = {
+    "type": "document",
+    "source": {"type": "base64", "media_type": "application/pdf", "data": base64.b64encode(b"%PDF-1.4 one").decode()},
+}
 TOOL: JSON = {"name": "Bash", "description": "runs it", "input_schema": {"type": "object", "properties": {}}}
 MARK = {"type": "ephemeral"}
 
@@ -66,3 +70,10 @@ def adapted(
 
 def said(out: JSON) -> str:
     return json.dumps(out["messages"])
+
+
+def unmarked(node: Any) -> Any:
+    """The same without cache marks."""
+    if isinstance(node, dict):
+        return {key: unmarked(value) for key, value in node.items() if key != "cache_control"}
+    return [unmarked(item) for item in node] if isinstance(node, list) else node

@@ -22,8 +22,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from bundle.cortex.contents import IMAGE_TOO_OLD, MAX_IMAGES
+from bundle.cortex.documents import TOOL_FAILED, for_translation
 from bundle.cortex.marks import without_marks
-from bundle.cortex.models import JSON, Limits, family_of
+from bundle.cortex.models import JSON, Limits, family_of, no_note
 from bundle.cortex.requests import chat_request
 from bundle.cortex.thinking import without_details
 from bundle.cortex.turns import CONTINUE
@@ -57,9 +58,9 @@ class Deployment:
     model: str
 
     def litellm(self, asked: JSON) -> JSON:
-        """The arguments that LiteLLM hands to the callback for an Anthropic request."""
+        """The arguments that LiteLLM hands to the callback for an Anthropic request, in the callback's second call."""
         first, translate = adapter()
-        request = copy.deepcopy(asked)
+        request = copy.deepcopy({**asked, **for_translation(asked, no_note)})
         messages = first(request.pop("messages")) or [{"role": "user", "content": ""}]
         extra: JSON = {"custom_llm_provider": "openai"}
         extra |= {key: request.pop(key) for key in ("output_config", "service_tier") if key in request}
@@ -123,6 +124,16 @@ def test_no_text_no_call_and_no_result_is_lost(deployment: Deployment, asked: JS
             for body in (before, after)
         )
         assert [label for label in heard if label in said] == said
+
+
+@every_model
+@anything
+@given(asked=requests())
+def test_nothing_of_what_the_client_said_is_lost(deployment: Deployment, asked: JSON) -> None:
+    out = deployment.dialect(deployment.litellm(asked))[0]["messages"]
+    assert Counter(labels(out)) == Counter(labels([asked.get("system"), asked["messages"]]))
+    results = [part for each in asked["messages"] for part in each["content"] if isinstance(part, dict)]
+    assert json.dumps(out).count(TOOL_FAILED) == sum(part.get("is_error", False) for part in results)
 
 
 @every_model

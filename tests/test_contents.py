@@ -71,10 +71,6 @@ CONTENTS: dict[str, tuple[JSON, list[JSON]]] = {
         user({"type": "image_url", "image_url": {"url": image()["image_url"]["url"], "detail": "low"}}),
         [user(image())],
     ),
-    "a tool's name": (
-        result("a", [{"type": "tool_reference", "tool_name": "Read"}]),
-        [result("a", [text("[tool Read]")])],
-    ),
 }
 
 
@@ -87,12 +83,11 @@ def test_contents_are_plain(message: JSON, expected: list[JSON]) -> None:
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        (image("JVBERi0=", "application/pdf"), "A PDF was"),
+        (image("JVBERi0=", "application/pdf"), "A file (application/pdf) was"),
         (image("PHN2Zz4=", "image/svg+xml"), "A file (image/svg+xml) was"),
         ({"type": "image_url", "image_url": {"url": "https://example.com/a"}}, "A file (https://example.com/a)"),
         ({"type": "image_url", "image_url": "https://example.com/a.pdf"}, "A file (https://example.com/a.pdf)"),
-        ({"type": "file", "file": {"file_id": "x", "filename": "a.doc"}}, "A file (a.doc) was"),
-        ({"type": "file", "file": {"file_id": "x"}}, "A file (unnamed) was"),
+        ({"type": "file", "file": {"file_id": "x"}}, "A file was"),
         ({"type": "input_audio", "input_audio": {"data": "x"}}, "A input_audio was"),
     ],
 )

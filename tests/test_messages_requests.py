@@ -75,7 +75,7 @@ def test_what_cortex_takes_passes_unchanged() -> None:
     asked = body(
         user(text("look"), IMAGE),
         says(thought("hm"), text("I see"), call("a", input={"x": [1]}), call("b")),
-        user(result("a", [text("one"), IMAGE], is_error=True), result("b", [text("two")], cache_control=MARK)),
+        user(result("a", [text("one"), IMAGE]), result("b", [text("two")], is_error=True, cache_control=MARK)),
         says({"type": "redacted_thinking", "data": "secret"}, text("done")),
         user(text("more", cache_control=MARK)),
         system=[text("be kind", cache_control=MARK)],
@@ -113,21 +113,6 @@ def test_a_system_message_among_the_others_becomes_a_reminder_and_keeps_its_mark
 def test_the_line_about_claude_code_s_version_does_not_split_the_cache() -> None:
     line = text("x-anthropic-billing-header: cc_version=2.1.197.5d9; cc_entrypoint=cli;")
     assert adapted(body(user(text("hi")), system=[line, text("be kind")]))["system"] == [text("be kind")]
-
-
-@pytest.mark.parametrize(
-    ("block", "words"),
-    [
-        ({"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBE"}}, "A PDF"),
-        ({"type": "document", "source": {"type": "text", "data": "the letter"}}, "the letter"),
-        ({"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}}, "image (url)"),
-        ({"type": "image", "source": {"type": "base64", "media_type": "image/bmp", "data": "Qk0="}}, "image/bmp"),
-        ({"novelty": {}}, "block without a type"),
-    ],
-)
-def test_what_cortex_cannot_see_is_told_in_words(block: JSON, words: str) -> None:
-    assert words in said(adapted(body(user(block))))
-    assert words in said(adapted(body(user(text("go")), says(call("a")), user(result("a", [block])))))
 
 
 def test_a_jpg_is_a_jpeg() -> None:

@@ -37,6 +37,7 @@ OTHERWISE = {
     "full_thinking_beta": True,
     "one_hour_ttl": True,
     "documents": True,
+    "images_in_failed_results": True,
     "thinking_needs_temperature": False,
     "thinking_mid_turn": True,
     "signed_streams": True,

@@ -15,7 +15,8 @@ from itertools import chain
 from typing import Any
 
 from bundle.cortex.blocks import blocks_of, is_blank, mark_of, text_block
-from bundle.cortex.contents import EMPTY, IMAGE_TOO_OLD, NO_OUTPUT, excess_images, plain_part
+from bundle.cortex.contents import EMPTY, IMAGE_TOO_OLD, NO_OUTPUT, PDF_TOO_OLD, excess_images
+from bundle.cortex.documents import TOOL_FAILED, media_type, plain_parts
 from bundle.cortex.marks import MAX_MARKS, by_importance
 from bundle.cortex.models import BUDGETS, EFFORTS, JSON, MARK, MIN_BUDGET, Limits, Note, is_adaptive
 from bundle.cortex.refusals import Refusals, without
@@ -33,19 +34,12 @@ CHOICE_FIELDS = ("name", "disable_parallel_tool_use")
 BLOCK_FIELDS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
     "image": ("source",),
+    "document": ("source", "title", "context"),
     "tool_use": ("id", "name", "input"),
     "tool_result": ("tool_use_id", "content", "is_error"),
     "thinking": ("thinking", "signature"),
     "redacted_thinking": ("data",),
 }
-# The kinds of blocks that each place may hold: the message of a role, or the inside of a tool result.
-BLOCKS: Mapping[str, tuple[str, ...]] = {
-    "system": ("text",),
-    "user": ("text", "image", "tool_result"),
-    "assistant": ("text", "tool_use", "thinking", "redacted_thinking"),
-    "tool_result": ("text", "image"),
-}
-IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 # The only betas that are sent, and only with a body that needs them: each further beta could be refused.
 EFFORT_BETA = "effort-2025-11-24"
 THINKING_BETA = "interleaved-thinking-2025-05-14"
@@ -75,12 +69,15 @@ def messages_request(
 
     tools = plain_tools(body.get("tools") or (), note)
     system = plain_system(body.get("system"), note)
-    messages = results_after_calls(plain_messages(body["messages"], note), note)
+    pdfs = str(body["model"]).rpartition("/")[2] not in refusals.documents
+    messages = results_after_calls(plain_messages(body["messages"], note, pdfs=pdfs), note)
     messages = ends_with_user(messages, note)
     limit_images(messages, note)
     cache_marks(tools, system, messages, whole_prompt=bool(body.get("cache_control")))
     choice = plain_choice(body.get("tool_choice"), tools, note)
     out |= {"messages": messages, "system": system, "tools": tools, "tool_choice": choice}
+    # docs/cortex.md#messages-stops: a blank stop sequence is a 400.
+    out["stop_sequences"] = [text for text in body.get("stop_sequences") or () if not is_blank(str(text))]
     out |= max_tokens(body, limits, note)
     out["thinking"] = thinking(out, note)
     if (out["thinking"] or {}).get("type") in {"adaptive", "enabled"}:
@@ -98,8 +95,9 @@ def messages_request(
     return {**{key: value for key, value in body.items() if key in keep}, **out}, betas_to_send, notes
 
 
-def plain_messages(messages: Sequence[JSON], note: Note) -> list[JSON]:
+def plain_messages(messages: Sequence[JSON], note: Note, *, pdfs: bool = False) -> list[JSON]:
     """docs/cortex.md#messages-strict: an unknown block or field is a 400, and so is an empty text. Roles alternate.
+    With `pdfs`, a PDF stays a `document` block (docs/cortex.md#messages-document).
 
     Newer releases of Claude Code send `role: "system"` inside `messages`. Such a message becomes a user message with a
     <system-reminder>, which is what older releases send.
@@ -109,8 +107,9 @@ def plain_messages(messages: Sequence[JSON], note: Note) -> list[JSON]:
         role, parts = message.get("role"), blocks_of(message.get("content"))
         if role == "system":
             role = "user"
-            parts = [{**part, "text": _REMINDER.format(part["text"])} for part in parts if part.get("text")]
-        blocks = plain_blocks(parts, str(role), note)
+            texts = plain_parts(parts, "system", note)
+            parts = [{**part, "text": _REMINDER.format(part["text"])} for part in texts if part.get("text")]
+        blocks = plain_blocks(parts, str(role), note, pdfs=pdfs)
         if blocks and out and out[-1]["role"] == role:
             out[-1]["content"] += blocks
         elif blocks:
@@ -127,15 +126,14 @@ def plain_system(system: object, note: Note) -> list[JSON]:
     return [block for block in blocks if not block["text"].startswith("x-anthropic-billing-header:")]
 
 
-def plain_blocks(parts: Iterable[JSON], place: str, note: Note) -> list[JSON]:
-    """The blocks as Cortex accepts them in this place (see BLOCKS)."""
-    return [block for part in parts if (block := _plain_block(part, place, note)) is not None]
+def plain_blocks(parts: Sequence[JSON], place: str, note: Note, *, pdfs: bool = False) -> list[JSON]:
+    """The blocks as Cortex accepts them in this place (documents.TAKEN)."""
+    plain = (_plain_block(part, note, pdfs=pdfs) for part in plain_parts(parts, place, note, pdfs=pdfs))
+    return [block for block in plain if block is not None]
 
 
-def _plain_block(part: JSON, place: str, note: Note) -> JSON | None:
-    kind = str(part.get("type"))
-    if kind not in BLOCKS.get(place, ()) or (kind == "image" and not _is_image(part)):
-        return _in_words(part, note)
+def _plain_block(part: JSON, note: Note, *, pdfs: bool) -> JSON | None:
+    kind = part["type"]
     out = _only(part, BLOCK_FIELDS[kind], note, kind)
     if kind == "text" and is_blank(str(part.get("text") or "")):
         return None
@@ -143,44 +141,20 @@ def _plain_block(part: JSON, place: str, note: Note) -> JSON | None:
         note("thinking without a signature dropped")  # the API refuses it
         return None
     mark = _mark(part, note) if "thinking" not in kind else {}  # (nor `redacted_thinking`)
-    if kind == "image":
-        out["source"] = {"type": "base64", "media_type": _media_type(part), "data": part["source"]["data"]}
+    if kind in {"image", "document"}:
+        out["source"] = {"type": "base64", "media_type": media_type(part), "data": part["source"]["data"]}
     elif kind == "tool_use" and not isinstance(part.get("input"), dict):
         out["input"] = {"input": part["input"]} if part.get("input") else {}
     elif kind == "tool_result":
-        out["content"] = plain_blocks(blocks_of(part.get("content")), kind, note) or [text_block(NO_OUTPUT)]
+        content = plain_blocks(blocks_of(part.get("content")), kind, note, pdfs=pdfs)
+        if part.get("is_error") and any(block["type"] != "text" for block in content):
+            # docs/cortex.md#messages-failed-results: nobody knows whether a failed result may hold an image.
+            del out["is_error"]
+            content.insert(0, text_block(TOOL_FAILED))
+        out["content"] = content or [text_block(NO_OUTPUT)]
         for block in out["content"]:  # a mark inside the result moves to the result itself
             mark = {"cache_control": block.pop("cache_control")} if "cache_control" in block else mark
     return {**out, **mark}
-
-
-def _in_words(part: JSON, note: Note) -> JSON | None:
-    """For a block that Cortex does not accept: its text if it has one, else a sentence that says what was left out."""
-    source = _source(part)
-    text = part.get("text") or (source.get("data") if source.get("type") == "text" else "")
-    if isinstance(text, str) and not is_blank(text):
-        note(f"block {part.get('type')} replaced by its text")
-        return {**text_block(text), **_mark(part, note)}
-    kind = str(part.get("type") or "block without a type")
-    if kind in {"document", "image"}:
-        media = _media_type(part) or source.get("type")
-        kind = "PDF" if media == "application/pdf" else f"{kind} ({media})"
-    return plain_part({**part, "type": kind}, note)
-
-
-def _source(part: JSON) -> JSON:
-    source = part.get("source")
-    return source if isinstance(source, dict) else {}
-
-
-def _media_type(part: JSON) -> str:
-    media = str(_source(part).get("media_type") or "")
-    return "image/jpeg" if media == "image/jpg" else media
-
-
-def _is_image(part: JSON) -> bool:
-    source = _source(part)
-    return source.get("type") == "base64" and bool(source.get("data")) and _media_type(part) in IMAGE_TYPES
 
 
 def _only(value: JSON, fields: Container[str], note: Note, what: str) -> JSON:
@@ -218,7 +192,8 @@ def results_after_calls(messages: Sequence[JSON], note: Note) -> list[JSON]:
                 results.append({**block, "tool_use_id": ids.popleft()})
             else:
                 note("tool result without its call turned into text")
-                others += [text_block(LOST_RESULT), *block["content"]]
+                failed = [text_block(TOOL_FAILED)] if block.get("is_error") else []
+                others += [text_block(LOST_RESULT), *failed, *block["content"]]
         for identity in chain.from_iterable(unanswered.values()):
             note("missing tool result filled in")
             results.append({"type": "tool_result", "tool_use_id": identity, "content": [text_block(NO_RESULT)]})
@@ -237,15 +212,15 @@ def results_after_calls(messages: Sequence[JSON], note: Note) -> list[JSON]:
 
 
 def limit_images(messages: Sequence[JSON], note: Note) -> None:
-    """Replace the oldest images by words where there are too many (`excess_images`), also inside tool results. Changes
-    the blocks in place: they are already copies of the client's blocks."""
+    """Replace the oldest images and PDFs by words where there are too many (`excess_images`), also inside tool results.
+    A PDF counts as an image. Changes the blocks in place: they are already copies of the client's blocks."""
     blocks = chain.from_iterable(message["content"] for message in messages)
     inner = chain.from_iterable((block, *block.get("content", ())) for block in blocks)
-    images = [block for block in inner if block["type"] == "image"]
-    for image in images[: excess_images([len(image["source"]["data"]) for image in images], note)]:
-        mark = mark_of(image)
-        image.clear()
-        image.update({**text_block(IMAGE_TOO_OLD), **mark})
+    files = [block for block in inner if block["type"] in {"image", "document"}]
+    for file in files[: excess_images([len(file["source"]["data"]) for file in files], note)]:
+        words, mark = IMAGE_TOO_OLD if file["type"] == "image" else PDF_TOO_OLD, mark_of(file)
+        file.clear()
+        file.update({**text_block(words), **mark})
 
 
 def cache_marks(tools: list[JSON], system: list[JSON], messages: list[JSON], *, whole_prompt: bool) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from bundle.cortex.blocks import mark_within
+from bundle.cortex.blocks import blocks_of, mark_within
 from bundle.cortex.errors import MAX_CHARACTERS
 from bundle.cortex.models import JSON
 from bundle.cortex.requests import BESIDE_REASONING
@@ -55,6 +55,13 @@ _THINKING_SENT_BACK = re.compile(
     r"signature|reasoning_details|thinking\W{0,3}blocks?\b|expected\W{0,3}thinking", re.IGNORECASE
 )
 _CACHE_MARK = re.compile(r"cache_?control|cache.?point|prompt.?caching", re.IGNORECASE)
+_DOCUMENT = re.compile(r"\bdocuments?\b|\bpdfs?\b|application/pdf", re.IGNORECASE)
+_DOCUMENT_FIELD = re.compile(r"document\.(?:title|context|cache_control)\b")
+_NO_SUCH_BLOCK = re.compile(
+    r"n.?t support|not (?:\w+ )?(?:supported|permitted|allowed|available|accepted)|unsupported|expected tags"
+    r"|\bunknown\b|unrecogni[sz]ed|invalid (?:content )?(?:block )?type|extra inputs",
+    re.IGNORECASE,
+)
 _MARKED_MESSAGE = re.compile(r"messages[.\[](\d{1,6})")
 _ROLE = re.compile(r"\b(assistant|system|user)\b")
 # The user chooses the names inside tools: a parameter of a tool may be called `temperature`.
@@ -83,12 +90,14 @@ class Refusals:
       messages.
     - `fields`: paths in a body of the Messages API.
     - `betas`: betas of the Messages API, for all models.
+    - `documents`: models that accept no PDF on the Messages API.
     - `limits`: the model's output limit, which Cortex names when a request asks for more.
     """
 
     chat: dict[str, set[str]] = field(default_factory=dict)
     fields: dict[str, set[tuple[str, ...]]] = field(default_factory=dict)
     betas: set[str] = field(default_factory=set)
+    documents: set[str] = field(default_factory=set)
     limits: dict[str, int] = field(default_factory=dict)
 
     def learn_chat(self, words: str, sent: JSON, before: Collection[str] = ()) -> list[str]:
@@ -122,6 +131,9 @@ class Refusals:
             return [limit]
         paths = [tuple("*" if step.isdigit() else step for step in name.split(".")) for name in _extra_fields(words)]
         flags = {beta for beta in betas if beta} if "invalid beta flag" in words else set()
+        if _refuses_documents(words, sent):
+            self.documents = {*(self.documents if len(self.documents) < MAX_MODELS else ()), model}
+            return [f"PDFs for {model}"]
         if not paths and not flags:
             name = _field_of(words, {**sent, **(sent.get("output_config") or {})})
             marks = [(*place, "cache_control") for place in _MARK_PATHS] if _is_about_marks(words) else []
@@ -171,6 +183,15 @@ def _field_of(words: str, sent: JSON) -> str:
     for tool in sent.get("tools") or ():
         words = words.replace(str((tool.get("function") or tool).get("name") or "tools"), "")
     return next((name for name, pattern in FIELDS.items() if name in sent and pattern.search(words)), "")
+
+
+def _refuses_documents(words: str, sent: JSON) -> bool:
+    """Whether the kind of block is refused, not one of its fields, and not one PDF because of its pages or size."""
+    if not _DOCUMENT.search(words) or not _NO_SUCH_BLOCK.search(words) or _DOCUMENT_FIELD.search(words):
+        return False
+    blocks = [block for message in sent["messages"] for block in blocks_of(message.get("content"))]
+    inner = [item for block in blocks for item in blocks_of(block.get("content"))]
+    return any(block.get("type") == "document" for block in (*blocks, *inner))
 
 
 def _is_about_marks(words: str) -> bool:

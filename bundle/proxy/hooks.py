@@ -37,6 +37,7 @@ from bundle.cortex.answers import (
     RequestFacts,
     parsed,
 )
+from bundle.cortex.documents import for_translation
 from bundle.cortex.errors import MAX_OUTPUT_TOKENS, refuses_model, words_of
 from bundle.cortex.messages import messages_request
 from bundle.cortex.models import Limits, family_of
@@ -142,9 +143,9 @@ class CortexHooks(CustomLogger):
         self, kwargs: dict[str, Any], call_type: CallTypes | None
     ) -> dict[str, Any] | None:
         """Set the current token, and rewrite the body so that Cortex accepts it. LiteLLM calls this twice for a chat
-        completion: with Anthropic's body, and then with OpenAI's body. In the first call only the tools are rewritten.
-        Only in the second call another model may be set: before that, LiteLLM looks up what is set for the row's
-        model."""
+        completion: with Anthropic's body, and then with OpenAI's body. In the first call the tools are repaired, and
+        what LiteLLM's translation would lose becomes text; the second body is rewritten for Cortex. Only in the second
+        call another model may be set: before that, LiteLLM looks up what is set for the row's model."""
         if not is_cortex(kwargs):
             return None
         exchange = current_exchange.get()
@@ -177,6 +178,8 @@ class CortexHooks(CustomLogger):
             out, notes, exchange.left_out = to_chat(with_model, self.refusals)
             exchange.facts = RequestFacts.of(out)
             self._listen_to_chat()
+        elif call_type == CallTypes.anthropic_messages:
+            out |= for_translation(kwargs, notes.append)
         if (legacy := exchange.row.get("legacy")) and exchange.model == bare(kwargs["model"]):
             self._log_once(f"WARNING: {printable(legacy)}")
         for note in notes:

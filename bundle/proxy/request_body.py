@@ -40,6 +40,8 @@ BYTES_PER_TOKEN = 3.5
 IMAGE_TOKENS = 1600  # Anthropic's maximum for one image
 # Tools that the client runs itself, and whose schema only Anthropic's models know.
 _CLIENT_TOOLS = re.compile(r"(bash|text_editor|memory|computer)_\d+")
+# A page of a PDF has 1,500 to 3,000 tokens (docs/cortex.md#messages-pdf-limits), and often 50 to 100 kB as base64.
+PDF_BYTES_PER_TOKEN = 30
 
 
 class BodyError(Exception):
@@ -157,24 +159,27 @@ def only_fields(body: dict[str, Any], raw: bytes) -> tuple[dict[str, Any], bytes
 
 def estimate_tokens(body: dict[str, Any]) -> int:
     """An estimate of the input tokens of a Messages request that has passed `check`."""
-    size, images = 0, 0
+    size, files = 0, 0
     waiting: list[Any] = [body["messages"], body.get("system"), body.get("tools")]
     while waiting:
         node = waiting.pop()
         if isinstance(node, dict):
+            source = node.get("source")
             # (In a tool's schema `type` may be a dict, which a set cannot look up.)
-            if node.get("type") in ("image", "document") and _is_attached(node.get("source")):
-                images += 1
-            else:
+            if isinstance(source, dict) and node.get("type") in ("image", "document") and _is_attached(source):
+                is_pdf = source.get("media_type") == "application/pdf"
+                files += max(IMAGE_TOKENS, len(source.get("data", "")) // PDF_BYTES_PER_TOKEN if is_pdf else 0)
+            else:  # (also a document with a text)
                 size += 4 * len(node)
                 waiting += node.values()
         elif isinstance(node, list):
             waiting += node
         elif isinstance(node, str):
             size += len(node) if node.isascii() else len(node.encode())
-    return int(size / BYTES_PER_TOKEN) + images * IMAGE_TOKENS + 1
+    return int(size / BYTES_PER_TOKEN) + files + 1
 
 
-def _is_attached(source: object) -> bool:
-    """Whether this is the source of an image or a PDF, whose size in bytes says nothing. Other documents are texts."""
-    return isinstance(source, dict) and source.get("type") in ("base64", "url", "file")
+def _is_attached(source: dict[str, Any]) -> bool:
+    """Whether this is the source of an image or a PDF, whose size in bytes says little. Other documents are texts."""
+    media = str(source.get("media_type") or "")
+    return source.get("type") == "base64" and (media.startswith("image/") or media == "application/pdf")

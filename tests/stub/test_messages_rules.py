@@ -9,6 +9,7 @@ import pytest
 
 from tests import cortex_rules as rules
 from tests.cortex_rules import JSON, BadRequest, Options, check_messages, thinking_signature
+from tests.messages import IMAGE, PDF
 from tests.stub.sending import BUDGET, CLAUDE, GPT, MARKED, PIXEL, USER, V, custom, got, native, turns, use
 
 NATIVE_REFUSED: dict[str, tuple[JSON, str]] = {
@@ -107,7 +108,16 @@ NATIVE_REFUSED: dict[str, tuple[JSON, str]] = {
         ),
         "too many images",
     ),
-    "a document": (turns(("user", [{"type": "document", "source": {}}])), "document is not supported"),
+    "a document": (turns(("user", [PDF])), "Input tag 'document' found using 'type' does not match"),
+    "an image in a failed result": (
+        turns(
+            ("user", "x"),
+            ("assistant", [use("a")]),
+            ("user", [{"type": "tool_result", "tool_use_id": "a", "is_error": True, "content": [IMAGE]}]),
+        ),
+        "all content must be type",
+    ),
+    "a blank stop sequence": (native(stop_sequences=[" "]), "must contain non-whitespace"),
 }
 
 
@@ -181,6 +191,10 @@ def test_each_unsure_line_of_messages_is_a_switch() -> None:
         assert check_messages(native(), {**V, "anthropic-beta": beta}, options) is None
     assert check_messages(NATIVE_REFUSED["an hour's cache"][0], V, Options(one_hour_ttl=True)) is None
     assert check_messages(NATIVE_REFUSED["a document"][0], V, Options(documents=True)) is None
+    text = {**PDF, "source": {"type": "text", "media_type": "text/plain", "data": "x"}}
+    assert "only base64 PDFs" in str(check_messages(turns(("user", [text])), V, Options(documents=True)))
+    failed = NATIVE_REFUSED["an image in a failed result"][0]
+    assert check_messages(failed, V, Options(images_in_failed_results=True)) is None
     assert "max tokens of 1000" in str(check_messages(native(), V, Options(output_cap=1000)))
     refused = Options(refused_fields=["thinking"])
     assert "thinking: Extra inputs" in str(check_messages(native(thinking=BUDGET), V, refused))
