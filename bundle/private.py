@@ -16,9 +16,10 @@ from bundle.bootstrap import BUNDLE
 from bundle.checks.finding import Installation
 from bundle.checks.processes import SECRET_NAME
 from bundle.claude_models import START_EFFORTS
+from bundle.connections import snowflake_home
 from bundle.refresher import read_state
 from bundle.report import account_names, assigned
-from bundle.settings import CLAUDE_ROUTES, SCRIPT, snowflake_home
+from bundle.settings import CLAUDE_ROUTES, SCRIPT
 from bundle.supervisor import pm2_home
 
 # Each setting with the word that stands in place of its value, or with the pattern of the values that tell nothing.

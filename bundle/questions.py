@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from bundle.account import parse_account
 from bundle.bootstrap import state_folder
+from bundle.connections import read_connections, snowflake_home
 from bundle.env_file import set_in_env_file
 from bundle.errors import ConfigError, printable
 from bundle.host_check import trouble_with
@@ -21,8 +22,6 @@ from bundle.settings import (
     Settings,
     host_of,
     load_settings,
-    read_connections,
-    snowflake_home,
 )
 
 HOW_TO_FIND = """\
@@ -120,7 +119,7 @@ def yes(question: str, *, default: bool) -> bool:
 
 def connections(environ: Mapping[str, str]) -> dict[str, str]:
     """The connections of Snowflake's own tools that have account and user; the values say "ACCOUNT as USER"."""
-    tables, _ = read_connections(snowflake_home(environ))
+    tables = read_connections(snowflake_home(environ)).tables
     complete = {name: table for name, table in tables.items() if {"account", "user"} <= table.keys()}
     return {name: f"{table['account']} as {table['user']}" for name, table in complete.items()}
 
