@@ -43,27 +43,28 @@ class Pat:
 
 
 class Credential(NamedTuple):
-    """What logs in: `pat`, or if it is None the private key. `note` is about a token that is there and not used, and
-    `files` are those that a token may stand in."""
+    """What logs in: `pat`, or if it is None the private key. `named_by` says what names the key; "" if it is only
+    looked for in its usual place. `note` is about a token that is there and not used, and `files` are those that a
+    token may stand in."""
 
     key: Path
+    named_by: str
     pat: Pat | None
     note: str
     files: tuple[Path, ...]
 
 
 def choose(key: Path, named_by: str, pats: Sequence[Pat]) -> Credential:
-    """The rule. `pats` are the tokens that are set, the first one first. `named_by` says what names the key; "" if it
-    is only looked for in its usual place."""
+    """The rule. `pats` are the tokens that are set, the first one first."""
     files = tuple(pat.path for pat in pats if pat.path)
     pat = pats[0] if pats else None
     if pat is None or not (named_by or key.exists()):
-        return Credential(key, pat, "", files)
+        return Credential(key, named_by, pat, "", files)
     because = f"{named_by} names a private key" if named_by else f"there is a private key: {key}"
     quoted, aside = shlex.quote(str(key)), shlex.quote(f"{key}.old")
     fix = f"remove {named_by}" if named_by else f"mv -n {quoted} {aside}"
     note = f"{pat.place} is not used, because {because}.\nTo use it in place of the key pair: {fix}"
-    return Credential(key, None, note, files)
+    return Credential(key, named_by, None, note, files)
 
 
 def pats_of(env_file: Path, in_env_file: str, path: str, of_connection: Pat | None, in_shell: str) -> list[Pat]:

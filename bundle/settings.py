@@ -58,6 +58,7 @@ class Settings:
     folder: Path
     warehouse: str | None = None
     pat: Pat | None = None  # the programmatic access token in use; None: the key pair is used
+    key_named_by: str = ""  # what names the private key; empty: it is only looked for in its usual place
     pat_note: str = ""  # about a programmatic access token that is there, but not used
     passphrase: str | None = field(default=None, repr=False)
     given_master_key: str | None = field(default=None, repr=False)
@@ -140,6 +141,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         user=user.strip().upper(),
         base_url=parse_host(given.get("SNOWFLAKE_HOST") or connection.get("host") or host, host_origin),
         private_key_path=credential.key,
+        key_named_by=credential.named_by,
         pat=credential.pat,
         pat_note=credential.note,
         passphrase=given.get("PRIVATE_KEY_PASSPHRASE") or passphrase,

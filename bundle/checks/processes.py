@@ -55,7 +55,7 @@ _GOOD = re.compile(r"^ready on |^new token|the refresher has started")
 
 def token(installation: Installation) -> Findings:
     state = read_state(installation.folder)
-    params = next((row["litellm_params"] for row in installation.rows if is_cortex(row)), {})
+    params: dict[str, Any] = next((row["litellm_params"] for row in installation.rows if is_cortex(row)), {})
     yield token_in_use(installation, params.get("api_key", ""), params.get("extra_headers") or {})
     if state.get("last_error"):
         yield finding_from_message("Refresher", state["last_error"])
@@ -220,10 +220,8 @@ def status(installation: Installation) -> tuple[str, bool]:
     findings += strays(listed, installation)
     lines = [*status_lines({**state, "last_error": None}, installation.now)]
     with suppress(ConfigError, NotConfiguredError):
-        lines += [
-            f"{'note:' if not number else '':<10}{line}"
-            for number, line in enumerate(installation.settings.pat_note.splitlines())
-        ]
+        note = installation.settings.pat_note.splitlines()
+        lines += [f"{word:<10}{line}" for word, line in zip(("note:", ""), note, strict=False)]
         lines += [f"warning:  {sentence}" for sentence in stand_ins(installation)]
     lines += [f"{finding.name + ':':<17}{finding.found}" for finding in findings]
     proxy = find_process(listed, "claude-proxy")

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from bundle.bootstrap import BUNDLE, make
 from bundle.checks.finding import Finding, Findings, Installation, duration, finding_from_message, make_finding
-from bundle.credential import refuse_shell_only, read_pat
+from bundle.credential import read_pat, refuse_shell_only
 from bundle.model_list import read as read_list
 from bundle.refresher import read_state
 from bundle.render import template_rows

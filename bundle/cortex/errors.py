@@ -99,7 +99,7 @@ CASES = (
     _Case(400, r"unknown model", _MODEL, of_model=True),
     _Case(400, r"toolUse|final position", _CALLS),
     # docs/cortex.md#pat-policy, docs/cortex.md#pat-refused
-    _Case(401, r"390432|Network policy is required", _PAT_POLICY),
+    _Case(401, r"390432|policy is required", _PAT_POLICY),
     _Case(401, r"394400|Programmatic access token", _PAT),
     # docs/cortex.md#status-unauthorized, docs/cortex.md#status-budget, docs/cortex.md#status-forbidden, and so on
     _Case(401, r"390303|OAuth", "A gateway or a wrong SNOWFLAKE_HOST may have changed the token's type. " + _KEY),
