@@ -100,18 +100,18 @@ def read_pat(pat: Pat) -> str:
     this: `hide` takes it out of every text that leaves."""
     value = pat.value
     try:
+        if pat.path is not None:
+            value = read_own(pat.path).decode("utf-8", "replace")
+        hide(value.strip())
         for file in filter(None, (pat.path, pat.holder)):
             if file.stat().st_mode & 0o077:
                 fix = f"Fix it with: chmod 600 {shlex.quote(str(file))}"
                 raise ConfigError(f"other users can read {pat.place}.\n{fix}")
-        if pat.path is not None:
-            value = read_own(pat.path).decode("utf-8", "replace")
     except FileNotFoundError:
         raise ConfigError(f"there is no programmatic access token: {pat.place} does not exist.\n{PUT}") from None
     except OSError as error:
         check = f"Check with: ls -ld {shlex.quote(str(pat.path or pat.holder))}"
         raise ConfigError(f"cannot read {pat.place}: {error.strerror}.\n{check}") from None
-    hide(value.strip())
     return checked_pat(value, pat.place)
 
 

@@ -101,8 +101,8 @@ def what_remains(environ: Mapping[str, str]) -> list[str]:
         ]
     if not pat or Path(key).exists():
         lines += [
-            "- The public key in Snowflake. To make Snowflake refuse the key, run this in Snowsight (RSA_PUBLIC_KEY_2 if",
-            "  your key is there; the NAME of the user in DESC USER, if it is not the login name):",
+            "- The public key in Snowflake. To make Snowflake refuse the key, run this in Snowsight (RSA_PUBLIC_KEY_2",
+            "  if your key is there; the NAME of the user in DESC USER, if it is not the login name):",
             f"    ALTER USER {name} UNSET RSA_PUBLIC_KEY;",
         ]
     if key and Path(key).exists():

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 from tests.set_up import usual_key
 
 NOW = 1_800_000_000.7
 KEY = usual_key()
+
+
+def new_pat() -> str:
+    """A programmatic access token, as opaque as Snowflake's: nothing in its form tells what it is."""
+    return f"opaque~{secrets.token_urlsafe(40)}+/="
 
 
 def put(path: Path, content: bytes | str, mode: int = 0o600) -> Path:

@@ -133,9 +133,9 @@ def login(status: int, body: str, settings: Settings) -> Finding:
         fix = "Check account and host in .env. Check whether your network shows a login page first."
         return Finding("Login", "fail", found, fix)
     if status == 401 and settings.pat is not None:
-        where = f"It comes from {settings.pat.place}."
-        found = f"Snowflake refuses {with_what} ({error.message.partition(chr(10))[0]})"
-        return Finding("Login", "fail", found, f"{error.message.partition(chr(10))[2]}\n{where}")
+        words, _, remedy = error.message.partition("\n")
+        found = f"Snowflake refuses {who} with {with_what} ({words.removeprefix('Snowflake Cortex: ')})"
+        return Finding("Login", "fail", found, f"{remedy}\nThe old one is {settings.pat.place}.")
     if status == 401:
         key = load_key(settings.private_key_path, settings.passphrase)
         failure = re.search(r"\[([0-9a-f-]{36})\]", body)  # (the answer also contains a request_id)
