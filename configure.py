@@ -209,6 +209,9 @@ def register(settings: Settings, key: rsa.RSAPrivateKey, environ: Mapping[str, s
         typed = sys.stdin.readline().strip().lower() if waited <= WAIT_SECONDS else ""
         if (typed == "c" and change(environ, settings)) or (typed == "t" and change_to_pat(settings)):
             return False
+        if typed == "t":
+            print("Still waiting until Snowflake accepts the key. Press Enter to go on without waiting.", flush=True)
+            continue
         print(f"Continuing. Everything works after you have run the statement. To see the state: {make('doctor')}")
         return True
     if new or shown:

@@ -273,11 +273,11 @@ def test_a_token_that_only_a_shell_has_stops_a_start_with_a_command_that_helps(
     running_pat: Running, set_up: SetUp
 ) -> None:
     running_pat.env_file.unlink()
+    command = into_env_file(running_pat.env_file)
     for script in ("start.py", "configure.py"):
         done = set_up.run(script, SNOWFLAKE_PAT=TOKEN)
         assert (done.returncode, "PM2 passes no secret of a shell on" in done.stderr) == (78, True), done.stderr
+        assert command in done.stderr
         assert TOKEN not in done.stdout + done.stderr
-    command = into_env_file(running_pat.env_file)
-    assert command in done.stderr
     assert set_up.run("sh", "-c", command, SNOWFLAKE_PAT=TOKEN).returncode == 0
     assert token_now(load_settings(running_pat.environ), 0).value == TOKEN
