@@ -105,7 +105,7 @@ def accepted(settings: Settings, environ: Mapping[str, str], *, new: bool) -> bo
         return True
     print(f"{failure.found}\n{failure.fix}", flush=True)
     if failure.found.startswith("Snowflake refuses") and settings.pat is not None and settings.pat.in_env_file:
-        if ask_pat(settings):
+        if ask_pat(settings, how_to_make=""):
             return False
     elif failure.name == "Host":
         no_such_host = failure.found.startswith("there is no host") and names_are_found()
@@ -230,14 +230,15 @@ def first_failure(environ: Mapping[str, str]) -> Finding | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Complete the set-up: account, user, key pair and its registration.")
+    parser = argparse.ArgumentParser(description="Complete the set-up: account, user, and a key pair or a token.")
     parser.add_argument("--first", action="store_true", help="only account and user; needs nothing that is installed")
     first = parser.parse_args(arguments).first
     interactive = sys.stdin.isatty()
     try:
         (first_questions if first else set_up)(os.environ, interactive=interactive)
     except ConfigError as error:
-        hint = "" if interactive else f"\nOr run this in a terminal: it asks, and makes the key pair.\n{make('start')}"
+        how = f"Or run this in a terminal: it asks, and makes the key pair or takes a token.\n{make('start')}"
+        hint = "" if interactive else f"\n{how}"
         print(f"configure.py: {error}{hint}", file=sys.stderr, flush=True)
         return EX_CONFIG
     except (KeyboardInterrupt, EOFError):

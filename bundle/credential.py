@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from bundle.errors import ConfigError, hide
 from bundle.files import read_own
+from bundle.key_forms import free_path
 
 # The values of the header that tells Snowflake what kind of token a request carries (docs/cortex.md#token-type).
 TOKEN_TYPE = "X-Snowflake-Authorization-Token-Type"  # noqa: S105 - the name of a header
@@ -61,8 +62,8 @@ def choose(key: Path, named_by: str, pats: Sequence[Pat]) -> Credential:
     if pat is None or not (named_by or key.exists()):
         return Credential(key, named_by, pat, "", files)
     because = f"{named_by} names a private key" if named_by else f"there is a private key: {key}"
-    quoted, aside = shlex.quote(str(key)), shlex.quote(f"{key}.old")
-    fix = f"remove {named_by}" if named_by else f"mv -n {quoted} {aside}"
+    aside = free_path(key.with_name(f"{key.name}.old"))
+    fix = f"remove {named_by}" if named_by else shlex.join(["mv", "-n", str(key), str(aside)])
     note = f"{pat.place} is not used, because {because}.\nTo use it in place of the key pair: {fix}"
     return Credential(key, named_by, None, note, files)
 

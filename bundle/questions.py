@@ -11,7 +11,6 @@ import termios
 from collections.abc import Mapping
 from contextlib import suppress
 from getpass import getpass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from bundle.account import parse_account
@@ -111,9 +110,9 @@ def change(environ: Mapping[str, str], settings: Settings) -> bool:
     return True
 
 
-def ask_pat(settings: Settings) -> bool:
+def ask_pat(settings: Settings, how_to_make: str = HOW_TO_MAKE) -> bool:
     """Ask for a programmatic access token and put it into `.env`. False if the user gives none."""
-    print(HOW_TO_MAKE)
+    print(how_to_make, end="\n" if how_to_make else "")
     while text := getpass("Paste the token (it is not shown), or press Enter to go on without: ").strip():
         try:
             token = checked_pat(text, "what you have pasted")
@@ -139,7 +138,7 @@ def change_to_pat(settings: Settings) -> bool:
     for file in (key, key.with_suffix(".pub")):
         if file.exists():
             aside = free_path(file.with_name(f"{file.name}.old"))
-            Path(file).rename(aside)
+            file.rename(aside)
             print(f"Moved {file} to {aside.name}: a private key that is there counts before an access token.")
     return True
 

@@ -254,11 +254,7 @@ def _read_env_file(path: Path) -> list[Entry]:
             f"cannot read {path}: {error.strerror}.\nFix it with: chmod u+r {shlex.quote(str(path))}"
         ) from None
     entries = [entry for entry in last.values() if entry.value]
-    secrets_there = {entry.name for entry in entries} & {
-        "PRIVATE_KEY_PASSPHRASE",
-        "LITELLM_MASTER_KEY",
-        "SNOWFLAKE_PAT",
-    }
+    secrets_there = SECRETS & {entry.name for entry in entries}
     if status.st_mode & 0o077 and secrets_there:
         fix = f"Fix it with: chmod 600 {shlex.quote(str(path))}"
         raise ConfigError(f"{path} holds a secret and other users can read it.\n{fix}")

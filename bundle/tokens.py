@@ -33,7 +33,7 @@ TOKEN_SECONDS = 3600  # from `iat` on, Snowflake's maximum; a later `exp` does n
 BACKDATE_SECONDS = 60  # `iat` is that much before the signature: this machine's clock may be ahead of Snowflake's
 OR_A_PAT = (
     "Or, if you may not set a key on your Snowflake user: put a programmatic access token into .env, as "
-    f"SNOWFLAKE_PAT=…, and run chmod 600 .env. In a terminal, this asks for it: {script('configure.py')}"
+    "SNOWFLAKE_PAT=…, and run: chmod 600 .env"
 )
 
 
