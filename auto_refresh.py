@@ -4,6 +4,7 @@
 Snowflake's key-pair JWTs live one hour, a working day lasts longer, and LiteLLM reads its credential once, at start.
 This process signs a new token every 50 minutes and rewrites `litellm_config.yaml` from `litellm_config.template.yaml`;
 the proxy (bundle/proxy/hooks.py) looks at that file on each request. The two processes share nothing else but settings.
+With a programmatic access token in place of a key pair, nothing is signed: the token itself is written to that file.
 PM2 runs this script as `token-refresher`.
 
 Security invariants
@@ -42,7 +43,8 @@ from collections.abc import Sequence
 from bundle.bootstrap import state_folder
 from bundle.errors import ConfigError, WriteError, say
 from bundle.files import instance_lock
-from bundle.refresher import Refresher, clock_time, read_state, refresh, remove_leftovers, status_lines
+from bundle.key_forms import how_to_make_a_key
+from bundle.refresher import Refresher, read_state, refresh, remove_leftovers, status_lines, what_is_new, works
 from bundle.render import render_config
 from bundle.settings import Settings, load_settings
 from bundle.supervisor import (
@@ -53,7 +55,7 @@ from bundle.supervisor import (
     supervisor_channel,
     supervisor_gone,
 )
-from bundle.tokens import fingerprint, load_key, name_note, public_der, register_statement, sign
+from bundle.tokens import fingerprint, load_key, name_note, public_der, register_statement, token_now
 
 LOCK = ".refresher.lock"
 POLL_SECONDS = 2.0  # how soon an edit is noticed; checking the dates of six files costs almost nothing
@@ -144,7 +146,7 @@ def once() -> str:
     settings = load_settings()
     with instance_lock(settings.folder / LOCK) as holder:
         if holder is not None:
-            render_config(settings, sign(settings, time.time()))
+            render_config(settings, token_now(settings, time.time()))
             return (
                 "settings, key and template are good. Nothing was written, because token-refresher "
                 f"(pid {holder or 'unknown'}) is running and writes the file.\n"
@@ -152,10 +154,16 @@ def once() -> str:
             )
         remove_leftovers(settings)
         token, _ = refresh(settings, time.time())
-    return f"wrote {settings.config_path}, token valid until {clock_time(token.expires_at)}"
+    return f"wrote {settings.config_path}, token: {what_is_new(settings, token)}"
 
 
 def public_key_text(settings: Settings) -> str:
+    if settings.pat is not None:
+        how = how_to_make_a_key(settings.private_key_path)
+        raise ConfigError(
+            f"there is no private key: a programmatic access token is in use, from {settings.pat.place}.\n"
+            f"A key pair would be used in its place. {how}"
+        )
     key = load_key(settings.private_key_path, settings.passphrase)
     return f"""\
 Public key (the body of the PEM):
@@ -182,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.status:
             state = read_state(state_folder(os.environ))
             say(json.dumps(state, indent=2) if options.json else "\n".join(status_lines(state, time.time())))
-            return 0 if (state.get("expires") or 0) > time.time() and not state.get("last_error") else 1
+            return 0 if works(state, time.time()) and not state.get("last_error") else 1
         if options.once or options.public_key:
             print(once() if options.once else public_key_text(load_settings()))
             return 0

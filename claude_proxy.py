@@ -25,7 +25,7 @@ from bundle.proxy.live_config import live_config
 from bundle.proxy.server import make_key, restore_patch, serve, take_port
 from bundle.render import render_config
 from bundle.settings import load_settings
-from bundle.tokens import sign
+from bundle.tokens import token_now
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def main() -> int:
         make_key(settings)
         if not settings.config_path.exists():
             # Fail here with the refresher's error, instead of waiting for a file that the refresher cannot write.
-            render_config(settings, sign(settings, time.time()))
+            render_config(settings, token_now(settings, time.time()))
         listener = take_port(settings)
         restore_patch()
         serve(settings, listener)

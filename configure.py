@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Complete the set-up before the start: ask for account and user, make a key pair, wait for its registration.
+"""Complete the set-up before the start: ask for account and user, make a key pair and wait for its registration, or
+take a programmatic access token.
 
 `make start` runs this script each time, and once more with `--first` before it installs anything: that part asks for
 account and user, with Python's own library alone. If nothing is missing and Snowflake accepts the key, the script
 prints nothing. Each answer is written to `.env` at once, so that the script never asks twice. The private key stays on
 this machine. The script prints the SQL statement that gives the public key to Snowflake, and waits until Snowflake
-accepts the key.
+accepts the key. Who may not run that statement can paste a programmatic access token instead.
 
 Without a terminal the script only prints what is missing. Exit status: 0 the set-up is complete, 78 something is
 missing or wrong, 130 interrupted.
@@ -31,11 +32,12 @@ from bundle.bootstrap import EX_CONFIG, enter_venv, make
 if __name__ == "__main__" and "--first" not in sys.argv:
     enter_venv()
 
+from bundle.credential import Pat, read_pat, refuse_shell_only
 from bundle.env_file import set_in_env_file
 from bundle.errors import ConfigError
 from bundle.files import make_private_folder, require_home, write_private
 from bundle.host_check import names_are_found
-from bundle.questions import ask_missing, change, yes
+from bundle.questions import ask_missing, ask_pat, change, change_to_pat, yes
 from bundle.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -59,12 +61,18 @@ def first_questions(environ: Mapping[str, str], *, interactive: bool) -> None:
 
 def set_up(environ: Mapping[str, str], *, interactive: bool) -> None:
     """Complete the set-up. Asks only if `interactive`; raises ConfigError if something is still missing."""
-    changed = True
+    changed, pat_is_new = True, False
     while changed:
         asked = ask_missing(environ, interactive=interactive)
         settings = load_settings(environ)
         for note in settings.notes:
             print(f"Warning: {note}")
+        if settings.pat is not None:
+            read_pat(keep_pat(settings.pat, settings, interactive=interactive))
+            changed = interactive and not accepted(settings, environ, new=asked or pat_is_new)
+            pat_is_new = True  # in the next round, if there is one
+            continue
+        pat_is_new = True
         made = not settings.private_key_path.exists() and interactive
         if made:
             public = make_key_pair(settings.private_key_path)
@@ -73,6 +81,38 @@ def set_up(environ: Mapping[str, str], *, interactive: bool) -> None:
             )
         key = usable_key(settings, environ, interactive=interactive)
         changed = interactive and not register(load_settings(environ), key, environ, new=asked or made)
+
+
+def keep_pat(pat: Pat, settings: Settings, *, interactive: bool) -> Pat:
+    """The programmatic access token, where the processes find it too. Raises ConfigError if only this shell has it."""
+    env_file = settings.folder / ".env"
+    if pat.in_shell and interactive:
+        print("SNOWFLAKE_PAT is only in the environment of this shell, and PM2 passes no secret of a shell on.")
+        if yes(f"Put it into {env_file}, which only you can read?", default=True):
+            set_in_env_file(env_file, "SNOWFLAKE_PAT", read_pat(pat))
+            return pat
+    refuse_shell_only(pat, env_file)
+    return pat
+
+
+def accepted(settings: Settings, environ: Mapping[str, str], *, new: bool) -> bool:
+    """Look whether Snowflake accepts the programmatic access token, and ask for another one if it does not. Says
+    nothing if all is well and nothing is `new`. Returns False if a setting was changed meanwhile."""
+    failure = first_failure(environ)
+    if failure is None:
+        if new:
+            print(f"Snowflake accepts the programmatic access token of {settings.account}.{settings.user}.")
+        return True
+    print(f"{failure.found}\n{failure.fix}", flush=True)
+    if failure.found.startswith("Snowflake refuses") and settings.pat is not None and settings.pat.in_env_file:
+        if ask_pat(settings, how_to_make=""):
+            return False
+    elif failure.name == "Host":
+        no_such_host = failure.found.startswith("there is no host") and names_are_found()
+        if yes("Change the account or the user?", default=no_such_host) and change(environ, settings):
+            return False
+    print(f"Continuing. Everything works after Snowflake accepts the token. To see the state: {make('doctor')}")
+    return True
 
 
 def usable_key(settings: Settings, environ: Mapping[str, str], *, interactive: bool) -> rsa.RSAPrivateKey:
@@ -158,15 +198,20 @@ def register(settings: Settings, key: rsa.RSAPrivateKey, environ: Mapping[str, s
             with suppress(termios.error):  # ignore keys that were pressed before this message
                 termios.tcflush(sys.stdin, termios.TCIFLUSH)
             print("Waiting until Snowflake accepts the key. Press Enter to go on without waiting.")
-            print(f"(Is {settings.account} or {settings.user} wrong? Type c and Enter to change it.)", flush=True)
+            print(f"(Is {settings.account} or {settings.user} wrong? Type c and Enter to change it.)")
+            print("(May you not run it? Type t and Enter to use a programmatic access token instead.)", flush=True)
         waited = time.monotonic() - start
         if waited > HINT_SECONDS and failure.found not in shown:
             shown.add(failure.found)
             print(f"{failure.found}\n{failure.fix}", flush=True)
         if waited <= WAIT_SECONDS and not select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
             continue
-        if waited <= WAIT_SECONDS and sys.stdin.readline().strip().lower() == "c" and change(environ, settings):
+        typed = sys.stdin.readline().strip().lower() if waited <= WAIT_SECONDS else ""
+        if (typed == "c" and change(environ, settings)) or (typed == "t" and change_to_pat(settings)):
             return False
+        if typed == "t":
+            print("Still waiting until Snowflake accepts the key. Press Enter to go on without waiting.", flush=True)
+            continue
         print(f"Continuing. Everything works after you have run the statement. To see the state: {make('doctor')}")
         return True
     if new or shown:
@@ -185,14 +230,15 @@ def first_failure(environ: Mapping[str, str]) -> Finding | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Complete the set-up: account, user, key pair and its registration.")
+    parser = argparse.ArgumentParser(description="Complete the set-up: account, user, and a key pair or a token.")
     parser.add_argument("--first", action="store_true", help="only account and user; needs nothing that is installed")
     first = parser.parse_args(arguments).first
     interactive = sys.stdin.isatty()
     try:
         (first_questions if first else set_up)(os.environ, interactive=interactive)
     except ConfigError as error:
-        hint = "" if interactive else f"\nOr run this in a terminal: it asks, and makes the key pair.\n{make('start')}"
+        how = f"Or run this in a terminal: it asks, and makes the key pair or takes a token.\n{make('start')}"
+        hint = "" if interactive else f"\n{how}"
         print(f"configure.py: {error}{hint}", file=sys.stderr, flush=True)
         return EX_CONFIG
     except (KeyboardInterrupt, EOFError):

@@ -58,11 +58,12 @@ fs.mkdirSync(logs, { recursive: true, mode: 0o700 });
 fs.chmodSync(logs, 0o700);
 
 // The variables that the processes get from the shell. PM2 saves a process's environment in dump.pm2, a text file that
-// others can read, so only this list is passed. Secrets (PRIVATE_KEY_PASSPHRASE, LITELLM_MASTER_KEY) belong in .env.
+// others can read, so only this list is passed. Secrets belong in .env: PRIVATE_KEY_PASSPHRASE, LITELLM_MASTER_KEY,
+// SNOWFLAKE_PAT.
 const passed = [
   "CORTEX_HOME", "SNOWFLAKE_ACCOUNT", "SNOWFLAKE_USER", "SNOWFLAKE_HOST", "SNOWFLAKE_PRIVATE_KEY_PATH",
-  "SNOWFLAKE_WAREHOUSE", "SNOWFLAKE_HOME", "SNOWFLAKE_DEFAULT_CONNECTION_NAME", "PROXY_PORT", "REFRESH_MINUTES",
-  "CLAUDE_ROUTE", "CLAUDE_START_MODEL", "CLAUDE_START_EFFORT", "CLAUDE_CONFIG_DIR",
+  "SNOWFLAKE_PAT_FILE", "SNOWFLAKE_WAREHOUSE", "SNOWFLAKE_HOME", "SNOWFLAKE_DEFAULT_CONNECTION_NAME",
+  "PROXY_PORT", "REFRESH_MINUTES", "CLAUDE_ROUTE", "CLAUDE_START_MODEL", "CLAUDE_START_EFFORT", "CLAUDE_CONFIG_DIR",
   "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR",
   "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy",
   "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",

@@ -23,6 +23,7 @@ if __name__ == "__main__":
 from bundle.checks.finding import read_installation
 from bundle.checks.first_answer import wait_for_answer
 from bundle.claude_models import check_start
+from bundle.credential import refuse_shell_only
 from bundle.errors import ConfigError
 from bundle.lifecycle import DEMO, check_pm2_home, refuse_other_copy, remove_rows_of_gone_folders
 from bundle.lifecycle import start as start_processes
@@ -34,6 +35,7 @@ from patches import apply_patch
 def check() -> None:
     """Raise ConfigError for every mistake that can be seen before anything changes."""
     settings = load_settings()
+    refuse_shell_only(settings.pat, settings.folder / ".env")
     saved_key(settings)  # raises for a key that cannot protect the proxy
     check_template(settings)
     check_start(settings)

@@ -2,7 +2,7 @@
 """Show the tokens that were spent on Cortex, by day and model.
 
 Snowflake keeps the counts in a view of SNOWFLAKE.ACCOUNT_USAGE, for the whole account and up to two hours late. This
-script reads that view through the SQL API. It signs a login token (JWT) in memory, and writes no file.
+script reads that view through the SQL API, with the same credential as the proxy, and writes no file.
 
 Exit status: 0 done, even if the view is empty; 1 the query failed; 78 a configuration error.
 """

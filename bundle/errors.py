@@ -12,8 +12,26 @@ TEXT = 20_000  # characters of any text that is logged or shown
 _RUN = re.compile(r"[\w.-]+")  # the characters of a token; each run of them is read once, however long it is
 
 
+_HIDDEN: list[str] = []  # secrets without a form of their own, as this process has read them
+_MOST_HIDDEN = 20
+_SHORTEST = 8  # characters of a secret, or of its beginning, that are worth hiding
+
+
+def hide(secret: str) -> None:
+    """From now on take this secret out of every text that leaves: nothing in its form tells what it is."""
+    if len(secret) >= _SHORTEST and secret not in _HIDDEN:
+        _HIDDEN.append(secret)
+        del _HIDDEN[:-_MOST_HIDDEN]
+
+
 def redact(text: str) -> str:
-    """The text without anything that looks like a token: from `eyJ` on, if another part follows after a dot."""
+    """The text without the secrets that are known (`hide`), and without anything that looks like a token: from `eyJ`
+    on, if another part follows after a dot."""
+    for secret in _HIDDEN:
+        text = text.replace(secret, "[token]")
+        start = text.rfind(secret[:_SHORTEST], max(0, len(text) - len(secret)))
+        if start >= 0 and secret.startswith(text[start:]):  # the text was cut inside it
+            text = f"{text[:start]}[token]"
     return _RUN.sub(_without_token, text)
 
 

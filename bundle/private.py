@@ -16,9 +16,10 @@ from bundle.bootstrap import BUNDLE
 from bundle.checks.finding import Installation
 from bundle.checks.processes import SECRET_NAME
 from bundle.claude_models import START_EFFORTS
+from bundle.connections import snowflake_home
 from bundle.refresher import read_state
 from bundle.report import account_names, assigned
-from bundle.settings import CLAUDE_ROUTES, SCRIPT, snowflake_home
+from bundle.settings import CLAUDE_ROUTES, SCRIPT
 from bundle.supervisor import pm2_home
 
 # Each setting with the word that stands in place of its value, or with the pattern of the values that tell nothing.
@@ -28,6 +29,8 @@ SETTINGS: Mapping[str, str | re.Pattern[str]] = {
     "SNOWFLAKE_HOST": "host",
     "SNOWFLAKE_PRIVATE_KEY_PATH": "key file",
     "PRIVATE_KEY_PASSPHRASE": "passphrase",
+    "SNOWFLAKE_PAT": "token",
+    "SNOWFLAKE_PAT_FILE": "token file",
     "SNOWFLAKE_DEFAULT_CONNECTION_NAME": "connection",
     "SNOWFLAKE_WAREHOUSE": "warehouse",
     "LITELLM_MASTER_KEY": "key",
@@ -88,6 +91,9 @@ def private_values(installation: Installation) -> dict[str, str]:
         add("user", settings.user, least=1)
         add("host", urlsplit(settings.base_url).hostname, least=1)
         add("key file", settings.private_key_path)
+        if settings.pat and settings.pat.path:
+            add("token file", settings.pat.path)
+            add("token", text_of(settings.pat.path))
         add("warehouse", settings.warehouse, least=1)
         add("passphrase", settings.passphrase, least=1)
     add("key", text_of(installation.folder / ".master_key"))
@@ -119,7 +125,7 @@ def _settings_of(installation: Installation) -> Iterator[tuple[str, str]]:
     yield from _constants()
     folder = snowflake_home(installation.environ)
     for name, value in (*assigned(text_of(folder / "connections.toml")), *assigned(text_of(folder / "config.toml"))):
-        setting = f"SNOWFLAKE_{name.upper()}"
+        setting = "SNOWFLAKE_PAT" if name == "token" else f"SNOWFLAKE_{name.upper()}"
         if name not in {"authenticator", "protocol"}:
             yield setting if setting in SETTINGS else name, value
 

@@ -1,4 +1,5 @@
-"""The first questions: which account, which user. Each answer goes into `.env` at once, so that none is asked twice.
+"""The first questions: which account, which user, and perhaps which access token. Each answer goes into `.env` at
+once, so that none is asked twice.
 
 Standard library only: these questions come before anything is installed.
 """
@@ -9,20 +10,22 @@ import sys
 import termios
 from collections.abc import Mapping
 from contextlib import suppress
+from getpass import getpass
 from urllib.parse import urlsplit
 
 from bundle.account import parse_account
 from bundle.bootstrap import state_folder
+from bundle.connections import read_connections, snowflake_home
+from bundle.credential import HOW_TO_MAKE, checked_pat
 from bundle.env_file import set_in_env_file
 from bundle.errors import ConfigError, printable
 from bundle.host_check import trouble_with
+from bundle.key_forms import free_path
 from bundle.settings import (
     MissingSettingsError,
     Settings,
     host_of,
     load_settings,
-    read_connections,
-    snowflake_home,
 )
 
 HOW_TO_FIND = """\
@@ -107,6 +110,39 @@ def change(environ: Mapping[str, str], settings: Settings) -> bool:
     return True
 
 
+def ask_pat(settings: Settings, how_to_make: str = HOW_TO_MAKE) -> bool:
+    """Ask for a programmatic access token and put it into `.env`. False if the user gives none."""
+    print(how_to_make, end="\n" if how_to_make else "")
+    while text := getpass("Paste the token (it is not shown), or press Enter to go on without: ").strip():
+        try:
+            token = checked_pat(text, "what you have pasted")
+        except ConfigError as error:
+            print(str(error).partition("\n")[0])
+            continue
+        env_file = settings.folder / ".env"
+        set_in_env_file(env_file, "SNOWFLAKE_PAT", token)
+        print(f"The token is in {env_file} now. Only you can read that file.", flush=True)
+        return True
+    return False
+
+
+def change_to_pat(settings: Settings) -> bool:
+    """Ask for a programmatic access token, and put the private key aside: a key that is there counts first. False if
+    nothing has changed."""
+    if settings.key_named_by:
+        print(f"{settings.key_named_by} names a private key, and that counts first. Remove it, then start again.")
+        return False
+    if not ask_pat(settings):
+        return False
+    key = settings.private_key_path
+    for file in (key, key.with_suffix(".pub")):
+        if file.exists():
+            aside = free_path(file.with_name(f"{file.name}.old"))
+            file.rename(aside)
+            print(f"Moved {file} to {aside.name}: a private key that is there counts before an access token.")
+    return True
+
+
 def yes(question: str, *, default: bool) -> bool:
     """The answer to a question of yes or no; Enter means `default`."""
     with suppress(termios.error):  # ignore keys that were pressed before the question
@@ -120,7 +156,7 @@ def yes(question: str, *, default: bool) -> bool:
 
 def connections(environ: Mapping[str, str]) -> dict[str, str]:
     """The connections of Snowflake's own tools that have account and user; the values say "ACCOUNT as USER"."""
-    tables, _ = read_connections(snowflake_home(environ))
+    tables = read_connections(snowflake_home(environ)).tables
     complete = {name: table for name, table in tables.items() if {"account", "user"} <= table.keys()}
     return {name: f"{table['account']} as {table['user']}" for name, table in complete.items()}
 

@@ -22,9 +22,10 @@ from bundle.model_list import ModelList
 from bundle.model_query import ask_models
 from bundle.model_watch import ModelWatch
 from bundle.model_watch import status_lines as model_lines
+from bundle.pat_watch import PatWatch
 from bundle.render import render_config
 from bundle.settings import Settings, key_file, master_key
-from bundle.tokens import Token, sign
+from bundle.tokens import Token, token_now
 
 STATE_FILE = ".refresher.json"
 RETRY_CEILING_SECONDS = 60.0
@@ -43,7 +44,7 @@ class Written:
     """The last refresh: the times of its token, and the stamps of the files that it read and wrote."""
 
     issued_at: int
-    expires_at: int
+    expires_at: int | None  # None: a programmatic access token, whose end is not known here
     refresh_seconds: int
     sources: Stamp
     config: Stamp
@@ -53,9 +54,9 @@ def due(now: float, last: Written | None, sources: Stamp, config: Stamp) -> str 
     """Why a refresh is due, or None. `now` is time.time(): the monotonic clock stops while a laptop is suspended."""
     if last is None:
         return "the refresher has started"
-    if now < last.issued_at:
+    if last.expires_at is not None and now < last.issued_at:
         return "the clock went back"
-    if now >= last.issued_at + last.refresh_seconds:
+    if last.expires_at is not None and now >= last.issued_at + last.refresh_seconds:
         return f"the token is {int(now - last.issued_at) // 60} minutes old"
     if not config:
         return "litellm_config.yaml was deleted"
@@ -73,10 +74,10 @@ def _stamp_of_sources(settings: Settings) -> Stamp:
 
 
 def refresh(settings: Settings, now: float) -> tuple[Token, Written]:
-    """Sign a token and write the configuration with it. Raises ConfigError, and the old file stays in that case."""
+    """Write the configuration with a token of this moment. Raises ConfigError, and the old file stays in that case."""
     master_key(settings)  # made here, if there is none: made later, it would count as an edit
     sources = _stamp_of_sources(settings)  # before reading the files: an edit made meanwhile causes another refresh
-    token = sign(settings, now)
+    token = token_now(settings, now)
     write_private(settings.config_path, render_config(settings, token))
     config = stamp([settings.config_path])
     return token, Written(token.issued_at, token.expires_at, settings.refresh_seconds, sources, config)
@@ -98,6 +99,8 @@ class RefresherState:
     last_error: str | None = None
     last_error_at: int | None = None
     key_fingerprint: str | None = None
+    access_token: str | None = None  # where the programmatic access token stands, if one is in use
+    refusal: str | None = None  # why Snowflake refuses it
     account: str | None = None
     user: str | None = None
     models: dict[str, Any] = field(default_factory=dict)  # what ModelWatch.follow returns
@@ -117,6 +120,7 @@ class Refresher:
         self._load, self._clock, self._log, self._environ = load, clock, log, environ
         self.settings = load()
         self.watch = ModelWatch(log, read_state(self.settings.folder).get("models"), ask)
+        self.pat_watch = PatWatch(log)
         self.last: Written | None = None
         self.state = RefresherState(pid=os.getpid())
         self._forced = False  # a signal asked for a refresh, and none has succeeded since
@@ -130,6 +134,7 @@ class Refresher:
         """Refresh if a refresh is due; return whether a new configuration was written. Never raises ConfigError."""
         now = self._clock()
         self.watch.ask_if_due(self.settings, now)
+        self._look_at_pat(now)
         sources = _stamp_of_sources(self.settings)
         self._forced = self._forced or force
         config = stamp([self.settings.config_path])
@@ -164,19 +169,28 @@ class Refresher:
         others = tuple(entry for entry in written.sources if Path(entry[0]) not in before.sources)
         self.last = replace(written, sources=read + others)
         self._forced, self._failures, self._logged_error = False, 0, None
+        self.pat_watch.new()
         self.state = RefresherState(
             pid=os.getpid(),
             issued=token.issued_at,
             expires=token.expires_at,
-            next_refresh=token.issued_at + self.settings.refresh_seconds,
-            key_fingerprint=token.fingerprint,
+            next_refresh=None if token.expires_at is None else token.issued_at + self.settings.refresh_seconds,
+            key_fingerprint=token.fingerprint or None,
+            access_token=self.settings.pat.place if self.settings.pat else None,
             account=self.settings.account,
             user=self.settings.user,
         )
-        self._log(f"new token, valid until {clock_time(token.expires_at)}, because {reason}")
+        self._log(f"new token, {what_is_new(self.settings, token)}, because {reason}")
         self.state.models = self.watch.follow(now)
         self._save_state()
         self._follow_template()
+
+    def _look_at_pat(self, now: float) -> None:
+        """Whether Snowflake refuses the programmatic access token goes into the state file."""
+        self.pat_watch.ask_if_due(self.settings, now)
+        if self.state.refusal != self.pat_watch.refusal:
+            self.state.refusal = self.pat_watch.refusal
+            self._save_state()
 
     def _follow_template(self) -> None:
         """Claude Code's aliases follow the template. Nothing that fails here may count as a failed refresh."""
@@ -191,7 +205,9 @@ class Refresher:
         self._failed_sources = sources
         self._retry_at = now + retry_delay(self._failures, random.random())  # noqa: S311 - spreads retries, no secret
         message = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-        left = (self.last.expires_at - now) if self.last else 0
+        left = 0.0 if self.last is None else ERROR_SECONDS
+        if self.last and self.last.expires_at is not None:
+            left = self.last.expires_at - now
         if left < ERROR_SECONDS:
             self._log(f"ERROR: no new token, and the last one ends in {max(0, int(left)) // 60} minutes: {message}")
         elif message != self._logged_error:
@@ -213,6 +229,20 @@ class Refresher:
             write_private(self.settings.folder / STATE_FILE, json.dumps(asdict(self.state), indent=2) + "\n")
 
 
+def what_is_new(settings: Settings, token: Token) -> str:
+    """What can be said of a token that was just written: its end, or where it stands."""
+    if token.expires_at is not None:
+        return f"valid until {clock_time(token.expires_at)}"
+    return f"a programmatic access token from {settings.pat.place if settings.pat else ''}"
+
+
+def works(state: Mapping[str, Any], now: float) -> bool:
+    """Whether the refresher's last token can be used now, as far as is known here."""
+    if state.get("access_token"):
+        return not state.get("refusal")
+    return (state.get("expires") or 0) > now
+
+
 def clock_time(seconds: int) -> str:
     return datetime.fromtimestamp(seconds).astimezone().strftime("%H:%M:%S")
 
@@ -226,18 +256,30 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
+def _jwt_lines(state: Mapping[str, Any], now: float) -> list[str]:
+    left = int(state["expires"] - now)
+    live = f"{left // 60} minutes left" if left > 0 else "EXPIRED"
+    return [
+        f"token:    issued {clock_time(state['issued'])}, expires {clock_time(state['expires'])} ({live})",
+        f"next:     {clock_time(state['next_refresh'])}",
+    ]
+
+
+def _pat_lines(state: Mapping[str, Any]) -> list[str]:
+    since = clock_time(state["issued"])
+    lines = [f"token:    programmatic access token from {state['access_token']}, in use since {since}"]
+    return [*lines, f"REFUSED:  {state['refusal']}"] if state.get("refusal") else lines
+
+
 def status_lines(state: Mapping[str, Any], now: float) -> list[str]:
     """What `--status` prints."""
-    if not state.get("expires"):
+    if not state.get("expires") and not state.get("access_token"):
         lines = ["token:    none yet"]
     else:
-        left = int(state["expires"] - now)
-        live = f"{left // 60} minutes left" if left > 0 else "EXPIRED"
         lines = [
-            f"token:    issued {clock_time(state['issued'])}, expires {clock_time(state['expires'])} ({live})",
-            f"next:     {clock_time(state['next_refresh'])}",
+            *(_pat_lines(state) if state.get("access_token") else _jwt_lines(state, now)),
             f"identity: {state['account']}.{state['user']}",
-            f"key:      {state['key_fingerprint']}",
+            *([f"key:      {state['key_fingerprint']}"] if state.get("key_fingerprint") else []),
             *model_lines(state.get("models")),
         ]
     if state.get("last_error"):

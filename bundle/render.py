@@ -14,6 +14,7 @@ import yaml
 
 from bundle.bootstrap import BUNDLE
 from bundle.cortex.catalogue import NEWEST, candidates, output_of, window_of
+from bundle.credential import KEY_PAIR, TOKEN_TYPE
 from bundle.errors import ConfigError
 from bundle.model_list import ModelList, read, warnings
 from bundle.settings import CLAUDE_ROUTES, Settings, master_key
@@ -46,14 +47,19 @@ class _PlainDumper(yaml.SafeDumper):
 
 
 def render(
-    template: str, values: Mapping[str, str], claude_route: str = "chat", listed: ModelList | None = None
+    template: str,
+    values: Mapping[str, str],
+    claude_route: str = "chat",
+    listed: ModelList | None = None,
+    token_type: str = KEY_PAIR,
 ) -> str:
     """Replace `${NAME}` in the template's string values and return LiteLLM's configuration as YAML.
 
     `values` holds the placeholders' texts. CORTEX_API_BASE is added per row, from the row's provider prefix and
     CORTEX_URL. The model `newest` becomes the newest model of the row's family in `listed`. With the route "messages",
-    the prefix `openai/` of Claude models on Cortex becomes `snowflake/`. Works on the parsed YAML, so that no value can
-    change the file's structure. Raises ConfigError.
+    the prefix `openai/` of Claude models on Cortex becomes `snowflake/`. Rows on Cortex get the header that says of
+    which type the token is, whatever the template says of it. Works on the parsed YAML, so that no value can change
+    the file's structure. Raises ConfigError.
     """
     try:
         tree = yaml.safe_load(template)
@@ -67,7 +73,7 @@ def render(
     tree = {key: value for key, value in tree.items() if not str(key).startswith("x-")}
     try:
         rows = [_with_facts(_with_newest(number, row, listed), listed) for number, row in enumerate(tree["model_list"])]
-        rows = [_render_row(_apply_claude_route(row, claude_route), values) for row in rows]
+        rows = [_render_row(_apply_claude_route(row, claude_route), values, token_type) for row in rows]
         filled = {**_fill({**tree, "model_list": []}, values), "model_list": rows}
     except _NoNewestError as error:
         number, what = error.args
@@ -178,7 +184,7 @@ def _apply_claude_route(row: dict[str, Any], claude_route: str) -> dict[str, Any
     return {**row, "litellm_params": {**row["litellm_params"], "model": f"{CLAUDE_ROUTES[claude_route]}/{model}"}}
 
 
-def _render_row(row: dict[str, Any], values: Mapping[str, str]) -> dict[str, Any]:
+def _render_row(row: dict[str, Any], values: Mapping[str, str], token_type: str) -> dict[str, Any]:
     """Fill in one row, and add `cortex` (whether the row uses the token) and an id with a hash of the row.
 
     The proxy adapts only the requests of `cortex` rows. By the id it notices that a row was edited.
@@ -190,8 +196,15 @@ def _render_row(row: dict[str, Any], values: Mapping[str, str]) -> dict[str, Any
     without_token = json.dumps(_fill(row, {**values, "SNOWFLAKE_JWT": "-"}), sort_keys=True, default=str)
     digest = hashlib.sha256(without_token.encode()).hexdigest()[:12]
     info = {"id": f"{row['model_name']} on {model} {digest}", **(row.get("model_info") or {})}
-    cortex = _uses_token(row["litellm_params"])
-    return {**_fill(row, values), "model_info": {**_fill(info, values), "cortex": cortex}}
+    params = row["litellm_params"]
+    if cortex := _uses_token(params):
+        headers = params.get("extra_headers")
+        own = headers if isinstance(headers, dict) else {}
+        params = {**params, "extra_headers": {**own, TOKEN_TYPE: token_type}}
+    return {
+        **_fill({**row, "litellm_params": params}, values),
+        "model_info": {**_fill(info, values), "cortex": cortex},
+    }
 
 
 def _uses_token(params: Mapping[str, Any]) -> bool:
@@ -222,7 +235,7 @@ def render_config(settings: Settings, token: Token) -> str:
         "LITELLM_MASTER_KEY": master_key(settings),
         "CORTEX_URL": settings.base_url,
     }
-    return render(_read_template(settings), values, settings.claude_route, read(settings))
+    return render(_read_template(settings), values, settings.claude_route, read(settings), token.kind)
 
 
 def _read_template(settings: Settings) -> str:

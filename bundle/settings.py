@@ -15,10 +15,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from bundle.account import parse_account, parse_host, with_region
 from bundle.bootstrap import BUNDLE, EX_CONFIG, make, script, state_folder
+from bundle.connections import read_connections, snowflake_home
+from bundle.credential import Credential, Pat, choose, pat_of, pats_of
 from bundle.env_file import Entry, parse, read_text
 from bundle.errors import ConfigError, printable, say
 from bundle.files import folder_lock, read_own, refuse_foreign, write_private
@@ -30,11 +31,15 @@ AFTER_NEW_KEY = (
 
 NAMES = (
     *("SNOWFLAKE_ACCOUNT", "SNOWFLAKE_USER", "SNOWFLAKE_PRIVATE_KEY_PATH", "PRIVATE_KEY_PASSPHRASE", "SNOWFLAKE_HOST"),
+    *("SNOWFLAKE_PAT", "SNOWFLAKE_PAT_FILE"),
     *("SNOWFLAKE_DEFAULT_CONNECTION_NAME", "SNOWFLAKE_WAREHOUSE", "LITELLM_MASTER_KEY", "CLAUDE_ROUTE", "PROXY_PORT"),
     *("REFRESH_MINUTES", "CLAUDE_START_MODEL", "CLAUDE_START_EFFORT"),
 )
 # Names of other programs that look like one of ours.
 THEIR_NAMES = frozenset({"SNOWFLAKE_HOME", "SNOWFLAKE_PORT", "SNOWFLAKE_ROLE", "SNOWFLAKE_PASSWORD"})
+
+# No file with one of these may be open to others.
+SECRETS = frozenset({"PRIVATE_KEY_PASSPHRASE", "LITELLM_MASTER_KEY", "SNOWFLAKE_PAT"})
 
 # The values of CLAUDE_ROUTE, each with the LiteLLM provider that it puts into the rows of Claude models.
 CLAUDE_ROUTES: Mapping[str, str] = {"chat": "openai", "messages": "snowflake"}
@@ -52,6 +57,9 @@ class Settings:
     refresh_seconds: int
     folder: Path
     warehouse: str | None = None
+    pat: Pat | None = None  # the programmatic access token in use; None: the key pair is used
+    key_named_by: str = ""  # what names the private key; empty: it is only looked for in its usual place
+    pat_note: str = ""  # about a programmatic access token that is there, but not used
     passphrase: str | None = field(default=None, repr=False)
     given_master_key: str | None = field(default=None, repr=False)
     claude_route: str = "chat"  # one of CLAUDE_ROUTES
@@ -101,9 +109,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     account_text = given.get("SNOWFLAKE_ACCOUNT") or constants.get("ACCOUNT")
     user = given.get("SNOWFLAKE_USER") or constants.get("USER")
     origin = given.place("SNOWFLAKE_ACCOUNT") or SCRIPT.name
-    tables, default = read_connections(connections_folder)
-    name = given.get("SNOWFLAKE_DEFAULT_CONNECTION_NAME") or default
-    connection = tables.get(name, {})
+    connections = read_connections(connections_folder)
+    name = given.get("SNOWFLAKE_DEFAULT_CONNECTION_NAME") or connections.default
+    connection = connections.tables.get(name, {})
     # A connection's key and warehouse belong to its account and user. If others are set, the connection is not used.
     configured = {"account": account_text, "user": user}
     if any(value and value.upper() != connection.get(key, "").upper() for key, value in configured.items()):
@@ -126,14 +134,16 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     host_origin = f"SNOWFLAKE_HOST in {given.place('SNOWFLAKE_HOST')}"
     if not given.get("SNOWFLAKE_HOST"):
         host_origin = f"`host` of {connection_origin}"
-    key_in_connection = connection.get("private_key_file") or connection.get("private_key_path")
-    key_path = given.get("SNOWFLAKE_PRIVATE_KEY_PATH") or key_in_connection or "~/.ssh/snowflake_key.p8"
+    credential = _credential(given, connection, connection_origin, connections.file)
     passphrase = connection.get("private_key_file_pwd") or connection.get("private_key_passphrase")
     return Settings(
         account=account,
         user=user.strip().upper(),
         base_url=parse_host(given.get("SNOWFLAKE_HOST") or connection.get("host") or host, host_origin),
-        private_key_path=Path(key_path).expanduser(),
+        private_key_path=credential.key,
+        key_named_by=credential.named_by,
+        pat=credential.pat,
+        pat_note=credential.note,
         passphrase=given.get("PRIVATE_KEY_PASSPHRASE") or passphrase,
         given_master_key=given.get("LITELLM_MASTER_KEY"),
         warehouse=given.get("SNOWFLAKE_WAREHOUSE") or connection.get("warehouse"),
@@ -146,7 +156,27 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         folder=folder,
         origin=origin,
         notes=given.notes(),
-        sources=tuple(sources),
+        sources=(*sources, *credential.files),
+    )
+
+
+def _credential(given: _Given, connection: Mapping[str, str], origin: str, file: Path) -> Credential:
+    """The private key or the programmatic access token. `origin` and `file` say where the connection stands."""
+    in_connection = connection.get("private_key_file") or connection.get("private_key_path")
+    named_by = f"the key of {origin}" if in_connection else ""
+    if place := given.place("SNOWFLAKE_PRIVATE_KEY_PATH"):
+        named_by = f"SNOWFLAKE_PRIVATE_KEY_PATH in {place}"
+    key = given.get("SNOWFLAKE_PRIVATE_KEY_PATH") or in_connection or "~/.ssh/snowflake_key.p8"
+    return choose(
+        Path(key).expanduser(),
+        named_by,
+        pats_of(
+            given.file,
+            given.in_file("SNOWFLAKE_PAT"),
+            given.get("SNOWFLAKE_PAT_FILE") or "",
+            pat_of(connection, origin, file),
+            given.environ.get("SNOWFLAKE_PAT", ""),
+        ),
     )
 
 
@@ -161,21 +191,25 @@ class _Given:
     """The settings of the environment and of `.env`, each with the place where it stands, for messages."""
 
     def __init__(self, environ: Mapping[str, str], env_file: Path) -> None:
-        self._environ, self._file = environ, env_file
+        self.environ, self.file = environ, env_file
         self._entries = {entry.name: entry for entry in _read_env_file(env_file)}
 
     def get(self, name: str) -> str | None:
         in_file = self._entries.get(name)
-        return self._environ.get(name) or (in_file and in_file.value) or None
+        return self.environ.get(name) or (in_file and in_file.value) or None
+
+    def in_file(self, name: str) -> str:
+        entry = self._entries.get(name)
+        return entry.value if entry else ""
 
     def kind(self, name: str) -> str:
         """ "the environment", ".env", or "" if nothing sets it."""
-        return "the environment" if self._environ.get(name) else ".env" if self.get(name) else ""
+        return "the environment" if self.environ.get(name) else ".env" if self.get(name) else ""
 
     def place(self, name: str) -> str:
         """Like `kind`, with the file's path and the line."""
         kind = self.kind(name)
-        return f"{self._file}, line {self._entries[name].line}" if kind == ".env" else kind
+        return f"{self.file}, line {self._entries[name].line}" if kind == ".env" else kind
 
     def notes(self) -> tuple[str, ...]:
         """A note for each name in `.env` that is almost one of ours."""
@@ -184,7 +218,7 @@ class _Given:
             if entry.name not in {*NAMES, *THEIR_NAMES}:
                 for meant in difflib.get_close_matches(entry.name.upper(), NAMES, n=1, cutoff=0.8):
                     wrong = printable(entry.name, 60)
-                    notes.append(f"{self._file}, line {entry.line}: {wrong} is no setting. Did you mean {meant}?")
+                    notes.append(f"{self.file}, line {entry.line}: {wrong} is no setting. Did you mean {meant}?")
         return tuple(notes)
 
     def whole_number(self, name: str, *, default: int, low: int, high: int) -> int:
@@ -220,7 +254,7 @@ def _read_env_file(path: Path) -> list[Entry]:
             f"cannot read {path}: {error.strerror}.\nFix it with: chmod u+r {shlex.quote(str(path))}"
         ) from None
     entries = [entry for entry in last.values() if entry.value]
-    secrets_there = {entry.name for entry in entries} & {"PRIVATE_KEY_PASSPHRASE", "LITELLM_MASTER_KEY"}
+    secrets_there = SECRETS & {entry.name for entry in entries}
     if status.st_mode & 0o077 and secrets_there:
         fix = f"Fix it with: chmod 600 {shlex.quote(str(path))}"
         raise ConfigError(f"{path} holds a secret and other users can read it.\n{fix}")
@@ -262,49 +296,6 @@ def exit_on_typo() -> None:
     except ConfigError as error:
         say(f"{SCRIPT.name}: {error}", sys.stderr)
         sys.exit(EX_CONFIG)
-
-
-def snowflake_home(environ: Mapping[str, str]) -> Path:
-    if environ.get("SNOWFLAKE_HOME"):
-        return Path(environ["SNOWFLAKE_HOME"]).expanduser()
-    home = Path(environ.get("HOME") or Path.home())
-    # Where Snowflake's own tools look when ~/.snowflake does not exist.
-    elsewhere = home / ("Library/Application Support" if sys.platform == "darwin" else ".config") / "snowflake"
-    return elsewhere if elsewhere.is_dir() and not (home / ".snowflake").is_dir() else home / ".snowflake"
-
-
-def read_connections(folder: Path) -> tuple[dict[str, dict[str, str]], str]:
-    """The connections of Snowflake's own tools by name, and the name of the default connection."""
-    config = _read_toml(folder / "config.toml")
-    tables = _read_toml(folder / "connections.toml") or config.get("connections", {})
-    connections = {
-        name: {key: str(value) for key, value in table.items()}
-        for name, table in (tables.items() if isinstance(tables, dict) else ())
-        if isinstance(table, dict)
-    }
-    return connections, str(config.get("default_connection_name") or "default")
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark at the start
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from None
-    # Imported here: Python 3.10 has no tomllib, and the first questions come before tomli is installed.
-    if sys.version_info >= (3, 11):
-        import tomllib  # noqa: PLC0415
-    else:
-        import tomli as tomllib  # noqa: PLC0415
-    try:
-        return dict(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: Exception) -> ConfigError:
-    return ConfigError(f"cannot read {path}: {error}.\nFix that file, or move it away.")
 
 
 def checked_key(key: str, where: str = "LITELLM_MASTER_KEY") -> str:

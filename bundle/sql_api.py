@@ -11,10 +11,10 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from bundle.bootstrap import BUNDLE, make
-from bundle.cortex.errors import explain_query, words_of
+from bundle.cortex.errors import as_pat, explain_query, words_of
 from bundle.network import company_proxy, redirected, transport_to, why_unreachable
 from bundle.settings import Settings
-from bundle.tokens import auth_headers, sign
+from bundle.tokens import auth_headers, token_now
 
 STATEMENTS = "/api/v2/statements"
 MAX_ANSWER_BYTES = 32 * 2**20  # a year of usage is a few hundred kilobytes
@@ -37,7 +37,7 @@ def query(
 ) -> list[dict[str, str | None]]:
     """Run one statement as the configured user, for at most `patience` seconds. Returns one dict (column: text) per
     row. Raises QueryError, ConfigError."""
-    headers = auth_headers(sign(settings, time.time()).value)
+    headers = auth_headers(token_now(settings, time.time()))
     headers |= {"Accept": "application/json", "User-Agent": "claude-code-on-snowflake-cortex"}
     body: dict[str, Any] = {"statement": sql, "timeout": int(patience)}
     if settings.warehouse:
@@ -107,5 +107,5 @@ def _document(settings: Settings, answer: httpx.Response) -> dict[str, Any]:
         return document
     if not isinstance(document, dict) and answer.status_code != 404:
         raise QueryError(f"{settings.base_url} answered {answer.status_code} with {NOT_THE_API}")
-    code, words = words_of(answer.text)
+    code, words = words_of(answer.text if settings.pat is None else as_pat(answer.status_code, answer.text))
     raise QueryError(explain_query(settings.base_url, answer.status_code, code, words, BUNDLE), code, words)

@@ -87,16 +87,24 @@ def left_behind(environ: Mapping[str, str]) -> list[str]:
 
 def what_remains(environ: Mapping[str, str]) -> list[str]:
     """What `make uninstall` leaves, and how the user ends it."""
-    user, key = str(read_state(state_folder(environ)).get("user") or "<user>"), ""
+    user, key, pat = str(read_state(state_folder(environ)).get("user") or "<user>"), "", ""
     with suppress(ConfigError):
         settings = load_settings(environ)
         user, key = settings.user, str(settings.private_key_path)
+        pat = settings.pat.place if settings.pat else settings.pat_note.partition(" is not used")[0]
     name = user if re.fullmatch(r"[A-Z_][A-Z0-9_$]*|<user>", user) else '"' + user.replace('"', '""') + '"'
-    lines = [
-        "- The public key in Snowflake. To make Snowflake refuse the key, run this in Snowsight (RSA_PUBLIC_KEY_2 if",
-        "  your key is there; the NAME of the user in DESC USER, if it is not the login name):",
-        f"    ALTER USER {name} UNSET RSA_PUBLIC_KEY;",
-    ]
+    lines = []
+    if pat:
+        lines += [
+            f"- The programmatic access token from {pat}. It stays valid until you remove it in Snowflake:",
+            "    SHOW USER PROGRAMMATIC ACCESS TOKENS; then ALTER USER REMOVE PROGRAMMATIC ACCESS TOKEN <name>;",
+        ]
+    if not pat or Path(key).exists():
+        lines += [
+            "- The public key in Snowflake. To make Snowflake refuse the key, run this in Snowsight (RSA_PUBLIC_KEY_2",
+            "  if your key is there; the NAME of the user in DESC USER, if it is not the login name):",
+            f"    ALTER USER {name} UNSET RSA_PUBLIC_KEY;",
+        ]
     if key and Path(key).exists():
         lines.append(f"- The key pair: {key}. Other programs may use it.")
     env_file = state_folder(environ) / ".env"

@@ -1,7 +1,9 @@
-"""The private key, and the tokens that it signs (docs/cortex.md#jwt-claims).
+"""The token that is sent now: one that the private key signs (docs/cortex.md#jwt-claims), or the user's programmatic
+access token (docs/cortex.md#token-pat).
 
 Security invariants
 - Each signature reads the private key from its file; the key is never kept, copied or printed.
+- A programmatic access token is read anew each time, and goes only into requests and into litellm_config.yaml.
 - No message and no exception text contains a token or a passphrase.
 """
 
@@ -22,12 +24,17 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from bundle.bootstrap import script
+from bundle.credential import KEY_PAIR, PAT, TOKEN_TYPE, read_pat
 from bundle.errors import ConfigError
 from bundle.key_forms import how_to_make_a_key, is_public, refusal
 from bundle.settings import Settings
 
 TOKEN_SECONDS = 3600  # from `iat` on, Snowflake's maximum; a later `exp` does not make the token live longer
 BACKDATE_SECONDS = 60  # `iat` is that much before the signature: this machine's clock may be ahead of Snowflake's
+OR_A_PAT = (
+    "Or, if you may not set a key on your Snowflake user: put a programmatic access token into .env, as "
+    "SNOWFLAKE_PAT=…, and run: chmod 600 .env"
+)
 
 
 class PassphraseError(ConfigError):
@@ -44,7 +51,7 @@ def load_key(path: Path, passphrase: str | None) -> rsa.RSAPrivateKey:
             raise ConfigError(f"{path} is not a file; SNOWFLAKE_PRIVATE_KEY_PATH must name the key file.")
         pem = path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(f"there is no private key at {path}.\n{how_to_make_a_key(path)}") from None
+        raise ConfigError(f"there is no private key at {path}.\n{how_to_make_a_key(path)}\n{OR_A_PAT}") from None
     except OSError as error:
         raise ConfigError(
             f"cannot read the private key {path}: {error.strerror}.\nCheck with: ls -ld {shlex.quote(str(path))}"
@@ -99,10 +106,21 @@ def claims(account: str, user: str, key_fingerprint: str, now: float) -> dict[st
 
 @dataclass(frozen=True)
 class Token:
+    """A token to send. Nothing can be read from a programmatic access token: it has no end that is known here, and no
+    fingerprint."""
+
     value: str = field(repr=False)
-    issued_at: int  # when it was signed, in seconds since the epoch; its `iat` is BACKDATE_SECONDS before
-    expires_at: int
+    issued_at: int  # when it was signed or read, in seconds since the epoch; `iat` is BACKDATE_SECONDS before
+    expires_at: int | None
     fingerprint: str
+    kind: str = KEY_PAIR  # the value of the header that goes with it
+
+
+def token_now(settings: Settings, now: float) -> Token:
+    """The token to send `now`. Raises ConfigError if the key or the programmatic access token cannot be used."""
+    if settings.pat is not None:
+        return Token(read_pat(settings.pat), int(now), None, "", PAT)
+    return sign(settings, now)
 
 
 def sign(settings: Settings, now: float) -> Token:
@@ -120,9 +138,9 @@ def sign(settings: Settings, now: float) -> Token:
     return Token(value, int(now), int(payload["exp"]), fingerprint(key))
 
 
-def auth_headers(token: str) -> dict[str, str]:
-    """The headers that Snowflake requires with a key-pair token."""
-    return {"Authorization": f"Bearer {token}", "X-Snowflake-Authorization-Token-Type": "KEYPAIR_JWT"}
+def auth_headers(token: Token) -> dict[str, str]:
+    """The headers with which a token is sent (docs/cortex.md#token-type)."""
+    return {"Authorization": f"Bearer {token.value}", TOKEN_TYPE: token.kind}
 
 
 def register_statement(user: str, key: rsa.RSAPrivateKey, *, slot: str = "RSA_PUBLIC_KEY") -> str:

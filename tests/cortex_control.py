@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 SETTABLE = frozenset(
-    {"skew", "underscores", "issued_ahead", "warehouse", "region", "cross_region", "listed", "sql_rows", "sql_page"}
+    {
+        *("skew", "underscores", "issued_ahead", "pats", "pat_words", "pat_as_jwt"),
+        *("warehouse", "region", "cross_region", "listed", "sql_rows", "sql_page"),
+    }
 )
 
 

@@ -16,13 +16,17 @@ from tests.cortex_rules import JSON
 from tests.cortex_sql import SQL_FAULTS
 
 # `{model}` and `{uuid}` are filled in. These are guesses: the bodies of `too_many` and `network_policy`, and everything
-# in `expired_token`, `wrong_token_type` and `not_in_region`.
+# in `expired_token`, `pat_expired`, `pat_disabled` and `not_in_region`.
 FAULTS: Mapping[str, tuple[int, JSON]] = {
     "throttled": (400, {"message": "all requests were throttled by remote service"}),
     "not_in_region": (400, {"message": "model {model} is not available in your region"}),
     "bad_token": (401, {"code": "390144", "message": "JWT token is invalid. [{uuid}]"}),
     "expired_token": (401, {"code": "390198", "message": "Key-pair token has expired. [{uuid}]"}),
     "wrong_token_type": (401, {"code": "390303", "message": "Invalid OAuth access token. [{uuid}]"}),
+    "pat_invalid": (401, {"code": "394400", "message": "Programmatic access token is invalid."}),
+    "pat_expired": (401, {"code": "394400", "message": "Programmatic access token has expired."}),
+    "pat_disabled": (401, {"code": "394400", "message": "Programmatic access token is disabled."}),
+    "pat_no_policy": (401, {"code": "390432", "message": "Network policy is required."}),
     "budget": (402, {"message": "budget exceeded"}),
     "no_role": (403, {"message": "Not Authorized"}),
     "trial": (

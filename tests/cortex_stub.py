@@ -1,8 +1,9 @@
 """A local stand-in for Snowflake Cortex: nobody needs an account to run the tests or the demo.
 
-It listens on loopback and verifies the key-pair JWT of every request (cortex_tokens.py). It refuses what Cortex
-refuses (cortex_rules.py), answers in Cortex's own shapes (cortex_model.py) and counts what it would charge
-(cortex_charging.py). Tests can switch on faults of the service (cortex_faults.py).
+It listens on loopback and verifies the token of every request: a key-pair JWT, or a programmatic access token that a
+test put into `pats` (cortex_tokens.py). It refuses what Cortex refuses (cortex_rules.py), answers in Cortex's own
+shapes (cortex_model.py) and counts what it would charge (cortex_charging.py). Tests can switch on faults of the service
+(cortex_faults.py).
 
 These are certain, because they are documented or measured on the real service: which paths exist; the claims, which end
 after one hour; a 401 has code 390144 and a UUID, with which SQL tells the reason; the token is checked first; the
@@ -49,7 +50,7 @@ from tests.cortex_server import Server, parse_body
 from tests.cortex_sql import SQL_FAULTS, World, run_statement
 from tests.cortex_statements import STATEMENTS, Statements
 from tests.cortex_streams import odd_events, send_half, send_stream
-from tests.cortex_tokens import TOKEN_LIFE, Keys
+from tests.cortex_tokens import TOKEN_LIFE, Keys, pat_fault, taken_as_pat
 
 __all__ = ["CHAT", "DEMO_NOTE", "FAULTS", "MESSAGES", "STATEMENTS", "CortexStub"]
 
@@ -62,11 +63,14 @@ class CortexStub(Server):
     """The stand-in: the HTTP service, and its state, which tests may change at any time.
 
     To set: `options`, `script` (tuple of `Script`), `skew` (seconds that the service's clock is ahead), `underscores`,
-    `issued_ahead` (seconds that an `iat` may lie in the future), `missing_models` (not in the region), `warehouse` (the
-    user's default or None), `region` (the account's), `cross_region` (CORTEX_ENABLED_CROSS_REGION), `listed` (what SHOW
-    CORTEX BASE MODELS lists: a sequence of dicts with the columns; None: all of `options.models`, as GA), `sql_rows`
-    (columns and rows in place of its own log), `sql_page` (rows per partition), `replay` (answers to give unchanged,
-    one per request: an object, or the text of a stream). To read: `url`, `requests`, `login_failures` (reason by uuid).
+    `issued_ahead` (seconds that an `iat` may lie in the future), `pats` (programmatic access tokens, each with its
+    state: valid, expired, disabled, removed, no policy), `pat_words` (does a refusal tell those states apart),
+    `pat_as_jwt` (is one taken that is announced as a KEYPAIR_JWT), `missing_models` (not in the region), `warehouse`
+    (the user's default or None), `region` (the account's), `cross_region` (CORTEX_ENABLED_CROSS_REGION), `listed` (what
+    SHOW CORTEX BASE MODELS lists: a sequence of dicts with the columns; None: all of `options.models`, as GA),
+    `sql_rows` (columns and rows in place of its own log), `sql_page` (rows per partition), `replay` (answers to give
+    unchanged, one per request: an object, or the text of a stream). To read: `url`, `requests`, `login_failures`
+    (reason by uuid).
     """
 
     def __init__(
@@ -89,6 +93,9 @@ class CortexStub(Server):
         self.skew = 0.0
         self.underscores = False
         self.issued_ahead = 30.0
+        self.pats: dict[str, str] = {}
+        self.pat_words = False
+        self.pat_as_jwt = False
         self.missing_models: frozenset[str] = frozenset()
         self.warehouse: str | None = "COMPUTE_WH"
         self.region = "AWS_US_WEST_2"
@@ -246,7 +253,12 @@ class CortexStub(Server):
     def _authenticate(self, headers: Mapping[str, str], record: JSON) -> tuple[int, JSON] | None:
         scheme, _, token = headers.get("Authorization", "").partition(" ")
         record["token_id"] = hashlib.sha256(token.encode()).hexdigest()[:12] if token else None
-        if headers.get("X-Snowflake-Authorization-Token-Type", "KEYPAIR_JWT") != "KEYPAIR_JWT":
+        kind = headers.get("X-Snowflake-Authorization-Token-Type", "")
+        if taken_as_pat(kind, known=token in self.pats, as_jwt=self.pat_as_jwt):
+            record["pat"] = True
+            fault = pat_fault(self.pats.get(token), own_words=self.pat_words)
+            return FAULTS[fault] if fault else None
+        if kind not in {"", "KEYPAIR_JWT"}:
             return FAULTS["wrong_token_type"]
         try:
             if scheme.lower() != "bearer":

@@ -1,7 +1,8 @@
-"""The key-pair tokens that the stand-in accepts: the user's public keys, and the checks of a token's claims.
+"""The tokens that the stand-in accepts: those of the user's key pairs, and the user's programmatic access tokens.
 
-A token is a JWT that a registered key has signed (docs/cortex.md). `read_claims` says what is wrong with it in
-Snowflake's own numbers. The stand-in compares the times in it with its own clock.
+Of a programmatic access token (PAT), only its text and its state count. A key-pair token is a JWT that a registered key
+has signed (docs/cortex.md). `read_claims` says what is wrong with it in Snowflake's own numbers. The stand-in compares
+the times in it with its own clock.
 """
 
 from __future__ import annotations
@@ -94,3 +95,30 @@ class Keys:
             keys = dict(self._slots.values())
             self._claims[token] = read_claims(token, keys, account, user, underscores=underscores)
         return self._claims[token]
+
+
+# What is wrong with a programmatic access token, by its state: the fault in cortex_faults.py. A state that is not here
+# is "valid". The real service has been seen to say the same of an unknown token and of one that has ended
+# (docs/cortex.md#pat-refused).
+PAT_FAULTS: Mapping[str, str] = {
+    "expired": "pat_expired",
+    "disabled": "pat_disabled",
+    "removed": "pat_invalid",
+    "no policy": "pat_no_policy",
+}
+
+
+def taken_as_pat(kind: str, *, known: bool, as_jwt: bool) -> bool:
+    """Whether the service takes a token for a programmatic access token. `kind` is the type that its header names; ""
+    if there is none, and then the service inspects the token. `known`: it is one. `as_jwt`: the switch."""
+    types = {"", "KEYPAIR_JWT"} if as_jwt else {""}
+    return kind == "PROGRAMMATIC_ACCESS_TOKEN" or (known and kind in types)
+
+
+def pat_fault(state: str | None, *, own_words: bool) -> str | None:
+    """The fault for a programmatic access token in this state (None: nobody knows it), or None if it is accepted.
+    `own_words`: the service says whether it has ended or is disabled."""
+    if state == "valid":
+        return None
+    fault = PAT_FAULTS.get(state or "removed", "pat_invalid")
+    return fault if own_words or fault == "pat_no_policy" else "pat_invalid"

@@ -37,6 +37,7 @@ SECRETS = {
     "PRIVATE_KEY_PASSPHRASE": "open-SESAME-1",
     "ANTHROPIC_API_KEY": "sk-ant-SESAME-2",
     "AWS_SECRET_ACCESS_KEY": "aws-SESAME-3",
+    "SNOWFLAKE_PAT": "a-programmatic-access-token-SESAME-4",
 }
 
 

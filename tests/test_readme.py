@@ -142,7 +142,7 @@ def test_the_table_of_settings_is_the_one_of_the_example_and_of_pm2() -> None:
     example = re.findall(r"^#?([A-Z_]+)=", (BUNDLE / ".env.example").read_text(), re.MULTILINE)
     assert sorted(shown) == sorted(example)
     passed = (BUNDLE / "ecosystem.config.js").read_text()
-    secrets = {"PRIVATE_KEY_PASSPHRASE", "LITELLM_MASTER_KEY"}
+    secrets = {"PRIVATE_KEY_PASSPHRASE", "LITELLM_MASTER_KEY", "SNOWFLAKE_PAT"}
     for name in shown:
         assert (f'"{name}"' in passed) == (name not in secrets)
 

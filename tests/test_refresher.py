@@ -185,7 +185,7 @@ def test_whatever_happens_in_a_step_the_loop_goes_on(world: World, monkeypatch: 
     def surprise(*_: object) -> None:
         raise ValueError("something nobody thought of")
 
-    monkeypatch.setattr(refresher_module, "sign", surprise)
+    monkeypatch.setattr(refresher_module, "token_now", surprise)
     assert not world.after(3100)
     assert "something nobody thought of" in world.lines[-1]
     monkeypatch.undo()

@@ -67,6 +67,15 @@ def test_the_shipped_rows_of_claude_models_follow_the_word(settings: Settings) -
         assert models == {row["litellm_params"]["model"] for row in template_rows(settings, word)}
 
 
+def test_a_template_from_before_that_names_the_type_of_the_token_cannot_name_a_wrong_one() -> None:
+    old = "extra_headers: {X-Snowflake-Authorization-Token-Type: KEYPAIR_JWT, X-Mine: a}, api_base"
+    text = "model_list:\n" + (ROW % ("a", "openai/x")).replace("api_base", old) + "\n" + GENERAL
+    for kind in ("KEYPAIR_JWT", "PROGRAMMATIC_ACCESS_TOKEN"):
+        row = yaml.safe_load(render(text, VALUES, token_type=kind))["model_list"][0]
+        expected = {"X-Snowflake-Authorization-Token-Type": kind, "X-Mine": "a"}
+        assert row["litellm_params"]["extra_headers"] == expected
+
+
 def test_a_value_cannot_change_the_structure() -> None:
     nasty = {**VALUES, "LITELLM_MASTER_KEY": 'x"}\nmodel_list: [] #: &a *b'}
     document = yaml.safe_load(render("model_list:\n" + ROW % ("a", "openai/x") + "\n" + GENERAL, nasty))

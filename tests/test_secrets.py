@@ -21,20 +21,8 @@ def loud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SetUp]:
     """Refresher and proxy with umask 0 and loggers at their lowest level, after each kind of error."""
     folder = tmp_path_factory.mktemp("loud")
     made = SetUp(folder, bundle=copy_bundle(folder / "bundle"))
-    (folder / "loud").mkdir()
-    (folder / "loud" / "sitecustomize.py").write_text(
-        "import logging\n"
-        "logging.basicConfig(level=1)\n"
-        "logging.Logger.setLevel = logging.Handler.setLevel = lambda self, level: setattr(self, 'level', 1)\n"
-        "logging.Logger.getEffectiveLevel = lambda self: 1\n"
-        "logging.Logger.isEnabledFor = lambda self, level: True\n"
-    )
-    made.environ |= {
-        "PYTHONPATH": str(folder / "loud"),
-        "LITELLM_LOG": "DEBUG",
-        "OPENAI_LOG": "debug",
-        "HOST": "0.0.0.0",  # noqa: S104 - LiteLLM would obey it
-    }
+    make_loud(made)
+    made.environ["HOST"] = "0.0.0.0"  # noqa: S104 - LiteLLM would obey it
     template = made.bundle / "litellm_config.template.yaml"
     template.write_text(template.read_text().replace("  drop_params: true", "  drop_params: true\n  set_verbose: true"))
     made.before_exec = open_umask
@@ -54,6 +42,19 @@ def loud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SetUp]:
         yield made
     finally:
         made.close()
+
+
+def make_loud(made: SetUp) -> None:
+    """Let every logger of the processes of this set-up write everything."""
+    (made.folder / "loud").mkdir()
+    (made.folder / "loud" / "sitecustomize.py").write_text(
+        "import logging\n"
+        "logging.basicConfig(level=1)\n"
+        "logging.Logger.setLevel = logging.Handler.setLevel = lambda self, level: setattr(self, 'level', 1)\n"
+        "logging.Logger.getEffectiveLevel = lambda self: 1\n"
+        "logging.Logger.isEnabledFor = lambda self, level: True\n"
+    )
+    made.environ |= {"PYTHONPATH": str(made.folder / "loud"), "LITELLM_LOG": "DEBUG", "OPENAI_LOG": "debug"}
 
 
 def open_umask() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 from tests.set_up import usual_key
 
 NOW = 1_800_000_000.7
 KEY = usual_key()
+
+
+def new_pat() -> str:
+    """A programmatic access token, as opaque as Snowflake's: nothing in its form tells what it is."""
+    return "~".join(["opaque", *(secrets.token_hex(4) for _ in range(8))])
 
 
 def put(path: Path, content: bytes | str, mode: int = 0o600) -> Path:

@@ -18,13 +18,13 @@ from bundle.checks.finding import Finding, Findings, Installation, duration, fin
 from bundle.checks.model_check import CHAT, post
 from bundle.claude_check import NOT_POINTED, check, check_models
 from bundle.claude_models import check_start
-from bundle.cortex.errors import explain
+from bundle.cortex.errors import as_pat, explain
 from bundle.errors import ConfigError
 from bundle.network import company_proxy, redirected, why_unreachable
 from bundle.render import newest_models
 from bundle.settings import Settings
 from bundle.supervisor import output_of
-from bundle.tokens import auth_headers, fingerprint, load_key, name_note, register_statement, sign
+from bundle.tokens import auth_headers, fingerprint, load_key, name_note, register_statement, token_now
 
 CLOCK_SECONDS = 30.0  # Snowflake refuses tokens from the future; its tolerance is not documented
 
@@ -91,13 +91,14 @@ def claude(installation: Installation) -> Findings:
 
 
 def snowflake(installation: Installation) -> Findings:
-    settings, signed = installation.settings, None
+    settings, token = installation.settings, None
     host, proxy_address = urlsplit(settings.base_url).hostname or "", company_proxy(settings.base_url)
     with suppress(ConfigError):  # the check of the key shows the error; the connection can be checked without a token
-        signed = sign(settings, time.time())
+        token = token_now(settings, time.time())
+    headers = auth_headers(token) if token else {"Authorization": "Bearer none"}
     try:
         # Cortex checks the token before the body, so an empty body is enough.
-        response = post(settings.base_url + CHAT.path, {}, auth_headers(signed.value if signed else "none"), seconds=10)
+        response = post(settings.base_url + CHAT.path, {}, headers, seconds=10)
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ImportError) as error:
         yield Finding("Host", "fail", *why_unreachable(host, proxy_address, error))
         return
@@ -108,18 +109,20 @@ def snowflake(installation: Installation) -> Findings:
     date, now = email.utils.parsedate_tz(response.headers.get("date", "")), time.time()
     ahead = now - email.utils.mktime_tz(date) if date else None
     yield Finding("Host", "ok", f"{host} answers {f'through {proxy_address}' if proxy_address else 'directly'}")
-    if ahead is not None:
+    if ahead is not None and settings.pat is None:  # (of a token that is not signed here, the time does not matter)
         found = f"{duration(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} Snowflake's"
         fix = "Set it by the network: sudo timedatectl set-ntp true (macOS: sudo sntp -sS time.apple.com)"
         state = "fail" if response.status_code == 401 else "warn"
         yield make_finding("Clock", abs(ahead) < CLOCK_SECONDS, found, fix, state)
-    no_key = Finding("Login", "skip", "there is no usable key")
-    yield login(response.status_code, response.text, settings) if signed else no_key
+    no_key = Finding("Login", "skip", f"there is no usable {'access token' if settings.pat else 'key'}")
+    yield login(response.status_code, response.text, settings) if token else no_key
 
 
 def login(status: int, body: str, settings: Settings) -> Finding:
     """What the answer to an empty request, which costs nothing, shows about key, user, role and network policy."""
-    who, error = f"{settings.account}.{settings.user}", explain(status, body, BUNDLE)
+    who = f"{settings.account}.{settings.user}"
+    with_what = "this key" if settings.pat is None else "this programmatic access token"
+    error = explain(status, body if settings.pat is None else as_pat(status, body), BUNDLE)
     try:
         # Cortex sends some temporary errors with status 200.
         is_from_cortex = isinstance(json.loads(body), dict) and (error.retry or status not in {200, 404})
@@ -129,6 +132,10 @@ def login(status: int, body: str, settings: Settings) -> Finding:
         found = f"{settings.base_url} is not Cortex: it answers {status} with an unknown body"
         fix = "Check account and host in .env. Check whether your network shows a login page first."
         return Finding("Login", "fail", found, fix)
+    if status == 401 and settings.pat is not None:
+        words, _, remedy = error.message.partition("\n")
+        found = f"Snowflake refuses {who} with {with_what} ({words.removeprefix('Snowflake Cortex: ')})"
+        return Finding("Login", "fail", found, f"{remedy}\nThe old one is {settings.pat.place}.")
     if status == 401:
         key = load_key(settings.private_key_path, settings.passphrase)
         failure = re.search(r"\[([0-9a-f-]{36})\]", body)  # (the answer also contains a request_id)
@@ -137,9 +144,9 @@ If it does not: {register_statement(settings.user, key)}
 {name_note(settings.user)}
 If it does, this says why (394300 login name, 394302 clock, 394307 account):
 SELECT SYSTEM$GET_LOGIN_FAILURE_DETAILS('{failure[1] if failure else "UUID"}');"""
-        return Finding("Login", "fail", f"Snowflake refuses {who} with this key", fix)
+        return Finding("Login", "fail", f"Snowflake refuses {who} with {with_what}", fix)
     if status == 400 and not error.retry:
-        return Finding("Login", "ok", f"Snowflake accepts {who} with this key")
+        return Finding("Login", "ok", f"Snowflake accepts {who} with {with_what}")
     return finding_from_message("Login", error.message, "warn" if error.retry else "fail")
 
 

@@ -27,7 +27,7 @@ from bundle.network import transport_to
 from bundle.proof import listener
 from bundle.render import template_rows
 from bundle.settings import CLAUDE_ROUTES, Settings
-from bundle.tokens import auth_headers, sign
+from bundle.tokens import auth_headers, token_now
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def ask_cortex(settings: Settings, model: str, route: Route) -> Verdict | None:
         return of_cortex(route, answer.status_code, answer.text)
 
     try:
-        token = sign(settings, time.time()).value
+        token = token_now(settings, time.time())
         return patiently(directly)
     except (httpx.HTTPError, ConfigError):
         return None

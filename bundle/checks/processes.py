@@ -21,9 +21,11 @@ from bundle.checks.finding import (
     make_finding,
 )
 from bundle.claude_settings import old_models
+from bundle.credential import PAT, TOKEN_TYPE
 from bundle.errors import ConfigError, printable
 from bundle.lifecycle import how_to_stop, is_gone
 from bundle.refresher import read_state, status_lines
+from bundle.refresher import works as token_works
 from bundle.render import is_cortex
 from bundle.running import Running, running, stop_command
 from bundle.supervisor import (
@@ -37,7 +39,7 @@ from bundle.supervisor import (
     pm2_processes,
     pm2_version,
 )
-from bundle.tokens import token_times
+from bundle.tokens import token_now, token_times
 
 SECRET_NAME = re.compile(r"(?i)(KEY|TOKEN|SECRET|PASSWORD|PASSPHRASE|_PASS|_PAT)(?!_(FILE|PATH|FILE_PATH)$)(_|$)")
 
@@ -53,14 +55,30 @@ _GOOD = re.compile(r"^ready on |^new token|the refresher has started")
 
 def token(installation: Installation) -> Findings:
     state = read_state(installation.folder)
-    tokens = [row["litellm_params"]["api_key"] for row in installation.rows if is_cortex(row)]
-    _, expires = token_times(tokens[0] if tokens else "")
-    left = expires - installation.now
-    found = f"valid for {duration(left)}" if left > 0 else f"it ended {duration(-left)} ago"
-    fix = f"token-refresher does not renew it. Run: {make('start')}"
-    yield make_finding("Token", left > 0, found if expires else "there is none yet", fix)
+    params: dict[str, Any] = next((row["litellm_params"] for row in installation.rows if is_cortex(row)), {})
+    yield token_in_use(installation, params.get("api_key", ""), params.get("extra_headers") or {})
     if state.get("last_error"):
         yield finding_from_message("Refresher", state["last_error"])
+
+
+def token_in_use(installation: Installation, written: str, headers: Mapping[str, str]) -> Finding:
+    """What the proxy sends: `written` is the token in its configuration. A programmatic access token has no end that
+    is known here; it is right if it is the one that the settings name."""
+    settings, is_pat = installation.valid_settings, headers.get(TOKEN_TYPE) == PAT
+    fix = f"token-refresher does not renew it. Run: {make('start')}"
+    if not written:
+        return Finding("Token", "fail", "there is none yet", fix)
+    is_wanted = settings is None or is_pat == (settings.pat is not None)
+    if is_wanted and is_pat and settings is not None:
+        is_wanted = written == token_now(settings, installation.now).value
+    if not is_wanted:
+        return Finding("Token", "fail", "litellm_config.yaml has another one than the settings name", fix)
+    if is_pat:
+        return Finding("Token", "ok", "a programmatic access token; its end is not known here")
+    _, expires = token_times(written)
+    left = expires - installation.now
+    found = f"valid for {duration(left)}" if left > 0 else f"it ended {duration(-left)} ago"
+    return make_finding("Token", left > 0, found if expires else "there is none yet", fix)
 
 
 def processes(installation: Installation) -> Findings:
@@ -202,6 +220,8 @@ def status(installation: Installation) -> tuple[str, bool]:
     findings += strays(listed, installation)
     lines = [*status_lines({**state, "last_error": None}, installation.now)]
     with suppress(ConfigError, NotConfiguredError):
+        note = installation.settings.pat_note.splitlines()
+        lines += [f"{word:<10}{line}" for word, line in zip(("note:", ""), note, strict=False)]
         lines += [f"warning:  {sentence}" for sentence in stand_ins(installation)]
     lines += [f"{finding.name + ':':<17}{finding.found}" for finding in findings]
     proxy = find_process(listed, "claude-proxy")
@@ -212,7 +232,7 @@ def status(installation: Installation) -> tuple[str, bool]:
     lines.append(f"last error: {error}")
     with suppress(ConfigError, NotConfiguredError):  # the settings or the template cannot be read: another line says so
         lines += old_models(installation.settings, installation.environ).splitlines()
-    works = (state.get("expires") or 0) > installation.now and all(finding.state == "ok" for finding in findings)
+    works = token_works(state, installation.now) and all(finding.state == "ok" for finding in findings)
     return "\n".join(
         [*lines, f"use it:     {script('point_claude.py', '--run')}" if works else f"what is wrong: {make('doctor')}"]
     ), works

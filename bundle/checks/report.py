@@ -16,6 +16,7 @@ from bundle.checks.finding import Finding, Findings, Installation, NotConfigured
 from bundle.checks.model_check import Report
 from bundle.checks.processes import processes, token
 from bundle.checks.this_machine import (
+    access_token,
     account,
     machine,
     model_list,
@@ -63,7 +64,7 @@ def check_model(installation: Installation, model: str, name: str) -> Report:
 
 CHECKS: Mapping[str, Sequence[Callable[[Installation], Findings]]] = {
     "This machine": (programs, machine),
-    "Key": (private_key,),
+    "Key": (private_key, access_token),
     "Configuration": (account, template, model_list, secret_files),
     "Processes": (processes, token),
     "Patch": (patch,),
@@ -80,6 +81,7 @@ FOLLOWERS: Mapping[str, Sequence[str]] = {
     "Disk": ("token-refresher", "Token", "Refresher"),
     "Certificates": ("Host",),
     "Private key": ("token-refresher", "Token", "Refresher", "Listener", "Login"),
+    "Access token": ("token-refresher", "Token", "Refresher", "Listener", "Login"),
     "Template": ("Refresher",),  # the old rows go on
     "openai.py": ("claude-proxy",),
     "PM2": ("Token", "Listener"),

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from bundle.bootstrap import BUNDLE, make
 from bundle.checks.finding import Finding, Findings, Installation, duration, finding_from_message, make_finding
+from bundle.credential import read_pat, refuse_shell_only
 from bundle.model_list import read as read_list
 from bundle.refresher import read_state
 from bundle.render import template_rows
@@ -74,9 +75,26 @@ def machine(installation: Installation) -> Findings:
 
 def private_key(installation: Installation) -> Findings:
     settings = installation.settings
+    if settings.pat is not None:
+        return
     key = load_key(settings.private_key_path, settings.passphrase)
     yield Finding("Private key", "ok", f"{settings.private_key_path}, RSA {key.key_size}, nobody else can read it")
     yield Finding("Fingerprint", "ok", f"{fingerprint(key)} (to compare: DESC USER {settings.user})")
+
+
+def access_token(installation: Installation) -> Findings:
+    """The programmatic access token, if one is in use. Of one that is there but not used: why."""
+    settings = installation.settings
+    if settings.pat is None:
+        if settings.pat_note:
+            found, _, fix = settings.pat_note.partition("\n")
+            yield Finding("Access token", "skip", found, fix)
+        return
+    read_pat(settings.pat)
+    private = "in the environment" if settings.pat.in_shell else "nobody else can read it"
+    found = f"programmatic access token from {settings.pat.place}, {private}. No private key is used"
+    yield Finding("Access token", "ok", found)
+    refuse_shell_only(settings.pat, settings.folder / ".env")
 
 
 def account(installation: Installation) -> Findings:

@@ -52,6 +52,15 @@ Snowflake does not accept this key for this user. This shows the statement that 
 python3 {folder}auto_refresh.py --public-key
 If it is registered, this shows the reason (as ACCOUNTADMIN): SELECT SYSTEM$GET_LOGIN_FAILURE_DETAILS('{uuid}');
 394300 means a wrong login name, 394302 or 394303 a wrong clock here, 394304 a wrong key, 394307 a wrong account."""
+_PAT = """\
+Snowflake does not accept this programmatic access token: it has ended, was disabled or removed, has lost its role, \
+or is of another account. In Snowsight, this shows which: SHOW USER PROGRAMMATIC ACCESS TOKENS;
+To make a new one: ALTER USER ADD PROGRAMMATIC ACCESS TOKEN claude_cortex_2 DAYS_TO_EXPIRY = 90;
+Put it in the place of the old one, where it is used within seconds; or paste it here: python3 {folder}configure.py"""
+_PAT_POLICY = """\
+Snowflake takes a programmatic access token only from a user who has a network policy. An administrator can set one:
+ALTER USER <user> SET NETWORK_POLICY = <policy>; or allow such tokens without one, in an authentication policy:
+PAT_POLICY = (NETWORK_POLICY_EVALUATION = ENFORCED_NOT_REQUIRED)"""
 _SESSION = "Snowflake has ended the session behind this token; trying again. If this continues, run: {make} doctor"
 _PATCH = "LiteLLM runs without the patch. Fix it: python3 {folder}patches/apply_patch.py && {make} stop start"
 _OUTPUT = (
@@ -70,7 +79,7 @@ _ALLOWED_MODELS = """\
 This model is not on the account's list of allowed models. As ACCOUNTADMIN:
 ALTER ACCOUNT SET CORTEX_MODELS_ALLOWLIST = 'All'; (or add the model to the list)"""
 _ROLE = """\
-The user's default role may not use Cortex. As ACCOUNTADMIN, with that role's name:
+The user's default role (or the role of a restricted access token) may not use Cortex. As ACCOUNTADMIN, with its name:
 GRANT DATABASE ROLE SNOWFLAKE.CORTEX_USER TO ROLE <role>; (DESC USER shows DEFAULT_ROLE)"""
 _WAREHOUSE = """\
 The query needs a warehouse that the user's default role may use. Name one in .env:
@@ -89,6 +98,9 @@ CASES = (
     ),
     _Case(400, r"unknown model", _MODEL, of_model=True),
     _Case(400, r"toolUse|final position", _CALLS),
+    # docs/cortex.md#pat-policy, docs/cortex.md#pat-refused
+    _Case(401, r"390432|policy is required", _PAT_POLICY),
+    _Case(401, r"394400|Programmatic access token", _PAT),
     # docs/cortex.md#status-unauthorized, docs/cortex.md#status-budget, docs/cortex.md#status-forbidden, and so on
     _Case(401, r"390303|OAuth", "A gateway or a wrong SNOWFLAKE_HOST may have changed the token's type. " + _KEY),
     _Case(401, r"", _KEY),
@@ -168,6 +180,16 @@ def words_of(body: str) -> tuple[str, str]:
     if body[:MAX_CHARACTERS].lstrip().startswith("<"):
         return "", "a web page instead of an answer (a log-in page of the network, or another server)"
     return "", _one_line(body[:500])
+
+
+def as_pat(status: int, body: str) -> str:
+    """The body of an answer to a request with a programmatic access token. A refusal gets words that say what was
+    refused: of a token, Snowflake's words do not always tell its type (docs/cortex.md#pat-refused)."""
+    if status != 401:
+        return body
+    code, words = words_of(body)
+    kind = "Programmatic access token"
+    return json.dumps({"code": code, "message": words if kind in words else f"{kind}: {words}"})
 
 
 def _one_line(text: str) -> str:

@@ -7,8 +7,8 @@ the prefix `openai/`: chat completions) or to `cortex/messages.py` (`snowflake/`
 each route's HTTP client reads Cortex's answers before LiteLLM does, repairs them, and remembers what Cortex refused.
 
 Security invariants
-- The token goes from `litellm_config.yaml` (or from `LiveConfig`, which signs one in memory) into the request's
-  credential, and nowhere else: no log line, no error text, no file.
+- The token goes from `litellm_config.yaml` (or from `LiveConfig`, which may have a newer one in memory) into the
+  request's credential, and nowhere else: no log line, no error text, no file.
 - Only rows that bundle/render.py has marked `cortex` get the token.
 """
 
@@ -38,11 +38,12 @@ from bundle.cortex.answers import (
     parsed,
 )
 from bundle.cortex.documents import for_translation
-from bundle.cortex.errors import MAX_OUTPUT_TOKENS, refuses_model, words_of
+from bundle.cortex.errors import MAX_OUTPUT_TOKENS, as_pat, refuses_model, words_of
 from bundle.cortex.messages import messages_request
 from bundle.cortex.models import Limits, family_of
 from bundle.cortex.refusals import Refusals, without
 from bundle.cortex.requests import chat_request
+from bundle.credential import PAT, TOKEN_TYPE
 from bundle.errors import ConfigError, SayOnce, printable
 from bundle.network import redirected
 from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange, live_config
@@ -154,6 +155,7 @@ class CortexHooks(CustomLogger):
             current_exchange.set(exchange)
         try:
             exchange.token = self.config.token()
+            exchange.token_type = self.config.token_type(exchange.token)
         except ConfigError as error:
             exchange.trouble = str(error)
             raise
@@ -211,13 +213,16 @@ class CortexHooks(CustomLogger):
 
     async def on_request(self, request: httpx.Request) -> None:
         """Clear the error of an earlier attempt, and send only the betas that `to_messages` has chosen: LiteLLM adds
-        betas for some fields, and Cortex refuses betas that it does not know."""
+        betas for some fields, and Cortex refuses betas that it does not know. Say of which type the token is: LiteLLM
+        knows only the type that the row had when LiteLLM read it."""
         if (exchange := current_exchange.get()) is None:
             return
         exchange.answer, exchange.failure = None, ""
         request.headers.pop("anthropic-beta", None)
         if exchange.betas:
             request.headers["anthropic-beta"] = exchange.betas
+        if exchange.token and request.headers.get("authorization") == f"Bearer {exchange.token}":
+            request.headers[TOKEN_TYPE] = exchange.token_type
 
     async def on_answer(self, response: httpx.Response) -> None:
         """Repair an answer of Cortex in place before LiteLLM reads it. Answers of other URLs are not changed."""
@@ -246,9 +251,12 @@ class CortexHooks(CustomLogger):
         # LiteLLM would repeat a request after a 422, so turn the status into 400. (If Cortex refuses thinking that
         # another account has signed, LiteLLM repeats a Messages request without that thinking. This is useful.)
         status = 400 if status == 422 else 502 if status > 599 else status  # (LiteLLM answers nothing to a 999)
+        if exchange.token_type == PAT:
+            text = as_pat(status, text)
         exchange.answer = (status, text)
         if status == 401:
-            exchange.refused_again = self.config.refuse(exchange.token, response.headers.get("date", ""))
+            date = response.headers.get("date", "")
+            exchange.refused_again = self.config.refuse(exchange.token, date, exchange.token_type)
         elif refuses_model(status, text):
             self._learn_model(status, words_of(text)[1], exchange)
         elif status == 400:

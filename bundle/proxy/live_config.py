@@ -4,6 +4,10 @@ LiteLLM reads its configuration once, at start. `LiveConfig` checks `litellm_con
 `stat`). If the token in the file has expired, `LiveConfig` signs a new one in memory: the refresher may have stopped,
 the machine may have just woken up, or the disk may be full. So every request is sent with a valid token.
 
+The user's programmatic access token (PAT) has no end that is known here, and nothing can be signed in its place. After
+a refusal, the settings are read again: another token may be there already. If not, the same one is sent with the next
+request, because only Snowflake knows whether it has been enabled again.
+
 This module also holds `Exchange`, the data that the hooks and the front door share for one request. `current_exchange`
 cannot be in hooks.py: LiteLLM loads that file a second time, as another module.
 """
@@ -25,12 +29,13 @@ import yaml
 from bundle import files
 from bundle.bootstrap import state_folder
 from bundle.cortex.answers import RequestFacts
-from bundle.errors import ConfigError, say
+from bundle.credential import KEY_PAIR, PAT, TOKEN_TYPE
+from bundle.errors import ConfigError, hide, say
 from bundle.files import Stamp
 from bundle.proxy.model_choice import RefusedModels
 from bundle.render import is_cortex
 from bundle.settings import Settings, load_settings
-from bundle.tokens import sign, token_times
+from bundle.tokens import Token, token_now, token_times
 
 MARGIN_SECONDS = 60  # a token with less time left may expire before the request reaches Cortex
 SECOND_TRY_SECONDS = 120  # a token that is signed so soon after a refusal is the second try
@@ -51,7 +56,8 @@ class Exchange:
     model: str = ""  # the model that Cortex is asked for
     row: dict[str, Any] = field(default_factory=dict)  # the `model_info` of its row
     token: str = field(default="", repr=False)
-    refused_again: bool = False  # Cortex refused a token that was signed after a refusal: a third one will not help
+    token_type: str = KEY_PAIR
+    refused_again: bool = False  # Cortex refused a token that was signed after a refusal, or a PAT: no retry will help
     answer: tuple[int, str] | None = None  # an error of Cortex: status and body
     failure: str = ""  # what happened to the connection to Cortex, if it failed
     trouble: str | None = None  # the message about a mistake in the settings or a wrong clock
@@ -70,6 +76,7 @@ class LiveConfig:
         self.settings: Settings | None = None  # the last valid settings
         self._stamp: Stamp = ()
         self._file_token, self._own_token = "", ""
+        self._file_type, self._own_type = KEY_PAIR, KEY_PAIR
         self._refused: set[str] = set()
         self._refused_at = float("-inf")
         self._second_try = ""  # the token that was signed because Cortex had refused one
@@ -81,7 +88,8 @@ class LiveConfig:
             return False
         try:
             document = yaml.load(files.read_own(self.path), Loader=_LOADER)  # noqa: S506 - a safe loader
-            token = next(row["litellm_params"]["api_key"] for row in document["model_list"] if is_cortex(row))
+            params = next(row["litellm_params"] for row in document["model_list"] if is_cortex(row))
+            token, token_type = str(params["api_key"]), (params.get("extra_headers") or {}).get(TOKEN_TYPE, KEY_PAIR)
         except (
             OSError,
             ConfigError,
@@ -93,7 +101,11 @@ class LiveConfig:
             StopIteration,
         ):
             return False  # probably somebody has edited the file; the refresher rewrites it within seconds
-        self._stamp, self.document, self._file_token = stamp, document, str(token)
+        if token != self._file_token:  # the file is newer than what was signed or read here
+            self._own_token = ""
+        self._stamp, self.document, self._file_token, self._file_type = stamp, document, token, token_type
+        if token_type == PAT:
+            hide(token)
         return True
 
     @property
@@ -103,7 +115,17 @@ class LiveConfig:
 
     def is_live(self) -> bool:
         """Whether the token in the file can be used now."""
-        return _is_live(self._file_token, self._clock())
+        return self._is_live(self._file_token, self._clock())
+
+    def token_type(self, token: str) -> str:
+        """The type of a token that `token` has just returned."""
+        return self._own_type if token == self._own_token else self._file_type
+
+    def _is_live(self, token: str, now: float, margin: int = MARGIN_SECONDS) -> bool:
+        if self.token_type(token) == PAT:
+            return bool(token)
+        issued, expires = token_times(token)
+        return issued <= now < expires - margin
 
     def token(self) -> str:
         """A token that can be used now. Raises ConfigError if there is none and none can be signed."""
@@ -111,21 +133,28 @@ class LiveConfig:
         now = self._clock()
         candidates = [token for token in (self._file_token, self._own_token) if token not in self._refused]
         for token in candidates:
-            if _is_live(token, now):
+            if self._is_live(token, now):
                 return token
         # There must be no `await` below: with one, several concurrent requests could each sign a token.
         try:
-            signed = sign(self._settings_now(), now)
+            found = token_now(self._settings_now(), now)
         except ConfigError:
             for token in candidates:  # a token in its last minute is better than an error
-                if _is_live(token, now, margin=1):
+                if self._is_live(token, now, margin=1):
                     return token
             raise
-        self._own_token = signed.value
-        self._second_try = signed.value if abs(now - self._refused_at) < SECOND_TRY_SECONDS else ""
+        return self._take(found, now)
+
+    def _take(self, found: Token, now: float) -> str:
+        if found.kind == KEY_PAIR:
+            say("the token in litellm_config.yaml is not usable: signed one in memory")
+        elif found.value not in {self._file_token, self._own_token}:
+            say("the programmatic access token in litellm_config.yaml was replaced: using the new one")
+        self._own_token, self._own_type = found.value, found.kind
+        is_second_try = found.kind == KEY_PAIR and abs(now - self._refused_at) < SECOND_TRY_SECONDS
+        self._second_try = found.value if is_second_try else ""
         self._refused &= {self._file_token}  # refusals of tokens that are not kept any more are forgotten
-        say("the token in litellm_config.yaml is not usable: signed one in memory")
-        return signed.value
+        return found.value
 
     def _settings_now(self) -> Settings:
         try:
@@ -137,18 +166,29 @@ class LiveConfig:
 
     def accept(self, token: str) -> None:
         """Record that Cortex has taken `token`. If it is refused later, the refusal may pass."""
+        if self.token_type(token) == PAT:
+            self._refused.discard(token)
         if token == self._second_try:
             self._second_try = ""
 
-    def refuse(self, token: str, date: str = "") -> bool:
-        """Record that Cortex answered 401 to `token`, so that `token` is not used again. `date` is the Date header of
-        that answer. Returns whether `token` was the second try: a refusal may be a passing fault, two are not."""
+    def refuse(self, token: str, date: str = "", token_type: str = KEY_PAIR) -> bool:
+        """Record that Cortex answered 401 to `token`, so that another one is used, if there is one. `date` is the Date
+        header of that answer. Returns whether a retry is useless: of two tokens that were signed, the second one was
+        refused (one refusal may be a passing fault), or a PAT was refused and no other one is there."""
         self._refused.add(token)
         self._refused_at = now = self._clock()
+        if token_type == PAT:
+            return self._is_the_only_one(token, now)
         exchange = current_exchange.get()
         if exchange is not None and (message := clock_trouble(token, now, date)):
             exchange.trouble = message
         return token == self._second_try
+
+    def _is_the_only_one(self, token: str, now: float) -> bool:
+        try:
+            return token_now(self._settings_now(), now).value == token
+        except ConfigError:
+            return True
 
 
 def clock_trouble(token: str, now: float, date: str) -> str | None:
@@ -168,11 +208,6 @@ def clock_trouble(token: str, now: float, date: str) -> str | None:
         f"This machine's clock is about {round(abs(now - snowflake_now) / 60) or 1} minutes {found}.\n"
         "Set it by the network: sudo timedatectl set-ntp true (macOS: sudo sntp -sS time.apple.com)"
     )
-
-
-def _is_live(token: str, now: float, margin: int = MARGIN_SECONDS) -> bool:
-    issued, expires = token_times(token)
-    return issued <= now < expires - margin
 
 
 live_config = LiveConfig(state_folder(os.environ) / "litellm_config.yaml")
