@@ -5,6 +5,7 @@ The answer is JSON. An error is a 400 with its reason.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -27,7 +28,8 @@ async def control(stub: CortexStub, request: web.Request) -> tuple[int, JSON]:
     try:
         value: Any = await request.json() if request.can_read_body else None
         if what == "GET requests":
-            return 200, {"requests": stub.requests[int(request.query.get("since", "0")) :]}
+            words, records = request.query.get("with", ""), stub.requests[int(request.query.get("since", "0")) :]
+            return 200, {"requests": [each for each in records if words in json.dumps(each.get("body"))]}
         if what == "GET totals":
             return 200, stub.totals()
         if what == "GET failures":

@@ -19,7 +19,6 @@ As a process: `python tests/cortex_stub.py --port 0 --account X --user Y --publi
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import email.utils
 import hashlib
@@ -48,7 +47,7 @@ from tests.cortex_scripts import Script, Turn, next_turn, prompt_of, read_script
 from tests.cortex_server import Server, parse_body
 from tests.cortex_sql import SQL_FAULTS, World, run_statement
 from tests.cortex_statements import STATEMENTS, Statements
-from tests.cortex_streams import odd_events, send_half, send_stream
+from tests.cortex_streams import odd_events, send_half, send_stream, wait_for_client
 from tests.cortex_tokens import TOKEN_LIFE, Keys
 
 __all__ = ["CHAT", "DEMO_NOTE", "FAULTS", "MESSAGES", "STATEMENTS", "CortexStub"]
@@ -290,8 +289,8 @@ class CortexStub(Server):
     async def _early(self, fault: Fault, request: web.Request, record: JSON) -> web.StreamResponse | None:
         """What goes wrong before the check of the token."""
         record["fault"] = fault.name
-        if fault.name == "slow_start":
-            await asyncio.sleep(fault.seconds)
+        if fault.name == "slow_start" and not await wait_for_client(request, fault.seconds):
+            record["aborted"] = True
         if fault.name == "drop" and request.transport is not None:
             request.transport.abort()
             return web.Response()  # aiohttp finds the connection gone
