@@ -5,7 +5,6 @@ The answer is JSON. An error is a 400 with its reason.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -28,8 +27,9 @@ async def control(stub: CortexStub, request: web.Request) -> tuple[int, JSON]:
     try:
         value: Any = await request.json() if request.can_read_body else None
         if what == "GET requests":
-            words, records = request.query.get("with", ""), stub.requests[int(request.query.get("since", "0")) :]
-            return 200, {"requests": [each for each in records if words in json.dumps(each.get("body"))]}
+            if words := request.query.get("with"):
+                return 200, {"requests": stub.with_words(words)}
+            return 200, {"requests": stub.requests[int(request.query.get("since", "0")) :]}
         if what == "GET totals":
             return 200, stub.totals()
         if what == "GET failures":

@@ -98,6 +98,7 @@ class CortexStub(Server):
         self.replay: list[JSON | str] = []
         self.requests: list[JSON] = []
         self.login_failures: dict[str, str] = {}
+        self._texts: list[str] = []  # the bodies of the first requests, for `with_words`
         self._demo, self._bench, self._log, self._clock = demo, bench, log, clock
         self._keys = Keys()
         self._faults = Faults()
@@ -139,6 +140,14 @@ class CortexStub(Server):
                     return record
             time.sleep(0.02)
         raise AssertionError(f"no such request among {[(r['path'], r.get('status')) for r in self.requests]}")
+
+    def with_words(self, words: str) -> list[JSON]:
+        """The records of the requests whose bodies have these words, which are ASCII."""
+        for record in list(self.requests)[len(self._texts) :]:
+            if "body" not in record:  # it has just come
+                break
+            self._texts.append(json.dumps(record["body"]))
+        return [self.requests[number] for number, text in enumerate(self._texts) if words in text]
 
     def now(self) -> float:
         """The service's clock."""

@@ -32,7 +32,7 @@ async def agent_sdk(a: Asked) -> str:
     assert isinstance(last, ResultMessage), last
     assert (last.is_error, last.result) == (False, "five"), last
     assert given == [{"a": 2, "b": 3}], given
-    assert "the sum is 5" in said(await a.received())
+    assert "the sum is 5" in said(a.received())
     return YES
 
 

@@ -36,7 +36,7 @@ async def usage(a: Asked) -> str:
 async def system_prompt(a: Asked) -> str:
     for system in ("be short", [{"type": "text", "text": "be short"}, {"type": "text", "text": "be kind"}]):
         await a.ask(system=system)
-        body = await a.received()
+        body = a.received()
         told = body["system"] if a.route == "messages" else body["messages"][0]
         assert "be short" in json.dumps(told)
         assert ("be kind" in json.dumps(told)) == isinstance(system, list)
@@ -92,7 +92,7 @@ async def parallel_tool_calls(a: Asked) -> str:
     last = await a.client.messages.create(**{**asked, "messages": [*asked["messages"], *history]})
     assert text_of(last) == "all three"
     for town in "ABC":
-        assert f"sun in {town}" in said(await a.received())
+        assert f"sun in {town}" in said(a.received())
     return YES
 
 
@@ -102,7 +102,7 @@ async def tool_choice(a: Asked) -> str:
     for kind, expected in chat.items():
         choice = {"type": kind, **({"name": "weather"} if kind == "tool" else {})}
         await a.ask("[[text: ok]]", tools=[TOOL, OTHER_TOOL], tool_choice=choice)
-        got = (await a.received()).get("tool_choice")
+        got = a.received().get("tool_choice")
         assert got == (expected if a.is_chat else choice), got
     return YES
 
@@ -131,8 +131,8 @@ async def tool_runner(a: Asked) -> str:
     last = await a.client.beta.messages.tool_runner(**a.body(script, tools=[weather])).until_done()
     assert ran == ["A", "B"], ran
     assert text_of(last) == "done"
-    assert "sun in A" in said(await a.received())
-    assert "sun in B" in said(await a.received())
+    assert "sun in A" in said(a.received())
+    assert "sun in B" in said(a.received())
     return YES
 
 
@@ -143,7 +143,7 @@ async def structured_output(a: Asked) -> str:
     answer = await a.client.messages.parse(**a.body('[[text: {"name": "A"}]]'), output_format=Town)
     assert isinstance(answer.parsed_output, Town)
     assert answer.parsed_output.name == "A"
-    body = await a.received()
+    body = a.received()
     wanted = body.get("response_format") if a.is_chat else body.get("output_config", {}).get("format")
     assert wanted, f"no schema reached Cortex: {sorted(body)}"
     assert wanted["type"] == "json_schema"
@@ -159,7 +159,7 @@ async def thinking(a: Asked) -> str:
         answer = await a.client.messages.create(**{**body, "model": a.model(model)})
         assert text_of(answer) == "so"
         kinds = [block.type for block in answer.content]
-        sent = await a.received()
+        sent = a.received()
         if a.route == "gpt":
             assert kinds == ["text"], kinds
             assert not {"reasoning", "thinking"} & sent.keys()
@@ -202,7 +202,7 @@ async def _next_turn(a: Asked, asked: JSON, answer: Any) -> str:
     history = [{"role": "assistant", "content": answer.content}, {"role": "user", "content": [result]}]
     last = await a.client.messages.create(**{**asked, "messages": [*asked["messages"], *history]})
     assert text_of(last) == "done"
-    sent = await a.received()
+    sent = a.received()
     assert "sun" in said(sent)
     return YES if "deep" in said(sent) and "signature" in said(sent) else NOT
 
@@ -214,14 +214,14 @@ async def effort(a: Asked) -> str:
     for more in thinks:
         body = a.body(output_config={"effort": "low"}, max_tokens=9000, **more)
         await a.client.messages.create(**{**body, "model": a.model(ADAPTIVE, "openai-gpt-5.1")})
-        reached.append((await a.received()).get(field) == ("low" if a.route == "gpt" else {"effort": "low"}))
-    assert reached[0], await a.received()
+        reached.append(a.received().get(field) == ("low" if a.route == "gpt" else {"effort": "low"}))
+    assert reached[0], a.received()
     return YES if reached[1] else IN_PART
 
 
 async def stop_sequences(a: Asked) -> str:
     answer = await a.ask("[[text: one two three]]", stop_sequences=["two"])
-    sent = await a.received()
+    sent = a.received()
     assert sent["stop" if a.is_chat else "stop_sequences"] == ["two"]
     if text_of(answer) == "one two three":
         assert answer.stop_reason == "end_turn"
@@ -243,7 +243,7 @@ async def max_tokens(a: Asked) -> str:
 async def sampling(a: Asked) -> str:
     asked = {"temperature": 0.2, "top_p": 0.9, "top_k": 5}
     await a.ask(extra_body=asked)
-    sent = await a.received()
+    sent = a.received()
     got = {name: sent[name] for name in asked if name in sent}
     assert {**got, "top_k": 5} == asked, got
     return YES if got == asked else IN_PART
@@ -251,7 +251,7 @@ async def sampling(a: Asked) -> str:
 
 async def sampling_of_newer_models(a: Asked) -> str:
     await a.client.messages.create(**{**a.body(extra_body={"temperature": 0.2}), "model": a.model(STRICT)})
-    return YES if (await a.received()).get("temperature") == 0.2 else NOT
+    return YES if a.received().get("temperature") == 0.2 else NOT
 
 
 async def prefill(a: Asked) -> str:
@@ -259,7 +259,7 @@ async def prefill(a: Asked) -> str:
     asked = a.body("[[text: b]]")
     last = {"role": "assistant", "content": "{"}
     await a.client.messages.create(**{**asked, "messages": [*asked["messages"], last]})
-    message = (await a.received())["messages"][-1]
+    message = a.received()["messages"][-1]
     assert message["role"] == "assistant"
     assert "{" in json.dumps(message["content"])
     return YES
@@ -269,7 +269,7 @@ async def prefill_of_newer_models(a: Asked) -> str:
     asked = a.body("[[text: ignored]] [[text: b]]")
     last = {"role": "assistant", "content": "{"}
     await a.client.messages.create(**{**asked, "model": a.model(ADAPTIVE), "messages": [*asked["messages"], last]})
-    messages = (await a.received())["messages"]
+    messages = a.received()["messages"]
     return YES if messages[-1]["role"] == "assistant" else NOT
 
 

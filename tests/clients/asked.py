@@ -17,7 +17,6 @@ from typing import Any
 from anthropic import Anthropic, APIError, AsyncAnthropic
 
 from tests.cortex_rules import JSON
-from tests.cortex_stub import CortexStub
 from tests.set_up import SetUp
 
 YES, AS_TEXT, IN_PART, NOT = "yes", "as text", "in part", "not supported"
@@ -38,10 +37,6 @@ class Asked:
     client: AsyncAnthropic
     plain: Anthropic  # the same client, not asynchronous
     set_up: SetUp
-
-    @property
-    def stub(self) -> CortexStub:
-        return self.set_up.stub
 
     @property
     def mark(self) -> str:
@@ -66,19 +61,19 @@ class Asked:
         """Send a request."""
         return self.client.messages.create(**self.body(words, *blocks, **more))
 
-    async def records(self) -> list[JSON]:
+    def records(self) -> list[JSON]:
         """The records of the stand-in about the requests of this check, oldest first."""
-        return [record for record in self.stub.requests if self.mark in json.dumps(record.get("body"))]
+        return self.set_up.stub.with_words(self.mark)
 
-    async def received(self) -> JSON:
+    def received(self) -> JSON:
         """The body of the newest request of this check that the stand-in accepted."""
-        body: JSON = [record for record in await self.records() if record["status"] == 200][-1]["body"]
+        body: JSON = [record for record in self.records() if record["status"] == 200][-1]["body"]
         return body
 
     async def wait_for(self, seen: Callable[[JSON], Any], seconds: float = 10) -> None:
         """Wait for a record of this check for which `seen` is true."""
         end = time.monotonic() + seconds
-        while not any(seen(record) for record in await self.records()):
+        while not any(seen(record) for record in self.records()):
             assert time.monotonic() < end, f"not seen at the stand-in within {seconds} s"
             await asyncio.sleep(0.05)
 

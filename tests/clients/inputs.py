@@ -55,7 +55,7 @@ async def after(a: Asked, history: list[JSON]) -> JSON:
     asked = a.body("[[text: done]]", tools=[TOOL])
     answer = await a.client.messages.create(**{**asked, "messages": [*asked["messages"], *history]})
     assert text_of(answer) == "done"
-    return await a.received()
+    return a.received()
 
 
 def holds_image(body: JSON) -> bool:
@@ -69,14 +69,14 @@ def told_as_left_out(body: JSON, data: str) -> bool:
 
 async def image(a: Asked) -> str:
     await a.ask("", {"type": "image", "source": PNG})
-    assert holds_image(await a.received())
+    assert holds_image(a.received())
     return YES
 
 
 async def image_by_url(a: Asked) -> str:
     source = {"type": "url", "url": "https://example.com/a.png"}
     await a.ask("", {"type": "image", "source": source})
-    assert "left out" in said(await a.received())
+    assert "left out" in said(a.received())
     return NOT
 
 
@@ -84,7 +84,7 @@ async def text_document(a: Asked) -> str:
     for source, words in ((PLAIN, "the harvest was good"), (PARTS, "the winter was mild")):
         block = document(source, title="Report", context="of last year", citations={"enabled": True})
         await a.ask("", block)
-        body = await a.received()
+        body = a.received()
         assert words in said(body), f"source {source['type']}: its text did not reach Cortex: {said(body)}"
         assert "Report" in said(body), "its title did not reach Cortex"
     return AS_TEXT
@@ -93,7 +93,7 @@ async def text_document(a: Asked) -> str:
 async def pdf_document(a: Asked) -> str:
     pdf = {"type": "base64", "media_type": "application/pdf", "data": PDF}
     await a.client.with_options(max_retries=2).messages.create(**a.body("", document(pdf)))
-    body = await a.received()
+    body = a.received()
     if PDF in said(body):
         return YES
     assert told_as_left_out(body, PDF), said(body)
@@ -102,7 +102,7 @@ async def pdf_document(a: Asked) -> str:
 
 async def search_result(a: Asked) -> str:
     await a.ask("", FOUND)
-    body = await a.received()
+    body = a.received()
     assert "the town is old" in said(body), f"its text did not reach Cortex: {said(body)}"
     assert "https://example.com/towns" in said(body), "its source did not reach Cortex"
     return AS_TEXT
@@ -158,7 +158,7 @@ async def results_of_server_tools(a: Asked) -> str:
     history = [{"role": "assistant", "content": blocks}, {"role": "user", "content": "and now?"}]
     answer = await a.client.messages.create(**{**asked, "messages": [*asked["messages"], *history]})
     assert text_of(answer)
-    body = await a.received()
+    body = a.received()
     for words in ("it is old", "the harvest was good", "forty-two", "I have looked."):
         assert words in said(body), f"{words!r} did not reach Cortex: {said(body)}"
     return AS_TEXT
@@ -167,9 +167,9 @@ async def results_of_server_tools(a: Asked) -> str:
 async def cache_marks(a: Asked) -> str:
     system = [{"type": "text", "text": f"{a.mark} " + "rule " * 2000, "cache_control": {"type": "ephemeral"}}]
     first, second = [(await a.ask(system=system)).usage for _ in range(2)]
-    charged = [record["usage"] for record in await a.records()]
+    charged = [record["usage"] for record in a.records()]
     if a.route == "gpt":
-        assert "cache_control" not in json.dumps(await a.received())
+        assert "cache_control" not in json.dumpsa.received()
         return NOT
     assert (charged[0]["cache_write"] > 2000, charged[1]["cache_read"] > 2000) == (True, True), charged
     assert second.cache_read_input_tokens == charged[1]["cache_read"]
@@ -181,13 +181,13 @@ async def cache_mark_of_the_request(a: Asked) -> str:
     asked = a.body("long " * 2000, cache_control={"type": "ephemeral"})
     for _ in range(2):
         await a.client.messages.create(**asked)
-    charged = [record["usage"] for record in await a.records()]
+    charged = [record["usage"] for record in a.records()]
     return YES if charged[1]["cache_read"] > 2000 else NOT
 
 
 async def metadata(a: Asked) -> str:
     await a.ask(metadata={"user_id": "somebody"})
-    return YES if "somebody" in json.dumps(await a.received()) else NOT
+    return YES if "somebody" in json.dumpsa.received() else NOT
 
 
 async def threads(a: Asked) -> str:
@@ -197,7 +197,7 @@ async def threads(a: Asked) -> str:
         error = await error_of(asked, BadRequestError)
         refused(error)
         assert error.error_code == "thread_unsupported_request"
-    assert await a.records() == []
+    assert a.records() == []
     return NOT
 
 
@@ -205,7 +205,7 @@ async def _dropped(a: Asked, beta: str, **fields: Any) -> str:
     """Whether a beta's fields are left out of a request that is answered all the same."""
     answer: Any = await a.client.beta.messages.create(**a.body("[[text: ok]]"), betas=[beta], **fields)
     assert text_of(answer) == "ok"
-    assert not fields.keys() & (await a.received()).keys()
+    assert not fields.keys() & a.received().keys()
     return NOT
 
 
@@ -230,7 +230,7 @@ async def service_tier(a: Asked) -> str:
 
 async def _refused_tool(a: Asked, kind: str, name: str) -> str:
     refused(await error_of(a.ask(tools=[{"type": kind, "name": name}]), BadRequestError), kind)
-    assert await a.records() == []
+    assert a.records() == []
     return NOT
 
 
@@ -248,7 +248,7 @@ async def server_tool_beside_others(a: Asked) -> str:
     tools = [{"type": "web_search_20250305", "name": "web_search"}, TOOL, OTHER_TOOL]
     answer = await a.ask('[[tools: weather {"town": "A"}]]', tools=tools)
     assert calls_of(answer)[0].name == "weather"
-    sent = (await a.received())["tools"]
+    sent = a.received()["tools"]
     assert [tool.get("name") or tool["function"]["name"] for tool in sent] == ["weather", "traffic"]
     return NOT
 
