@@ -169,7 +169,7 @@ async def cache_marks(a: Asked) -> str:
     first, second = [(await a.ask(system=system)).usage for _ in range(2)]
     charged = [record["usage"] for record in a.records()]
     if a.route == "gpt":
-        assert "cache_control" not in json.dumpsa.received()
+        assert "cache_control" not in json.dumps(a.received())
         return NOT
     assert (charged[0]["cache_write"] > 2000, charged[1]["cache_read"] > 2000) == (True, True), charged
     assert second.cache_read_input_tokens == charged[1]["cache_read"]
@@ -187,7 +187,7 @@ async def cache_mark_of_the_request(a: Asked) -> str:
 
 async def metadata(a: Asked) -> str:
     await a.ask(metadata={"user_id": "somebody"})
-    return YES if "somebody" in json.dumpsa.received() else NOT
+    return YES if "somebody" in json.dumps(a.received()) else NOT
 
 
 async def threads(a: Asked) -> str:
