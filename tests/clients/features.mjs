@@ -1,6 +1,8 @@
 // Runs the checks of the TypeScript SDK, all in one process, and prints their outcomes as JSON: {"name/route": "yes"}.
 // A failure begins with "FAILED: ". The environment variable CLIENTS says what to run, and where: url, key, stub, wanted, and for
 // agent.mjs claude, home, environ.
+import { File } from "node:buffer";
+
 import Anthropic from "@anthropic-ai/sdk";
 
 import * as agent from "./agent.mjs";
@@ -9,6 +11,7 @@ import { Asked } from "./asked.mjs";
 import * as inputs from "./inputs.mjs";
 import * as service from "./service.mjs";
 
+globalThis.File ??= File; // Node 18 has it here only, and the SDK wants it to upload files
 const CHECKS = { ...answers, ...inputs, ...service, ...agent };
 const AT_ONCE = 12, SECONDS = 60;
 
