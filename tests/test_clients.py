@@ -44,6 +44,8 @@ def selected(request: pytest.FixtureRequest, sdk: str) -> list[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def outcomes(running: SetUp, request: pytest.FixtureRequest) -> Outcomes:
     """What each check has seen, by feature, SDK and route."""
+    if not (FOLDER / "node_modules").exists():
+        pytest.fail("The SDKs are not installed. Run: make tests/clients/node_modules/installed", pytrace=False)
     told: JSON = {"url": running.url, "key": running.master_key, "stub": running.stub.url, "claude": str(CLAUDE)}
     told |= {"home": str(running.folder), "environ": {**running.environ, **running.claude_env()}}
     told["wanted"] = selected(request, "typescript")
