@@ -172,24 +172,20 @@ async def thinking(a: Asked) -> str:
     return NOT if a.route == "gpt" else YES
 
 
+def _thinks_and_calls(a: Asked) -> JSON:
+    script = '[[thinking: deep]] [[tools: weather {"town": "A"}]] [[text: done]]'
+    budget = {"type": "enabled", "budget_tokens": 2000}
+    return a.body(script, tools=[TOOL], thinking=budget, max_tokens=9000)
+
+
 async def thinking_sent_back(a: Asked) -> str:
-    asked = a.body(
-        '[[thinking: deep]] [[tools: weather {"town": "A"}]] [[text: done]]',
-        tools=[TOOL],
-        thinking={"type": "enabled", "budget_tokens": 2000},
-        max_tokens=9000,
-    )
+    asked = _thinks_and_calls(a)
     answer = await a.client.messages.create(**asked)
     return await _next_turn(a, asked, answer)
 
 
 async def thinking_of_a_stream_sent_back(a: Asked) -> str:
-    asked = a.body(
-        '[[thinking: deep]] [[tools: weather {"town": "A"}]] [[text: done]]',
-        tools=[TOOL],
-        thinking={"type": "enabled", "budget_tokens": 2000},
-        max_tokens=9000,
-    )
+    asked = _thinks_and_calls(a)
     async with a.client.messages.stream(**asked) as events:
         answer = await events.get_final_message()
     assert a.route == "gpt" or answer.content[0].type == "thinking"
