@@ -125,7 +125,7 @@ check: lint ## lint, types and the fast tests: less than a minute
 	@$(PYTEST) -m "not real" $(ARGS)
 
 .PHONY: test
-test: lint node_modules/installed-dev ## lint, types and all tests, without a Snowflake account (ARGS='-k token')
+test: lint node_modules/installed-dev tests/clients/node_modules/installed ## lint, types and all tests, without a Snowflake account (ARGS='-k token')
 	@$(PYTEST) $(ARGS)
 
 .PHONY: nightly
@@ -145,6 +145,7 @@ lint: .venv/installed-dev ## run ruff and mypy
 audit: .venv/installed-dev ## known weaknesses in the dependencies (asks the registries)
 	@.venv/bin/uv tool run --exclude-newer "2 weeks" pip-audit --disable-pip --require-hashes -r requirements.txt
 	@$(NPM) audit --audit-level=moderate
+	@$(NPM) --prefix tests/clients audit --audit-level=moderate
 
 .PHONY: bench
 bench: .venv/installed ## compare the speed with that of LiteLLM alone, a few minutes (ARGS=--json; --steps: each part)
@@ -164,14 +165,15 @@ lock: .venv/installed-dev ## update the lock files from their sources (ARGS=--up
 	@$(COMPILE) requirements.in -o requirements.txt $(ARGS)
 	@$(COMPILE) requirements-dev.in -o requirements-dev.txt $(ARGS)
 	@$(PY) -c '$(PIN_TWICE)'
-	@$(NPM) $(if $(ARGS),update,install) --package-lock-only --omit-lockfile-registry-resolved >/dev/null
-	@node -e 'const file = "package-lock.json", lock = JSON.parse(fs.readFileSync(file));'\
+	@for folder in . tests/clients; do \
+	$(NPM) --prefix $$folder $(if $(ARGS),update,install) --package-lock-only --omit-lockfile-registry-resolved >/dev/null && \
+	node -e 'const file = process.argv[1] + "/package-lock.json", lock = JSON.parse(fs.readFileSync(file));'\
 	'for (const part of Object.values(lock.packages)) delete part.funding;'\
-	'fs.writeFileSync(file, JSON.stringify(lock, null, 2) + "\n")'
+	'fs.writeFileSync(file, JSON.stringify(lock, null, 2) + "\n")' $$folder || exit 1; done
 
 # One lock is for Linux, macOS and every Python from 3.10 on. It contains no host name, so a company's mirror works too.
 COMPILE := .venv/bin/uv pip compile --quiet --no-header --universal --python-version 3.10 --generate-hashes --no-strip-extras \
-	--no-emit-index-url
+	--no-emit-index-url --emit-build-options
 
 # An older pip (23.2 comes with Python 3.11) treats `pydantic` and `pydantic[email]` as two packages, and both must be
 # pinned. Without this second pin, pydantic's next release would break every installation from the lock.
@@ -187,3 +189,8 @@ PIN_TWICE := import pathlib, re; lock = pathlib.Path("requirements.txt"); \
 node_modules/installed-dev: node_modules/installed
 	@test -x node_modules/.bin/claude || $(NPM) ci >/dev/null
 	@touch node_modules/installed $@
+
+# The SDKs that tests/clients tries. Without their optional packages: each of these is a whole Claude Code of 200 MB.
+tests/clients/node_modules/installed: tests/clients/package-lock.json
+	@$(NPM) --prefix tests/clients ci --omit=optional >/dev/null
+	@touch $@

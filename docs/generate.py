@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Write the generated tables anew: errors in docs/troubleshooting.md, tests in SECURITY.md.
+"""Write the generated tables anew: docs/troubleshooting.md (errors), docs/clients.md (features), SECURITY.md (tests).
 
     python docs/generate.py            write them
     python docs/generate.py --check    only say whether they are up to date: exit status 0 or 1
 
-The errors come from the table that the proxy itself uses. The tests of a promise are those with its marker,
-`@pytest.mark.keeps("ID")`. Everything else on the two pages is written by hand.
+The errors come from the table that the proxy itself uses, the features from the one that the tests of the SDKs assert.
+The tests of a promise are those with its marker, `@pytest.mark.keeps("ID")`. Everything else is written by hand.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bundle.bootstrap import BUNDLE
 from bundle.cortex.errors import CASES, commands, explain
+from tests.clients.table import markdown
 
 BEGIN, END = "<!-- begin: written by docs/generate.py -->\n", "<!-- end -->\n"
 HEAD = ["Status", "Cortex's words", "What it means and what to do", "Claude Code tries again"]
@@ -67,13 +68,36 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def troubleshooting(page: str) -> str:
-    """docs/troubleshooting.md with its table brought up to date."""
+def between(page: str, written: str) -> str:
+    """A page whose part between BEGIN and END is this one."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"the page has no lines {BEGIN!r} and {END!r}")
-    return before + begin + "\n" + table() + "\n" + end + after
+    return before + begin + "\n" + written + "\n" + end + after
+
+
+def troubleshooting(page: str) -> str:
+    """docs/troubleshooting.md with its table brought up to date."""
+    return between(page, table())
+
+
+def releases() -> str:
+    """Which releases the tests of the SDKs run, from the lock files."""
+    python = dict(re.findall(r"(?m)^([a-z-]+)==(\S+)", (BUNDLE / "requirements-dev.txt").read_text()))
+    node = json.loads((BUNDLE / "tests" / "clients" / "package.json").read_text())["dependencies"]
+    claude = json.loads((BUNDLE / "package.json").read_text())["devDependencies"]["@anthropic-ai/claude-code"]
+    return (
+        f"Each cell was tried with the Python SDK (`anthropic` {python['anthropic']}) and the TypeScript SDK "
+        f"(`@anthropic-ai/sdk` {node['@anthropic-ai/sdk']}), with the same outcome.\n"
+        f"The Agent SDKs are `claude-agent-sdk` {python['claude-agent-sdk']} and `@anthropic-ai/claude-agent-sdk` "
+        f"{node['@anthropic-ai/claude-agent-sdk']}, with Claude Code {claude}.\n"
+    )
+
+
+def clients(page: str) -> str:
+    """docs/clients.md with its table brought up to date."""
+    return between(page, f"{releases()}\n{markdown()}")
 
 
 def markers() -> dict[str, list[str]]:
@@ -98,7 +122,11 @@ def security(page: str) -> str:
     return re.sub(r'(?m)^(?P<promise>\| <a id="(?P<id>[\w-]+)"></a>.*?) \| (?P<tests>.*) \|$', cell, page)
 
 
-PAGES = {BUNDLE / "docs" / "troubleshooting.md": troubleshooting, BUNDLE / "SECURITY.md": security}
+PAGES = {
+    BUNDLE / "docs" / "troubleshooting.md": troubleshooting,
+    BUNDLE / "docs" / "clients.md": clients,
+    BUNDLE / "SECURITY.md": security,
+}
 
 
 def main() -> int:

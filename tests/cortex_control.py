@@ -30,6 +30,8 @@ async def control(stub: CortexStub, request: web.Request) -> tuple[int, JSON]:
     try:
         value: Any = await request.json() if request.can_read_body else None
         if what == "GET requests":
+            if words := request.query.get("with"):
+                return 200, {"requests": stub.with_words(words)}
             return 200, {"requests": stub.requests[int(request.query.get("since", "0")) :]}
         if what == "GET totals":
             return 200, stub.totals()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
 from aiohttp import web
@@ -50,6 +51,14 @@ async def send_stream(
         return response
     record["aborted"] = True  # by the client, or on purpose
     return response
+
+
+async def wait_for_client(request: web.Request, seconds: float) -> bool:
+    """Wait, and return whether the client is still there. If it leaves, the wait ends."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and request.transport is not None:
+        await asyncio.sleep(min(left, 0.05))
+    return request.transport is not None
 
 
 async def send_half(request: web.Request, whole: JSON, record: JSON) -> web.StreamResponse:

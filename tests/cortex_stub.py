@@ -20,7 +20,6 @@ As a process: `python tests/cortex_stub.py --port 0 --account X --user Y --publi
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import email.utils
 import hashlib
@@ -49,7 +48,7 @@ from tests.cortex_scripts import Script, Turn, next_turn, prompt_of, read_script
 from tests.cortex_server import Server, parse_body
 from tests.cortex_sql import SQL_FAULTS, World, run_statement
 from tests.cortex_statements import STATEMENTS, Statements
-from tests.cortex_streams import odd_events, send_half, send_stream
+from tests.cortex_streams import odd_events, send_half, send_stream, wait_for_client
 from tests.cortex_tokens import TOKEN_LIFE, Keys, pat_fault, taken_as_pat
 
 __all__ = ["CHAT", "DEMO_NOTE", "FAULTS", "MESSAGES", "STATEMENTS", "CortexStub"]
@@ -106,6 +105,7 @@ class CortexStub(Server):
         self.replay: list[JSON | str] = []
         self.requests: list[JSON] = []
         self.login_failures: dict[str, str] = {}
+        self._texts: list[str] = []  # the bodies of the first requests, for `with_words`
         self._demo, self._bench, self._log, self._clock = demo, bench, log, clock
         self._keys = Keys()
         self._faults = Faults()
@@ -147,6 +147,14 @@ class CortexStub(Server):
                     return record
             time.sleep(0.02)
         raise AssertionError(f"no such request among {[(r['path'], r.get('status')) for r in self.requests]}")
+
+    def with_words(self, words: str) -> list[JSON]:
+        """The records of the requests whose bodies have these words, which are ASCII."""
+        for record in list(self.requests)[len(self._texts) :]:
+            if "body" not in record:  # it has just come
+                break
+            self._texts.append(json.dumps(record["body"]))
+        return [self.requests[number] for number, text in enumerate(self._texts) if words in text]
 
     def now(self) -> float:
         """The service's clock."""
@@ -302,8 +310,8 @@ class CortexStub(Server):
     async def _early(self, fault: Fault, request: web.Request, record: JSON) -> web.StreamResponse | None:
         """What goes wrong before the check of the token."""
         record["fault"] = fault.name
-        if fault.name == "slow_start":
-            await asyncio.sleep(fault.seconds)
+        if fault.name == "slow_start" and not await wait_for_client(request, fault.seconds):
+            record["aborted"] = True
         if fault.name == "drop" and request.transport is not None:
             request.transport.abort()
             return web.Response()  # aiohttp finds the connection gone
