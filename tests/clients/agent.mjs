@@ -28,6 +28,8 @@ export async function agent_sdk(a) {
   for await (const message of query({ prompt, options })) last = message;
   assert.deepEqual([last.type, last.is_error, last.result], ["result", false, "five"]);
   assert.deepEqual(given, [{ a: 2, b: 3 }]);
-  holds(await a.received(), "the sum is 5");
+  const body = await a.received();
+  holds(body, "the sum is 5");
+  assert(JSON.stringify(body.tools).includes("mcp__sums__add"));
   return YES;
 }

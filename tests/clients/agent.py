@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from claude_agent_sdk import ClaudeAgentOptions, ResultMessage, create_sdk_mcp_server, query, tool
@@ -32,7 +33,9 @@ async def agent_sdk(a: Asked) -> str:
     assert isinstance(last, ResultMessage), last
     assert (last.is_error, last.result) == (False, "five"), last
     assert given == [{"a": 2, "b": 3}], given
-    assert "the sum is 5" in said(a.received())
+    body = a.received()
+    assert "the sum is 5" in said(body)
+    assert "mcp__sums__add" in json.dumps(body["tools"])
     return YES
 
 
