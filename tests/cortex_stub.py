@@ -93,12 +93,10 @@ class CortexStub(Server):
         self.underscores = False
         self.issued_ahead = 30.0
         self.pats: dict[str, str] = {}
-        self.pat_words = False
-        self.pat_as_jwt = False
+        self.pat_words = self.pat_as_jwt = False
         self.missing_models: frozenset[str] = frozenset()
         self.warehouse: str | None = "COMPUTE_WH"
-        self.region = "AWS_US_WEST_2"
-        self.cross_region = "DISABLED"
+        self.region, self.cross_region = "AWS_US_WEST_2", "DISABLED"
         self.listed: Sequence[JSON] | None = None
         self.sql_rows: tuple[Sequence[str], Sequence[Sequence[str | None]]] | None = None
         self.sql_page = 1000
