@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from bundle.cortex.documents import PDF_LEFT_OUT, TOOL_FAILED
+from bundle.proxy.request_shape import fault
 from tests.claude_home import on_messages_route
 from tests.cortex_rules import JSON
-from tests.foreign import BLOCKS
+from tests.foreign import BLOCKS, in_place
 from tests.messages import IMAGE, body, call, result, says, text, user
 from tests.session import ask
 from tests.session import call as tool_call
@@ -36,24 +37,32 @@ def asked_since(running: SetUp, before: int) -> list[JSON]:
     return [record for record in running.stub.requests[before:] if record["route"] != "sql"]
 
 
+def passing(place: str) -> list[tuple[JSON, str]]:
+    """The blocks that Anthropic's API takes in this place: the front door refuses others."""
+    return [(block, words) for block, words in BLOCKS if not fault({**in_place(place, block), "model": MODEL})]
+
+
 def test_every_block_in_every_place_reaches_the_model_as_text(running: SetUp, route: str) -> None:
-    blocks = [block for block, _ in BLOCKS]
     album = {"type": "document", "source": {"type": "content", "content": [text("left"), IMAGE, text("right")]}}
-    failed = result("b", [*blocks, album], is_error=True)
+    in_turn, in_result = passing("user"), passing("tool_result")
+    assert [passing(place) for place in ("assistant", "a system message")] == [in_turn, in_turn]
+    blocks, inner = [block for block, _ in in_turn], [block for block, _ in in_result]
+    failed = result("b", [*inner, album], is_error=True)
     asked = body(
         user(*blocks, text("go")),
         says(text("well"), *blocks, call("a"), call("b")),
-        user(result("a", blocks), failed, *blocks, album),
+        user(result("a", inner), failed, *blocks, album),
         {"role": "system", "content": blocks},
-        system=[text("be kind"), *blocks],
     )
     before = len(running.stub.requests)
     answer = running.post({**asked, "model": MODEL})
     assert answer.status_code == 200, answer.text
     (record,) = asked_since(running, before)
     told = json.dumps(record["body"], ensure_ascii=False)
-    for _, words in BLOCKS:
-        assert told.count(json.dumps(words, ensure_ascii=False)[1:-1]) >= 7, words
+    for found, places in ((in_turn, 4), (in_result, 2)):
+        for _, words in found:
+            assert told.count(json.dumps(words, ensure_ascii=False)[1:-1]) >= places, words
+    assert len(in_turn) > 40
     assert told.count(TOOL_FAILED) >= 1
     kinds = Counter(re.findall(r'"type": "(\w+)"', told))
     assert kinds["image_url" if route == "chat" else "image"] == 2

@@ -29,7 +29,6 @@ PUBLISHED["top"] = {"type": "object", "properties": {"default": {"type": "array"
 ODD: dict[str, Any] = {f"t{number}": with_property(odd) for number, (odd, _) in enumerate(PARAMETERS.values())}
 ODD |= {
     "top": PUBLISHED["top"],
-    "top_true": True,
     "top_any": {"type": "any", "properties": None},
     "top_choice": {"anyOf": [{"$ref": "#/definitions/A"}], "definitions": {"A": with_property(None)}},
 }
