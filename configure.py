@@ -6,7 +6,7 @@ take a programmatic access token.
 account and user, with Python's own library alone. If nothing is missing and Snowflake accepts the key, the script
 prints nothing. Each answer is written to `.env` at once, so that the script never asks twice. The private key stays on
 this machine. The script prints the SQL statement that gives the public key to Snowflake, and waits until Snowflake
-accepts the key. Who may not run that statement can paste a programmatic access token instead.
+accepts the key. A user who may not run that statement can paste a programmatic access token instead.
 
 Without a terminal the script only prints what is missing. Exit status: 0 the set-up is complete, 78 something is
 missing or wrong, 130 interrupted.

@@ -162,8 +162,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 
 def _credential(given: _Given, connection: Mapping[str, str], origin: str, file: Path) -> Credential:
     """The private key or the programmatic access token. `origin` and `file` say where the connection stands."""
-    in_connection = connection.get("private_key_file") or connection.get("private_key_path")
-    named_by = f"the key of {origin}" if in_connection else ""
+    name = "private_key_file" if connection.get("private_key_file") else "private_key_path"
+    in_connection = connection.get(name)
+    named_by = f"{name} of {origin}" if in_connection else ""
     if place := given.place("SNOWFLAKE_PRIVATE_KEY_PATH"):
         named_by = f"SNOWFLAKE_PRIVATE_KEY_PATH in {place}"
     key = given.get("SNOWFLAKE_PRIVATE_KEY_PATH") or in_connection or "~/.ssh/snowflake_key.p8"

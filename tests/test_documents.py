@@ -162,3 +162,14 @@ def test_on_messages_a_failed_result_stays_the_field_and_with_an_image_it_is_tol
 def test_a_failed_result_without_its_call_still_says_so() -> None:
     out = adapted(body(user(text("go"), result("a", "no", is_error=True))))
     assert out["messages"][0]["content"] == [text("go"), text(LOST_RESULT), text(TOOL_FAILED), text("no")]
+
+
+@pytest.mark.parametrize("last", ["go", [text("a"), text("b")], [result("a", "out"), LETTER], [IMAGE]])
+def test_a_mark_on_the_request_moves_to_its_last_block_also_on_chat(last: Any) -> None:
+    asked = body(user(text("go")), says(call("a")), {"role": "user", "content": last})
+    plain, marked = on_chat(asked), on_chat({**asked, "cache_control": MARK})
+    assert plain["messages"][:-1] == marked["messages"][:-1]
+    assert "cache_control" not in json.dumps(plain["messages"])
+    *others, block = marked["messages"][-1]["content"]
+    assert block["cache_control"] == MARK
+    assert "cache_control" not in json.dumps(others)

@@ -157,9 +157,20 @@ def test_a_result_without_output_says_so(content: Any) -> None:
     assert out["messages"][2]["content"][0]["content"] == [text(NO_OUTPUT)]
 
 
-def test_an_unfinished_answer_is_asked_to_go_on() -> None:
-    out = adapted(body(user(text("count")), says(text("1, 2"))))
-    assert out["messages"][-1] == user(text(CONTINUE))
+@pytest.mark.parametrize(
+    ("model", "more", "goes_on"),
+    [
+        ("claude-sonnet-4-5", {}, False),
+        ("claude-sonnet-4-5", {"tools": [TOOL]}, True),
+        ("claude-sonnet-4-6", {}, True),
+    ],
+)
+def test_an_unfinished_answer_stays_last_only_where_a_model_takes_it(model: str, more: JSON, goes_on: bool) -> None:
+    begun = [user(text("count")), says(text("1, 2"))]
+    thinking = {"type": "enabled", "budget_tokens": 2000}
+    out = adapted({**body(*begun, thinking=thinking, max_tokens=9000, **more), "model": model})
+    assert out["messages"] == [*begun, *([user(text(CONTINUE))] if goes_on else [])]
+    assert ("thinking" in out) == goes_on
 
 
 def test_unsigned_thinking_stays_here() -> None:

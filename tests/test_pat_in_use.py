@@ -276,6 +276,8 @@ def test_a_token_that_only_a_shell_has_stops_a_start_with_a_command_that_helps(
     command = into_env_file(running_pat.env_file)
     for script in ("start.py", "configure.py"):
         done = set_up.run(script, SNOWFLAKE_PAT=TOKEN)
+        if done.returncode == 0:  # then this test fails, and PM2 runs
+            set_up.run("stop.py")
         assert (done.returncode, "PM2 passes no secret of a shell on" in done.stderr) == (78, True), done.stderr
         assert command in done.stderr
         assert TOKEN not in done.stdout + done.stderr

@@ -19,7 +19,7 @@ from itertools import groupby
 from typing import Any
 
 from bundle.cortex.blocks import blocks_of, is_blank, mark_of, mark_within, text_block, unmarked
-from bundle.cortex.models import JSON, Note
+from bundle.cortex.models import JSON, MARK, Note
 
 # The kinds of blocks that each place may hold: the message of a role, or the inside of a tool's result.
 TAKEN: Mapping[str, tuple[str, ...]] = {
@@ -52,11 +52,22 @@ def left_out(what: str) -> str:
 
 def for_translation(body: Mapping[str, Any], note: Note) -> JSON:
     """The fields `messages` and `system` of an Anthropic body as LiteLLM can translate them to OpenAI's API without a
-    loss. docs/cortex.md#chat-failed-results: a failed result (`is_error`) says so in its text."""
-    out: JSON = {"messages": [_translatable(message, note) for message in body["messages"]]}
+    loss. docs/cortex.md#chat-failed-results: a failed result (`is_error`) says so in its text. A client that marks the
+    request for the cache means its last block."""
+    messages = body["messages"]
+    if body.get("cache_control"):
+        messages = [*messages[:-1], _marked_at_end(messages[-1])]
+    out: JSON = {"messages": [_translatable(message, note) for message in messages]}
     if isinstance(body.get("system"), list):
         out["system"] = plain_parts(body["system"], "system", note)
     return out
+
+
+def _marked_at_end(message: JSON) -> JSON:
+    blocks = blocks_of(message.get("content"))
+    if not blocks or not isinstance(blocks[-1], dict) or "thinking" in str(blocks[-1].get("type")):
+        return message
+    return {**message, "content": [*blocks[:-1], {**blocks[-1], "cache_control": MARK}]}
 
 
 def _translatable(message: JSON, note: Note) -> JSON:

@@ -71,7 +71,8 @@ def messages_request(
     system = plain_system(body.get("system"), note)
     pdfs = str(body["model"]).rpartition("/")[2] not in refusals.documents
     messages = results_after_calls(plain_messages(body["messages"], note, pdfs=pdfs), note)
-    messages = ends_with_user(messages, note)
+    if tools or is_adaptive(body["model"]):  # docs/cortex.md#chat-final-assistant, docs/cortex.md#chat-prefill
+        messages = ends_with_user(messages, note)
     limit_images(messages, note)
     cache_marks(tools, system, messages, whole_prompt=bool(body.get("cache_control")))
     choice = plain_choice(body.get("tool_choice"), tools, note)
@@ -267,7 +268,7 @@ def thinking(body: Mapping[str, Any], note: Note) -> JSON | None:
     `output_config`.
 
     Anthropic's rules: a budget is at least 1024 and below `max_tokens`. There is no thinking together with a forced
-    tool, and no budget in a turn whose calls were made without thinking.
+    tool or with an answer that the client has begun, and no budget in a turn whose calls were made without thinking.
     """
     asked = body.get("thinking")
     if not isinstance(asked, dict) or not asked.get("type"):
@@ -275,7 +276,7 @@ def thinking(body: Mapping[str, Any], note: Note) -> JSON | None:
     plain = _only(asked, ("budget_tokens",), note, "thinking")
     if asked["type"] == "disabled":
         return {"type": "disabled"}
-    if (body.get("tool_choice") or {}).get("type") in {"any", "tool"}:
+    if (body.get("tool_choice") or {}).get("type") in {"any", "tool"} or body["messages"][-1]["role"] == "assistant":
         return None
     if is_adaptive(body["model"]):
         return {"type": "adaptive"}

@@ -177,11 +177,16 @@ class CortexHooks(CustomLogger):
             exchange.facts, exchange.betas = RequestFacts.of(out), out["extra_headers"].get("anthropic-beta", "")
         elif call_type == CallTypes.acompletion:
             exchange.refused = frozenset(self.refusals.chat.get(exchange.model, ()))
+            if exchange.effort and family_of(exchange.model) == "openai":
+                # LiteLLM drops it without `thinking`. GPT thinks in any case; Claude would begin to.
+                with_model["output_config"] = {"effort": exchange.effort}
             out, notes, exchange.left_out = to_chat(with_model, self.refusals)
             exchange.facts = RequestFacts.of(out)
             self._listen_to_chat()
         elif call_type == CallTypes.anthropic_messages:
+            out = {key: value for key, value in out.items() if key != "cache_control"}  # (it is on the last block now)
             out |= for_translation(kwargs, notes.append)
+            exchange.effort = str((kwargs.get("output_config") or {}).get("effort") or "")
         if (legacy := exchange.row.get("legacy")) and exchange.model == bare(kwargs["model"]):
             self._log_once(f"WARNING: {printable(legacy)}")
         for note in notes:

@@ -55,6 +55,7 @@ class Exchange:
     left_out: list[str] = field(default_factory=list)  # the fields removed because Cortex has refused them before
     model: str = ""  # the model that Cortex is asked for
     row: dict[str, Any] = field(default_factory=dict)  # the `model_info` of its row
+    effort: str = ""  # the client's `output_config.effort`
     token: str = field(default="", repr=False)
     token_type: str = KEY_PAIR
     refused_again: bool = False  # Cortex refused a token that was signed after a refusal, or a PAT: no retry will help

@@ -79,7 +79,6 @@ GROUPS: dict[str, tuple[Feature, ...]] = {
         Feature(
             "prefill",
             "an assistant message at the end, as the beginning of the answer (Claude 4.5, GPT)",
-            messages="not supported: a user message is added that says to continue",
         ),
         Feature("prefill_of_newer_models", "the same with Claude 4.6 and newer", NO_PREFILL, NO_PREFILL, None),
         Feature("structured_output", "structured output: `messages.parse`, `output_config.format`"),
@@ -94,8 +93,6 @@ GROUPS: dict[str, tuple[Feature, ...]] = {
         Feature(
             "effort",
             "`output_config.effort`",
-            "in part: only together with `thinking`",
-            YES,
             "in part: only together with `thinking`",
         ),
     ),
@@ -136,9 +133,7 @@ GROUPS: dict[str, tuple[Feature, ...]] = {
         Feature(
             "cache_mark_of_the_request",
             "`cache_control` on the request",
-            "not supported: left out; mark a block",
-            YES,
-            "not supported: GPT caches without marks",
+            gpt="not supported: GPT caches without marks",
         ),
         same("metadata", "`metadata.user_id`", "not supported: left out, because it names a user or a device"),
         same(
