@@ -313,7 +313,7 @@ async def repair(response: httpx.Response, exchange: Exchange, reader: ChatAnswe
 
 def most_events(facts: RequestFacts) -> int:
     """How many events a stream may have: LiteLLM keeps 5 kB of each. A token seldom takes more than one."""
-    return 2 * min(facts.limit or MAX_OUTPUT_TOKENS, MAX_OUTPUT_TOKENS) + 10_000
+    return 2 * min(facts.limit or MAX_OUTPUT_TOKENS, MAX_OUTPUT_TOKENS) + 1_000
 
 
 # (digest of a conversation, monotonic time of its empty answer). Claude Code may retry after one empty answer. After
