@@ -48,6 +48,7 @@ OWN_ROUTES = {("HEAD", "/"), ("GET", proof.PATH), ("POST", "/v1/messages/count_t
 OWN_ROUTES |= {("GET", MODELS), ("GET", ONE_MODEL)}
 WITHOUT_KEY = {("GET", "/health/liveliness"), ("HEAD", "/"), ("GET", proof.PATH)}  # they reveal and cost nothing
 REFUSALS_A_MINUTE = 20  # how many are logged: a web page that repeats its request must not fill the log
+MOST_FIELDS_LOGGED = 100  # clients choose the names of fields; the SDKs know some twenty that Cortex does not take
 CLIENT_LEFT = 499  # LiteLLM's status after a client has disconnected (the user pressed Esc): not an error
 # LiteLLM itself ends the call only while it waits for the first word of a stream. If it is cancelled then, it forgets
 # the task that reads the stream. So it gets this time to end the call, before it is cancelled.
@@ -105,7 +106,7 @@ class FrontDoor:
         self._app, self._key, self._port, self._config = app, checked_key(key), port, config
         self._minute, self._refusals, self._running = 0, 0, 0
         self._after_error = False  # whether an error was logged, and no good answer has come since
-        self._say_once = SayOnce(REFUSALS_A_MINUTE)  # (clients choose the names of fields)
+        self._say_once = SayOnce(MOST_FIELDS_LOGGED)
         self.start_failure = ""  # why LiteLLM did not start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
