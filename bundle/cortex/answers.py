@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bundle.cortex.errors import words_of
-from bundle.cortex.models import JSON
+from bundle.cortex.models import JSON, family_of
 from bundle.cortex.surrogates import without_halves
-from bundle.cortex.usage import anthropic_usage, openai_usage, with_new_tokens
+from bundle.cortex.usage import Used, anthropic_usage, openai_usage, used_on_chat, used_on_messages, with_new_tokens
 
 HEAD_FIELDS = ("id", "object", "created")
 MAX_LINE_BYTES = 8 * 2**20  # of a stream; a call's arguments come in one line, and no model writes a megabyte
@@ -226,8 +226,15 @@ class ChatAnswer:
         self._reason = ""
         self._has_calls = self._has_text = self._is_refusal = self.is_over = False
 
+    @property
+    def used(self) -> Used | None:
+        """What the answer has used; None: Cortex has not said it (yet)."""
+        claude = family_of(self._facts.model) == "claude"
+        return used_on_chat(self._usage, claude=claude) if self._usage else None
+
     def answer(self, body: Any) -> Any:
         """Repair an answer that is not streamed."""
+        self._usage = openai_usage(body.get("usage")) if isinstance(body, dict) else {}
         return fix_answer(body, self._facts)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
@@ -306,9 +313,12 @@ def _fix_fragment(call: JSON) -> JSON:
     return {**plain, "function": {**named, "arguments": function.get("arguments") or ""}}
 
 
-def _clean_usage(holder: object) -> None:
+def _clean_usage(holder: object) -> JSON:
+    """Clean the usage that is in there, in place, and return it."""
     if isinstance(holder, dict) and "usage" in holder:
-        holder["usage"] = anthropic_usage(holder["usage"])
+        holder["usage"] = usage = anthropic_usage(holder["usage"])
+        return usage
+    return {}
 
 
 class MessagesAnswer:
@@ -324,12 +334,18 @@ class MessagesAnswer:
         self._held: list[bytes] | None = []
         self.is_over = self._has_content = False
         self._reason: object = None
+        self._usage: JSON = {}
+
+    @property
+    def used(self) -> Used | None:
+        """What the answer has used; of a stream without its end, what its events have said so far. None: nothing."""
+        return used_on_messages(self._usage) if self._usage else None
 
     def answer(self, body: Any) -> Any:
         """Check an answer that is not streamed."""
         if not isinstance(body, dict) or not isinstance(body.get("content"), list):
             raise IncompleteAnswerError("an answer without content", json.dumps(body))
-        _clean_usage(body)
+        self._usage = _clean_usage(body)
         self._has_content = any(
             block.get("type") == "tool_use" or block.get("text") for block in _bounded(body["content"])
         )
@@ -354,8 +370,9 @@ class MessagesAnswer:
         if kind == "message_stop":
             self._refuse_empty()
             self.is_over = True
-        _clean_usage(event)
-        _clean_usage(event.get("message"))
+        # The first event counts the prompt, a later one the output.
+        for usage in (_clean_usage(event.get("message")), _clean_usage(event)):
+            self._usage |= {name: number for name, number in usage.items() if number or name not in self._usage}
         lines = b"event: %b\ndata: %b\n\n" % (str(kind).encode(), json.dumps(event, separators=(",", ":")).encode())
         if self._held is not None:
             self._held.append(lines)

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from bundle.cortex.models import JSON
 
 USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "total_tokens")
 USAGE_DETAILS = (("prompt_tokens_details", "cached_tokens"), ("completion_tokens_details", "reasoning_tokens"))
 MAX_COUNT = 10**9  # tokens; a larger number is a mistake of the service
+
+
+@dataclass(frozen=True)
+class Used:
+    """The tokens that an answer has used. Each is counted once. `cached` are reads and writes together, where Cortex
+    does not tell them apart; `cache_read` and `cache_write` are then 0."""
+
+    input: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    output: int = 0
+    cached: int = 0
+
+
+def used_on_chat(usage: Mapping[str, JSON | int], *, claude: bool) -> Used:
+    """What a chat completion has used; `usage` is the result of `openai_usage`. Only Claude has a cache that is written
+    to, and paid for (docs/cortex.md#answer-usage)."""
+    details = usage.get("prompt_tokens_details")
+    cached = count(details.get("cached_tokens") if isinstance(details, dict) else 0)
+    prompt, output = count(usage.get("prompt_tokens")), count(usage.get("completion_tokens"))
+    uncached = max(0, prompt - cached)
+    return Used(uncached, output=output, cached=cached) if claude else Used(uncached, cached, output=output)
+
+
+def used_on_messages(usage: Mapping[str, object]) -> Used:
+    """What an answer of the Messages API has used."""
+    read, write = count(usage.get("cache_read_input_tokens")), count(usage.get("cache_creation_input_tokens"))
+    return Used(count(usage.get("input_tokens")), read, write, count(usage.get("output_tokens")))
 
 
 def count(value: object) -> int:

@@ -1,0 +1,154 @@
+"""Sums of the ledger's lines in tokens and dollars, and what this day has cost so far (`.spent.json`).
+
+The proxy keeps the sums of today and of each session while it runs, and writes them after each answer: so the status
+line, which has 50 milliseconds, and `make status` read one small file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from bundle.errors import ConfigError
+from bundle.files import read_own
+from bundle.ledger import ESTIMATED, Line
+from bundle.prices import Cost, Price, cost
+
+FILE = ".spent.json"
+MOST_SESSIONS = 100  # the newest; a status line shows its own
+KEPT_DAYS = 7  # how long a session may pause before its sum starts anew
+TOKENS = ("input", "cache_read", "cache_write", "output")
+
+
+@dataclass
+class Sum:
+    """What some answers have used. `unknown` is the number of answers that ended before Cortex said their tokens, and
+    `failed` of those without tokens, which cost nothing. Dollars: see `prices.Cost`."""
+
+    requests: int = 0
+    input: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    output: int = 0
+    usd: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    unpriced: int = 0
+    unknown: int = 0
+    failed: int = 0
+
+    def add(self, line: Line, spent: Cost) -> None:
+        used = line.used
+        if used is None:
+            ended_early = line.status in {200, 499}
+            self.unknown += ended_early
+            self.failed += not ended_early
+            return
+        self.requests += 1
+        for name in TOKENS:
+            setattr(self, name, getattr(self, name) + getattr(used, name))
+        for each in fields(Cost):
+            setattr(self, each.name, getattr(self, each.name) + getattr(spent, each.name))
+
+    @property
+    def prompt(self) -> int:
+        """All tokens of the prompts."""
+        return self.input + self.cache_read + self.cache_write
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt + self.output
+
+    @property
+    def cached_share(self) -> float | None:
+        """The share of the prompts that was read from the cache, from 0 to 1; None: there was no prompt."""
+        return self.cache_read / self.prompt if self.prompt else None
+
+
+def cost_of(line: Line, prices: Mapping[str, Price], factor: float) -> Cost:
+    used = line.used
+    return cost(used, prices.get(line.model), factor, estimated=line.split == ESTIMATED) if used else Cost()
+
+
+def sums(
+    lines: Iterable[Line], key: Callable[[Line], Any], prices: Mapping[str, Price], factor: float
+) -> dict[Any, Sum]:
+    """The sum of the lines of each key, in the order in which the keys come first."""
+    found: dict[Any, Sum] = {}
+    for line in lines:
+        found.setdefault(key(line), Sum()).add(line, cost_of(line, prices, factor))
+    return found
+
+
+def dollars(amount: Sum) -> str:
+    """$1.23, "at least $1.23" if some tokens have no price, or "no price" if none has one."""
+    if amount.unpriced and not amount.usd:
+        return "no price"
+    return f"{'at least ' if amount.unpriced else ''}{money(amount.usd)}"
+
+
+def money(usd: float) -> str:
+    """$1,234, $12.34, $0.0123."""
+    return f"${usd:,.0f}" if usd >= 1_000 else f"${usd:.2f}" if usd >= 0.1 or not usd else f"${usd:.4f}"
+
+
+@dataclass
+class Session:
+    """What one session of Claude Code has cost, and the model that answered last."""
+
+    spent: Sum = field(default_factory=Sum)
+    model: str = ""
+    asked: str = ""
+    at: str = ""
+
+
+@dataclass
+class Spent:
+    """What was spent today and in each session. `day` is the date on this machine's clock, `limit` the dollars that may
+    be spent on it (None: no limit)."""
+
+    day: str = ""
+    today: Sum = field(default_factory=Sum)
+    sessions: dict[str, Session] = field(default_factory=dict)
+    limit: float | None = None
+
+    def start_day(self, now: datetime) -> None:
+        """Begin anew if the day has changed."""
+        if self.day != (day := f"{now:%Y-%m-%d}"):
+            self.day, self.today = day, Sum()
+
+    def add(self, line: Line, spent: Cost) -> None:
+        if f"{line.at():%Y-%m-%d}" == self.day:
+            self.today.add(line, spent)
+        if line.session:
+            session = self.sessions.pop(line.session, None) or Session()  # put back at the end
+            session.spent.add(line, spent)
+            if line.used:
+                session.model, session.asked, session.at = line.model, line.asked, line.time
+            self.sessions[line.session] = session
+            for old in list(self.sessions)[: max(0, len(self.sessions) - MOST_SESSIONS)]:
+                del self.sessions[old]
+
+    def text(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def first_day(now: datetime) -> datetime:
+    """From when on the ledger is read for these sums."""
+    return now - timedelta(days=KEPT_DAYS)
+
+
+def read_today(folder: Path, now: datetime) -> Spent | None:
+    """What was spent today; None if nothing is known of today."""
+    try:
+        kept = json.loads(read_own(folder / FILE))
+        names = [each.name for each in fields(Sum)]
+        today = Sum(**{name: kept["today"][name] for name in names})
+        spent = Spent(str(kept["day"]), today, limit=kept["limit"])
+    except (OSError, ConfigError, ValueError, TypeError, LookupError):
+        return None
+    return spent if spent.day == f"{now:%Y-%m-%d}" else None
