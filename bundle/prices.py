@@ -13,9 +13,11 @@ import yaml
 from bundle.bootstrap import BUNDLE
 from bundle.cortex.usage import Used
 from bundle.errors import ConfigError, printable
+from bundle.model_list import ModelList
 
 FILE = BUNDLE / "prices.yaml"
 MOST_DOLLARS = 10_000  # for a million tokens
+REGIONAL = 1.1  # docs/cortex.md#prices-routing
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,14 @@ class Cost:
     unpriced: int = 0
 
 
+@dataclass(frozen=True)
+class Factor:
+    """What the prices are multiplied with. `why` is a sentence for the user."""
+
+    number: float
+    why: str
+
+
 KINDS = tuple(field.name for field in fields(Price))
 
 
@@ -54,6 +64,21 @@ def read_prices(path: Path = FILE) -> dict[str, Price]:
         why = " ".join(str(error).split())
     see = f"git -C {shlex.quote(str(path.parent))} diff {path.name}"
     raise ConfigError(f"cannot read {path}: {printable(why)}.\nTo see what was changed in it: {see}")
+
+
+def price_factor(given: float | None, listed: ModelList | None) -> Factor:
+    """The factor of the account's routing (docs/cortex.md#prices-routing): PRICE_FACTOR if it is `given`, else what the
+    kept list of the account says of its setting."""
+    if given is not None:
+        return Factor(given, f"The published prices times {given:g} (PRICE_FACTOR).")
+    setting = listed.cross_region if listed else ""
+    if not setting:
+        why = "The published prices with global routing, because the account's setting is not known."
+        return Factor(1.0, f"{why} With regional routing, set PRICE_FACTOR=1.1.")
+    said = f"CORTEX_ENABLED_CROSS_REGION is {printable(setting, 100)}"
+    if any(word == "ANY_REGION" or word.endswith("_GLOBAL") for word in setting.split(",")):
+        return Factor(1.0, f"The published prices with global routing ({said}).")
+    return Factor(REGIONAL, f"The published prices with regional routing, which is 10 % more ({said}).")
 
 
 def cost(used: Used, price: Price | None, factor: float = 1.0, *, estimated: bool = False) -> Cost:

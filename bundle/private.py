@@ -39,6 +39,7 @@ SETTINGS: Mapping[str, str | re.Pattern[str]] = {
     "REFRESH_MINUTES": re.compile(r"\d{1,2}"),
     "CLAUDE_START_MODEL": re.compile(r"(?:claude|openai)-[a-z0-9.-]+(?:\[1m\])?|[a-z]{4,8}"),
     "CLAUDE_START_EFFORT": re.compile("|".join(START_EFFORTS)),
+    "PRICE_FACTOR": re.compile(r"\d{1,2}(?:\.\d{1,9})?"),
 }
 # Other variables that change what happens.
 VARIABLES: Mapping[str, str] = {

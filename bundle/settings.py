@@ -33,7 +33,7 @@ NAMES = (
     *("SNOWFLAKE_ACCOUNT", "SNOWFLAKE_USER", "SNOWFLAKE_PRIVATE_KEY_PATH", "PRIVATE_KEY_PASSPHRASE", "SNOWFLAKE_HOST"),
     *("SNOWFLAKE_PAT", "SNOWFLAKE_PAT_FILE"),
     *("SNOWFLAKE_DEFAULT_CONNECTION_NAME", "SNOWFLAKE_WAREHOUSE", "LITELLM_MASTER_KEY", "CLAUDE_ROUTE", "PROXY_PORT"),
-    *("REFRESH_MINUTES", "CLAUDE_START_MODEL", "CLAUDE_START_EFFORT"),
+    *("REFRESH_MINUTES", "CLAUDE_START_MODEL", "CLAUDE_START_EFFORT", "PRICE_FACTOR"),
 )
 # Names of other programs that look like one of ours.
 THEIR_NAMES = frozenset({"SNOWFLAKE_HOME", "SNOWFLAKE_PORT", "SNOWFLAKE_ROLE", "SNOWFLAKE_PASSWORD"})
@@ -66,6 +66,7 @@ class Settings:
     claude_route_from: str = ""  # "the environment" or ".env"; empty: CLAUDE_ROUTE is not set
     start_model: str = ""  # what Claude Code starts with; empty: bundle/claude_models.py decides
     start_effort: str = ""  # (like start_model, claude_models.py checks it: a mistake must not stop the refresher)
+    price_factor: float | None = None  # what the prices are multiplied with; None: bundle/prices.py decides
     origin: str = ""  # where account and user came from, for messages
     notes: tuple[str, ...] = ()  # what looks like a mistake, but may be none
     sources: tuple[Path, ...] = ()
@@ -153,6 +154,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         start_model=given.get("CLAUDE_START_MODEL") or "",
         start_effort=(given.get("CLAUDE_START_EFFORT") or "").lower(),
         claude_route_from=given.kind("CLAUDE_ROUTE"),
+        price_factor=given.price_factor(),
         folder=folder,
         origin=origin,
         notes=given.notes(),
@@ -236,6 +238,14 @@ class _Given:
             must = "it must be chat (chat completions) or messages (Messages API)"
             raise self._mistake("CLAUDE_ROUTE", route, must)
         return route
+
+    def price_factor(self) -> float | None:
+        text = self.get("PRICE_FACTOR")
+        if text is None:
+            return None
+        if not re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,9})?", text) or not 0.1 <= float(text) <= 10:
+            raise self._mistake("PRICE_FACTOR", text, "it must be a number from 0.1 to 10, such as 1.1")
+        return float(text)
 
     def _mistake(self, name: str, text: str, must: str) -> ConfigError:
         return ConfigError(f"{self.place(name)}: {name} is {printable(text, 60)!r}; {must}.")

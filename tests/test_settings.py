@@ -84,7 +84,7 @@ def test_another_word_for_the_route_is_refused_with_the_two_that_there_are(envir
 
 
 @pytest.mark.parametrize(
-    "name", ["PROXY_PORT", "REFRESH_MINUTES", "CLAUDE_ROUTE", "SNOWFLAKE_ACCOUNT", "SNOWFLAKE_HOST"]
+    "name", ["PROXY_PORT", "REFRESH_MINUTES", "CLAUDE_ROUTE", "PRICE_FACTOR", "SNOWFLAKE_ACCOUNT", "SNOWFLAKE_HOST"]
 )
 def test_a_wrong_value_in_the_env_file_is_named_with_file_and_line(
     environ: dict[str, str], home: Path, name: str
@@ -94,6 +94,17 @@ def test_a_wrong_value_in_the_env_file_is_named_with_file_and_line(
     with pytest.raises(ConfigError) as refused:
         load_settings(environ)
     assert f"{path}, line 2" in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["0", "0.09", "10.1", "-1", "1,1", "1e1", "nan", "10 %", "\u0661"])
+def test_a_price_factor_that_is_none_is_refused_with_what_it_must_be(environ: dict[str, str], text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^the environment: PRICE_FACTOR is .* a number from 0\.1 to 10"):
+        load_settings({**environ, "PRICE_FACTOR": text})
+
+
+def test_a_price_factor_is_a_number_or_not_set(environ: dict[str, str]) -> None:
+    given = ("0.1", "1.1", "2", "10", "")
+    assert [load_settings({**environ, "PRICE_FACTOR": each}).price_factor for each in given] == [0.1, 1.1, 2, 10, None]
 
 
 def test_a_line_of_the_env_file_that_is_no_setting_is_named(environ: dict[str, str], home: Path) -> None:
