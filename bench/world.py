@@ -82,13 +82,13 @@ class World(BareSetUp):
             raise RuntimeError(f"LiteLLM ended: {self.log('litellm')[-2000:]}")
         return self._running(port, "litellm", process, seconds)
 
-    def start_bundle(self, without: str = "") -> Running:
-        """Start this bundle's proxy; `without` one part of lean_litellm.py."""
+    def start_bundle(self, without: str = "", **environ: str) -> Running:
+        """Start this bundle's proxy with more settings in `environ`; `without` one part of lean_litellm.py."""
         port = free_port()
         script = ["bench/without.py", without] if without else ["claude_proxy.py"]
         name = f"proxy-{port}"
         start = time.perf_counter()
-        process = self.start_proxy(*script, name=name, PROXY_PORT=str(port))
+        process = self.start_proxy(*script, name=name, PROXY_PORT=str(port), **environ)
         return self._running(port, name, process, time.perf_counter() - start)
 
     def _running(self, port: int, name: str, process: subprocess.Popen[bytes], seconds: float) -> Running:

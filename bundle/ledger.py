@@ -155,7 +155,7 @@ def _parsed(text: bytes) -> Line | None:
         numbers: dict[str, Any] = {name: _number(kept.get(name)) for name in _NUMBERS}
         found = Line(time=str(kept["time"]), status=count(kept["status"]), **texts, **numbers)
         found.at()
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
         return None
     return found
 

@@ -34,7 +34,9 @@ NAMES = (
     *("SNOWFLAKE_PAT", "SNOWFLAKE_PAT_FILE"),
     *("SNOWFLAKE_DEFAULT_CONNECTION_NAME", "SNOWFLAKE_WAREHOUSE", "LITELLM_MASTER_KEY", "CLAUDE_ROUTE", "PROXY_PORT"),
     *("REFRESH_MINUTES", "CLAUDE_START_MODEL", "CLAUDE_START_EFFORT", "PRICE_FACTOR"),
+    *("LEDGER", "BUDGET_USD_PER_DAY", "LOG_REQUESTS"),
 )
+SWITCHES = {"on": True, "1": True, "true": True, "yes": True, "off": False, "0": False, "false": False, "no": False}
 # Names of other programs that look like one of ours.
 THEIR_NAMES = frozenset({"SNOWFLAKE_HOME", "SNOWFLAKE_PORT", "SNOWFLAKE_ROLE", "SNOWFLAKE_PASSWORD"})
 
@@ -67,6 +69,10 @@ class Settings:
     start_model: str = ""  # what Claude Code starts with; empty: bundle/claude_models.py decides
     start_effort: str = ""  # (like start_model, claude_models.py checks it: a mistake must not stop the refresher)
     price_factor: float | None = None  # what the prices are multiplied with; None: bundle/prices.py decides
+    ledger: bool = True  # whether each answer gets a line in the ledger
+    budget: float | None = None  # US dollars that may be spent on a day; None: no limit
+    budget_from: str = ""  # the place of BUDGET_USD_PER_DAY, for messages
+    log_requests: bool = False  # whether each request gets a line in the log
     origin: str = ""  # where account and user came from, for messages
     notes: tuple[str, ...] = ()  # what looks like a mistake, but may be none
     sources: tuple[Path, ...] = ()
@@ -154,7 +160,11 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         start_model=given.get("CLAUDE_START_MODEL") or "",
         start_effort=(given.get("CLAUDE_START_EFFORT") or "").lower(),
         claude_route_from=given.kind("CLAUDE_ROUTE"),
-        price_factor=given.price_factor(),
+        price_factor=given.number("PRICE_FACTOR", low=0.1, high=10, example="1.1"),
+        ledger=given.ledger(),
+        budget=given.number("BUDGET_USD_PER_DAY", low=0.01, high=1_000_000, example="2.50"),
+        budget_from=given.place("BUDGET_USD_PER_DAY"),
+        log_requests=given.switch("LOG_REQUESTS", default=False),
         folder=folder,
         origin=origin,
         notes=given.notes(),
@@ -232,20 +242,35 @@ class _Given:
             raise self._mistake(name, text, f"it must be a whole number from {low} to {high}")
         return int(text)
 
+    def number(self, name: str, *, low: float, high: float, example: str) -> float | None:
+        text = self.get(name)
+        if text is None:
+            return None
+        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or not low <= float(text) <= high:
+            raise self._mistake(name, text, f"it must be a number from {low:g} to {high:.0f}, such as {example}")
+        return float(text)
+
+    def switch(self, name: str, *, default: bool) -> bool:
+        text = self.get(name)
+        if text is not None and text.lower() not in SWITCHES:
+            raise self._mistake(name, text, "it must be on or off")
+        return default if text is None else SWITCHES[text.lower()]
+
+    def ledger(self) -> bool:
+        ledger = self.switch("LEDGER", default=True)
+        if not ledger and self.get("BUDGET_USD_PER_DAY"):
+            raise ConfigError(
+                f"{self.place('LEDGER')}: LEDGER is off, but the limit of BUDGET_USD_PER_DAY needs the ledger.\n"
+                "Remove one of the two."
+            )
+        return ledger
+
     def claude_route(self) -> str:
         route = self.get("CLAUDE_ROUTE") or "chat"
         if route not in CLAUDE_ROUTES:
             must = "it must be chat (chat completions) or messages (Messages API)"
             raise self._mistake("CLAUDE_ROUTE", route, must)
         return route
-
-    def price_factor(self) -> float | None:
-        text = self.get("PRICE_FACTOR")
-        if text is None:
-            return None
-        if not re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,9})?", text) or not 0.1 <= float(text) <= 10:
-            raise self._mistake("PRICE_FACTOR", text, "it must be a number from 0.1 to 10, such as 1.1")
-        return float(text)
 
     def _mistake(self, name: str, text: str, must: str) -> ConfigError:
         return ConfigError(f"{self.place(name)}: {name} is {printable(text, 60)!r}; {must}.")

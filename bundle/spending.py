@@ -21,6 +21,7 @@ from bundle.prices import Cost, Price, cost
 FILE = ".spent.json"
 MOST_SESSIONS = 100  # the newest; a status line shows its own
 KEPT_DAYS = 7  # how long a session may pause before its sum starts anew
+WARN_SHARE = 0.8  # of the day's limit
 TOKENS = ("input", "cache_read", "cache_write", "output")
 
 

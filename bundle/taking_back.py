@@ -24,6 +24,7 @@ from patches import apply_patch
 WRITTEN = (
     *("litellm_config.yaml", "litellm_config.yaml.*", ".master_key", "claude.json"),
     *(".refresher.json", ".refresher.lock", ".models.json", "logs", "cortex-report.md", ".*.tmp"),
+    *(".spent.json", "ledger"),
 )
 
 

@@ -231,7 +231,7 @@ class CortexStub(Server):
             if early := await self._early(fault, request, record) or self._broken(fault, record, model):
                 return early
         record["turn"] = number if turn else None
-        charged = Usage(size // 4) if self._bench else self._cache.charge(model, blocks, self.now())
+        charged = Usage(9, cache_read=size // 4) if self._bench else self._cache.charge(model, blocks, self.now())
         said = self._answer(route, body, turn, number, charged)
         if fault and fault.name == "done_only":
             said = dataclasses.replace(said, text="", calls=(), thinking="", stop="end_turn")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.claude_models import ALIAS, variables
+from bundle.ledger import Line
 from tests.claude_home import TEMPLATE, answered_by, rows_of
 from tests.cortex_rules import JSON
 from tests.set_up import CLAUDE, SetUp
@@ -35,6 +36,7 @@ class Session:
     environ: dict[str, str] = field(default_factory=dict)  # more environment variables for Claude Code
     options: tuple[str, ...] = ()  # more options for Claude Code
     runs: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)  # what the ledger says of it
 
     def __post_init__(self) -> None:
         self.folder.mkdir()

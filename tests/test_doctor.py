@@ -46,7 +46,7 @@ def test_without_a_configuration_one_thing_fails_for_it_and_the_rest_waits(tmp_p
     assert account.state == "fail"
     assert "SNOWFLAKE_ACCOUNT" in account.fix
     waiting = {finding.group for finding in found if finding.state == "skip"}
-    assert waiting == {"Key", "Configuration", "Processes", "Proxy", "Claude Code", "Snowflake"}
+    assert waiting == {"Key", "Configuration", "Processes", "Proxy", "Claude Code", "Costs", "Snowflake"}
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from bundle.ledger import ESTIMATED, Line, read_lines
+from bundle.spending import TOKENS
 from tests.claude_home import on_messages_route, with_model
 from tests.cortex_rules import JSON, Options, thinking_signature
 from tests.cortex_stub import CHAT, FAULTS, MESSAGES
 from tests.session import FUTURE, OLD, Session, ask, call, work_all_day
-from tests.set_up import SetUp, events
+from tests.set_up import SetUp, events, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -68,7 +70,9 @@ def session(request: pytest.FixtureRequest, running: SetUp, tmp_path_factory: py
     running.stub.set_options(**(OTHERWISE if way == "otherwise" else {}))
     try:
         with running.template(on_messages_route) if route == "messages" else nullcontext():
+            lines = len([*read_lines(running.folder)])
             work_all_day(made)
+            made.lines = wait_until(lambda: _written(made, lines), 10)
     finally:
         running.stub.options = before
     return made
@@ -103,6 +107,32 @@ def test_claude_code_counts_what_the_stand_in_charged(session: Session) -> None:
         "output": sum(usage["output"] for usage in charged),
     }
     assert shown["cached"] > shown["input"]
+
+
+def _written(session: Session, before: int) -> list[Line]:
+    """The lines of the ledger about this session, when all are there."""
+    lines = [*read_lines(session.set_up.folder)][before:]
+    return lines if len(lines) >= len(session.requests) else []
+
+
+def test_the_ledger_says_what_the_stand_in_charged(session: Session) -> None:
+    """To the token, but for the split of the cached tokens on chat, which is within 2 %."""
+    charged = [record["usage"] for record in session.requests]
+    assert len(session.lines) == len(session.requests)
+    said = {kind: sum(getattr(line, kind) for line in session.lines) for kind in TOKENS}
+    sent = {kind: sum(usage[kind] for usage in charged) for kind in TOKENS}
+    cached = sent["cache_read"] + sent["cache_write"]
+    if session.route == CHAT:
+        assert {line.split for line in session.lines} == {ESTIMATED}
+        assert (said["input"], said["output"]) == (sent["input"], sent["output"])
+        assert said["cache_read"] + said["cache_write"] == cached
+        assert said["cache_read"] == pytest.approx(sent["cache_read"], rel=0.02)
+        assert said["cache_write"] == pytest.approx(sent["cache_write"], rel=0.02)
+    else:
+        assert said == sent
+    assert {line.model for line in session.lines} == {record["model"] for record in session.requests}
+    assert {line.status for line in session.lines} == {200}
+    assert all(line.session and line.ms and line.first_ms and line.first_ms <= line.ms for line in session.lines)
 
 
 def plain(messages: list[JSON]) -> list[str]:

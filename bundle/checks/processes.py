@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from bundle.bootstrap import PM2, make, script
 from bundle.checks.connections import stand_ins
+from bundle.checks.costs import costs
 from bundle.checks.finding import (
     Finding,
     Findings,
@@ -230,6 +231,8 @@ def status(installation: Installation) -> tuple[str, bool]:
     last = last_error(log_lines(installation, proxy.get("name", "claude-proxy")), since)
     error = state.get("last_error") or installation.settings_error.partition("\n")[0] or last
     lines.append(f"last error: {error}")
+    with suppress(NotConfiguredError):
+        lines += [f"{each.name + ':':<17}{each.found}" for each in costs(installation) if each.name == "Spent today"]
     with suppress(ConfigError, NotConfiguredError):  # the settings or the template cannot be read: another line says so
         lines += old_models(installation.settings, installation.environ).splitlines()
     works = token_works(state, installation.now) and all(finding.state == "ok" for finding in findings)

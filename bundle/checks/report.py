@@ -12,6 +12,7 @@ from typing import Any
 from bundle.bootstrap import make
 from bundle.checks import model_check
 from bundle.checks.connections import claude, proxy, snowflake
+from bundle.checks.costs import costs
 from bundle.checks.finding import Finding, Findings, Installation, NotConfiguredError, finding_from_message
 from bundle.checks.model_check import Report
 from bundle.checks.processes import processes, token
@@ -70,6 +71,7 @@ CHECKS: Mapping[str, Sequence[Callable[[Installation], Findings]]] = {
     "Patch": (patch,),
     "Proxy": (proxy,),
     "Claude Code": (claude,),
+    "Costs": (costs,),
     "Snowflake": (snowflake,),
 }
 
@@ -91,6 +93,7 @@ FOLLOWERS: Mapping[str, Sequence[str]] = {
     "Token": ("Models",),
     "Listener": ("Models",),
     "Key": ("Models",),
+    "Spent today": ("Models",),
     "Host": ("Models",),
     "Clock": ("Login", "Models"),
     "Login": ("Models",),

@@ -20,6 +20,10 @@ MOST_PREFIXES = 500  # that are remembered; a day's work has some ten at a time
 # A mark as it is written by orjson. In a text its quotes would be escaped, so nothing else matches.
 _MARK = re.compile(rb',?"cache_control":\{"type":"ephemeral"\}')
 
+# A prompt in two parts: up to the first result of a tool, and the rest. Both are JSON without spaces, in the order of
+# the prompt (tools, system, messages), and hold all that decides about the cache.
+Prompt = tuple[bytes, bytes]
+
 
 @dataclass
 class _Prefix:
@@ -36,18 +40,20 @@ class CacheSplit:
     def __init__(self) -> None:
         self._known: dict[tuple[str, int, bytes], _Prefix] = {}  # the key: model, length in bytes, digest
 
-    def read(self, model: str, prompt: bytes, *, cached: int, total: int, asked: float, answered: float) -> int:
+    def read(self, model: str, prompt: Prompt, *, cached: int, total: int, asked: float, answered: float) -> int:
         """How many of the `cached` tokens were most likely read, and remember all of them.
 
-        `prompt` is what decides about the cache, as JSON without spaces, in the order of the prompt: tools, system,
-        messages. `total` is the number of all its tokens. `asked` is when the request was sent, `answered` when its
+        `total` is the number of all tokens of the prompt. `asked` is when the request was sent, `answered` when its
         answer began: from then on other requests can read what it has written.
         """
-        text, marks = _without_marks(prompt)
+        text, marks = _without_marks(b"".join(prompt))
         if not cached or not marks:
             return 0
-        # Not every mark has an effect, so find the one that the number of cached tokens means.
-        end = min(marks, key=lambda length: abs(length - len(text) * cached / max(total, cached)))
+        # Nobody knows whether a mark covers results before it (docs/cortex.md#chat-cache-results), so see which of two
+        # marks the number of cached tokens means: the last one before any result, or the last one of all.
+        before_results = _without_marks(prompt[0])[1]
+        ends = {*before_results[-1:], marks[-1]}
+        end = min(ends, key=lambda length: abs(length - len(text) * cached / max(total, cached)))
         lengths = sorted({*(known[1] for known in self._known if known[0] == model), *marks})
         digests = _digests(text, [length for length in lengths if length <= end])
         found = 0

@@ -31,9 +31,10 @@ from bundle.cortex.catalogue import NEWEST
 from bundle.cortex.errors import Explained, explain, explain_failure
 from bundle.cortex.names import answering
 from bundle.errors import SayOnce, printable, say
+from bundle.proxy.bookkeeper import Bookkeeper
 from bundle.proxy.live_config import Exchange, LiveConfig, current_exchange
 from bundle.proxy.model_choice import entries, entry_of, page
-from bundle.proxy.replies import ErrorAnswer, Message, Reply, Send, counted_start, is_start, whole_answer
+from bundle.proxy.replies import CLIENT_LEFT, ErrorAnswer, Message, Reply, Send, counted_start, is_start, whole_answer
 from bundle.proxy.request_body import BodyError, check, estimate_tokens, only_fields, parse, read_body
 from bundle.settings import checked_key
 
@@ -49,7 +50,7 @@ OWN_ROUTES |= {("GET", MODELS), ("GET", ONE_MODEL)}
 WITHOUT_KEY = {("GET", "/health/liveliness"), ("HEAD", "/"), ("GET", proof.PATH)}  # they reveal and cost nothing
 REFUSALS_A_MINUTE = 20  # how many are logged: a web page that repeats its request must not fill the log
 MOST_FIELDS_LOGGED = 100  # clients choose the names of fields; the SDKs know some twenty that Cortex does not take
-CLIENT_LEFT = 499  # LiteLLM's status after a client has disconnected (the user pressed Esc): not an error
+SESSION_HEADER = b"x-claude-code-session-id"
 # LiteLLM itself ends the call only while it waits for the first word of a stream. If it is cancelled then, it forgets
 # the task that reads the stream. So it gets this time to end the call, before it is cancelled.
 LEAVING_SECONDS = 0.2
@@ -100,10 +101,12 @@ def has_key(headers: dict[bytes, bytes], key: str) -> bool:
 
 
 class FrontDoor:
-    """ASGI application around LiteLLM's; `key` and `port` are the proxy's own. Raises ConfigError for a weak key."""
+    """ASGI application around LiteLLM's; `key` and `port` are the proxy's own, `books` counts what is spent. Raises
+    ConfigError for a weak key."""
 
-    def __init__(self, app: App, *, key: str, port: int, config: LiveConfig) -> None:
+    def __init__(self, app: App, *, key: str, port: int, config: LiveConfig, books: Bookkeeper | None = None) -> None:
         self._app, self._key, self._port, self._config = app, checked_key(key), port, config
+        self._books = books
         self._minute, self._refusals, self._running = 0, 0, 0
         self._after_error = False  # whether an error was logged, and no good answer has come since
         self._say_once = SayOnce(MOST_FIELDS_LOGGED)
@@ -132,6 +135,10 @@ class FrontDoor:
                 await reply.send_error(ErrorAnswer(503 if stopped else 500, "api_error", text, final=False))
             elif reply.is_stream:
                 await reply({"type": "http.response.body", "body": reply.error_event("api_error", text)})
+        finally:
+            exchange = current_exchange.get()
+            if self._books is not None and exchange is not None and exchange.asked:
+                self._books.note(exchange, reply)
 
     async def _start(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_on(message: Message) -> None:
@@ -181,6 +188,10 @@ class FrontDoor:
         if counting:  # LiteLLM would first send a request to {api_base}/responses/input_tokens, which Cortex lacks
             await reply.send_json({"input_tokens": estimate_tokens(body)})
             return
+        if self._books is not None and (error := self._books.refusal()):
+            await self._refuse(scope["method"], scope["path"], error, reply)
+            return
+        current_exchange.set(Exchange(str(body["model"]), headers.get(SESSION_HEADER, b"").decode("latin-1")))
         body, raw = self._with_a_name_that_a_row_has(body, raw)
         body, raw, dropped = only_fields(body, raw)
         for name in dropped:
@@ -227,8 +238,8 @@ class FrontDoor:
         self, scope: Scope, request: dict[str, Any], body: bytes, receive: Receive, reply: Reply
     ) -> None:
         """Let LiteLLM answer, and rewrite its answer in Anthropic's format. `body` is the `request` as bytes."""
-        exchange = Exchange()
-        current_exchange.set(exchange)
+        if (exchange := current_exchange.get()) is None:  # a health check
+            current_exchange.set(exchange := Exchange())
         error_status: int | None = None
         held: Message | None = None  # the start of an answer that is not streamed: its length may change
         whole, has_begun = b"", False  # the body of an error or of an answer that is not streamed

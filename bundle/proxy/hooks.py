@@ -174,6 +174,7 @@ class CortexHooks(CustomLogger):
                     llm_provider="snowflake",
                 )
             out, notes, exchange.left_out = to_messages(with_model, self.refusals, self._messages_client())
+            exchange.is_chat = False
             exchange.facts, exchange.betas = RequestFacts.of(out), out["extra_headers"].get("anthropic-beta", "")
         elif call_type == CallTypes.acompletion:
             exchange.refused = frozenset(self.refusals.chat.get(exchange.model, ()))
@@ -181,7 +182,7 @@ class CortexHooks(CustomLogger):
                 # LiteLLM drops it without `thinking`. GPT thinks in any case; Claude would begin to.
                 with_model["output_config"] = {"effort": exchange.effort}
             out, notes, exchange.left_out = to_chat(with_model, self.refusals)
-            exchange.facts = RequestFacts.of(out)
+            exchange.facts, exchange.is_chat, exchange.prompt = RequestFacts.of(out), True, out
             self._listen_to_chat()
         elif call_type == CallTypes.anthropic_messages:
             out = {key: value for key, value in out.items() if key != "cache_control"}  # (it is on the last block now)
@@ -222,7 +223,7 @@ class CortexHooks(CustomLogger):
         knows only the type that the row had when LiteLLM read it."""
         if (exchange := current_exchange.get()) is None:
             return
-        exchange.answer, exchange.failure = None, ""
+        exchange.answer, exchange.failure, exchange.reader, exchange.sent = None, "", None, True
         request.headers.pop("anthropic-beta", None)
         if exchange.betas:
             request.headers["anthropic-beta"] = exchange.betas
@@ -242,6 +243,7 @@ class CortexHooks(CustomLogger):
             return
         with noting_failures(exchange):
             if response.is_success:
+                exchange.reader = reader
                 self.config.accept(exchange.token)
                 self.config.refused.accept(exchange.model)
                 await repair(response, exchange, reader)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -28,7 +28,7 @@ import yaml
 
 from bundle import files
 from bundle.bootstrap import state_folder
-from bundle.cortex.answers import RequestFacts
+from bundle.cortex.answers import ChatAnswer, MessagesAnswer, RequestFacts
 from bundle.credential import KEY_PAIR, PAT, TOKEN_TYPE
 from bundle.errors import ConfigError, hide, say
 from bundle.files import Stamp
@@ -47,6 +47,13 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class Exchange:
     """What is known about one request and its answer."""
 
+    asked: str = ""  # the model that the client has named
+    session: str = ""  # the id of Claude Code's session
+    started: float = field(default_factory=time.monotonic)
+    is_chat: bool = False  # the route: Chat Completions, or the Messages API
+    prompt: Mapping[str, Any] | None = None  # the body of a chat completion, whose cache marks count
+    sent: bool = False  # whether the request has reached Cortex
+    reader: ChatAnswer | MessagesAnswer | None = None  # it knows how many tokens the answer has used
     facts: RequestFacts | None = None  # the parts of the request that are needed to read the answer
     stream: httpx.AsyncByteStream | None = None  # the answer of Cortex, if it is streamed
     betas: str = ""  # the value of the `anthropic-beta` header that is sent to Cortex

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 
+CLIENT_LEFT = 499  # LiteLLM's status after a client has disconnected (the user pressed Esc): not an error
 PROMPT_COUNTS = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 _START = b"event: message_start\ndata: "
 
@@ -43,14 +45,17 @@ class Reply:
         self._send = send
         self.id = f"req_{secrets.token_hex(12)}"
         self.has_started = self.has_ended = self.is_stream = False
+        self.status = 0  # 0: nothing was sent
+        self.first_at: float | None = None  # when the first byte of the body was sent (monotonic)
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.has_started = True
+            self.has_started, self.status = True, message["status"]
             self.is_stream = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
             message = {**message, "headers": [*message["headers"], (b"request-id", self.id.encode())]}
         else:
             self.has_ended = not message.get("more_body")
+            self.first_at = self.first_at or time.monotonic()
         await self._send(message)
 
     async def send_bytes(self, status: int, body: bytes, more: Headers = ()) -> None:
@@ -72,7 +77,8 @@ class Reply:
         await self.send_json(self._error(error.kind, error.message, error.details), error.status, [*final, *more])
 
     def error_event(self, kind: str, message: str) -> bytes:
-        """An error in the middle of a stream."""
+        """An error in the middle of a stream. In the ledger, the answer counts as failed."""
+        self.status = 502
         return b"event: error\ndata: " + json.dumps(self._error(kind, message)).encode() + b"\n\n"
 
     def _error(self, kind: str, message: str, details: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from bundle.bootstrap import BUNDLE, PM2, make
 from bundle.errors import ConfigError, WriteError, printable, say
 from bundle.files import stamp
 from bundle.proxy import lean_litellm
+from bundle.proxy.bookkeeper import Bookkeeper
 from bundle.proxy.connections import BoundedProtocol, raise_descriptor_limit
 from bundle.proxy.front_door import LITELLM_ROUTES, App, FrontDoor
 from bundle.proxy.live_config import live_config
@@ -175,10 +176,12 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     proxy_server.print = lambda *_, **__: None  # LiteLLM prints all rows in colours at each start
     keep_routes(proxy_server.app.router.routes, paths)
     app = lean_litellm.warmed(proxy_server.app, lean_litellm.apply(), key=key, config=live_config)
-    door = FrontDoor(app, key=key, port=settings.proxy_port, config=live_config)
+    books = Bookkeeper(settings)
+    door = FrontDoor(app, key=key, port=settings.proxy_port, config=live_config, books=books)
     server = ProxyServer(door, settings, lambda: proxy_server.llm_router)
     with suppress(SystemExit):  # uvicorn raises it if the application does not start
         server.run(sockets=[listener])
+    books.close()
     if not server.started:
         raise ConfigError(
             f"LiteLLM does not start with this configuration: {door.start_failure}\n"

@@ -21,6 +21,7 @@ CONNECT_SECONDS = 10
 # also when many networks forget a silent connection. A dead host is noticed earlier, by TCP keep-alive (server.py).
 SILENCE_SECONDS = 300
 WHOLE_ANSWER_SECONDS = 600  # an answer that is not streamed comes at once at its end; Claude Code waits no longer
+NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 DRAIN_SECONDS = 1  # for the last bytes after the end of a stream; without them the connection cannot be used again
 MAX_ERROR_BYTES = 64 * 2**10
 LITELLM_ERROR_BYTES = 2 * 2**10  # LiteLLM takes half a second for 64 kB, and meanwhile no session goes on
@@ -40,6 +41,7 @@ class Upstream(httpx.AsyncBaseTransport):
             return await self._inner.handle_async_request(request)
         size = int(request.headers.get("content-length", 0))
         if size > MAX_REQUEST_BYTES:
+            exchange.sent = False
             message = f"the request was not sent: it has {size / 2**20:.1f} MiB"
             return httpx.Response(413, json={"message": message}, request=request)
         # Set here, because LiteLLM sets it for each request. `pool` also bounds the look-up of the host's name.
@@ -78,6 +80,7 @@ def noting_failures(exchange: Exchange) -> Iterator[None]:
         yield
     except httpx.RequestError as error:
         exchange.failure = exchange.failure or why(error, patience(exchange))
+        exchange.sent = exchange.sent and not isinstance(error, NOT_CONNECTED)
         raise
 
 

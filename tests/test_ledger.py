@@ -1,0 +1,299 @@
+"""The ledger's files, the sums in dollars, and the estimate of what the cache gave."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import time
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bundle.cortex.answers import ChatAnswer, MessagesAnswer, RequestFacts
+from bundle.cortex.cache_split import CACHE_SECONDS, CacheSplit
+from bundle.cortex.usage import Used
+from bundle.errors import ConfigError
+from bundle.ledger import COUNTED, ESTIMATED, MOST_FILES, Line, append, ledger_files, line, read_lines
+from bundle.prices import Price, cost
+from bundle.spending import MOST_SESSIONS, Spent, Sum, cost_of, dollars, sums
+
+NOON = datetime(2026, 11, 29, 12, tzinfo=timezone.utc).timestamp()
+PRICE = Price(input=3, cache_write=3.75, cache_read=0.3, output=15)
+
+
+def a_line(now: float = NOON, used: Used | None = Used(7, 4000, 805, 6), **more: Any) -> Line:  # noqa: B008 - frozen
+    given: dict[str, Any] = {"session": "s-1", "asked": "claude-opus-5", "model": "claude-opus-4-6", "route": "chat"}
+    return line(now, **{**given, "status": 200, "first_ms": 10.4, "ms": 20.6, **more}, used=used)
+
+
+# ------------------------------------------------------------------------------------------------------------ the files
+
+
+@pytest.mark.keeps("ledger")
+def test_a_line_comes_back_as_it_was_written_from_a_file_for_its_month_that_only_the_owner_reads(
+    tmp_path: Path,
+) -> None:
+    written = [a_line(), a_line(used=None, status=499), a_line(NOON + 40 * 86400)]
+    append(tmp_path, written)
+    assert [*read_lines(tmp_path)] == written
+    assert [path.name for path in ledger_files(tmp_path)] == ["2026-11.jsonl", "2027-01.jsonl"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in ledger_files(tmp_path)} == {0o600}
+    assert stat.S_IMODE((tmp_path / "ledger").stat().st_mode) == 0o700
+
+
+def test_only_lines_since_a_time_are_read(tmp_path: Path) -> None:
+    append(tmp_path, [a_line(NOON - 40 * 86400), a_line(NOON - 60), a_line(NOON)])
+    since = datetime.fromtimestamp(NOON - 30, timezone(timedelta(hours=-9)))
+    assert [found.time for found in read_lines(tmp_path, since)] == ["2026-11-29T12:00:00+00:00"]
+
+
+@pytest.mark.keeps("ledger-bounds")
+def test_thirteen_months_are_kept_and_nobody_else_s_files_are_touched(tmp_path: Path) -> None:
+    (tmp_path / "ledger").mkdir(mode=0o700)
+    (tmp_path / "ledger" / "notes.jsonl").write_text("mine\n")
+    for month in range(20):
+        append(tmp_path, [a_line(NOON + month * 31 * 86400)])
+    assert len(ledger_files(tmp_path)) == MOST_FILES == 13
+    assert ledger_files(tmp_path)[0].name > "2026-12"
+    assert (tmp_path / "ledger" / "notes.jsonl").exists()
+
+
+def test_after_a_crash_in_the_middle_of_a_line_only_that_line_is_lost(tmp_path: Path) -> None:
+    append(tmp_path, [a_line(), a_line()])
+    (path,) = ledger_files(tmp_path)
+    os.truncate(path, path.stat().st_size - 20)
+    append(tmp_path, [a_line(NOON + 1)])
+    assert [found.time[-9:-6] for found in read_lines(tmp_path)] == [":00", ":01"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"\xff\xfe", b"[]", b"{}", b'{"time": "yesterday", "status": 200}', b'{"time": 5, "status": []}', b"[" * 100_000],
+)
+def test_a_damaged_line_is_left_out(tmp_path: Path, damage: bytes) -> None:
+    append(tmp_path, [a_line()])
+    with ledger_files(tmp_path)[0].open("ab") as file:
+        file.write(damage + b"\n")
+    append(tmp_path, [a_line()])
+    assert len([*read_lines(tmp_path)]) == 2
+
+
+def test_numbers_and_texts_that_cannot_be_do_no_harm(tmp_path: Path) -> None:
+    append(tmp_path, [a_line(model="claude\x1b[31m\n", session="../../etc; rm", asked="x" * 500)])
+    (found,) = read_lines(tmp_path)
+    assert (found.model, found.session, len(found.asked)) == ("claude [31m", "", 101)
+    path = ledger_files(tmp_path)[0]
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps({**tree, "input": -5, "output": "1e9", "model": {"a": 1}}) + "\n")
+    (found,) = read_lines(tmp_path)
+    assert (found.input, found.output) == (0, 0)
+
+
+@pytest.mark.keeps("ledger-bounds")
+def test_of_a_full_disk_no_half_line_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    append(tmp_path, [a_line()])
+    real = os.fdopen
+
+    class Half:
+        """A file that takes ten bytes."""
+
+        def __init__(self, file: Any) -> None:
+            self._file = file
+
+        def __enter__(self) -> Half:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+        def write(self, data: bytes) -> int:
+            return int(self._file.write(data[:10]))
+
+    monkeypatch.setattr(os, "fdopen", lambda *args, **more: Half(real(*args, **more)))
+    with pytest.raises(OSError, match="space"):
+        append(tmp_path, [a_line()])
+    monkeypatch.undo()
+    append(tmp_path, [a_line()])
+    assert len(ledger_files(tmp_path)[0].read_text().splitlines()) == len([*read_lines(tmp_path)]) == 2
+
+
+def test_a_link_in_place_of_a_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "ledger").mkdir(mode=0o700)
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "ledger" / "2026-11.jsonl").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
+        append(tmp_path, [a_line()])
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ledger" / "2026-11.jsonl").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"2026-11\.jsonl"):
+        list(read_lines(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------------------- what was used
+
+
+def test_what_an_answer_has_used_is_what_the_recorded_shapes_say() -> None:
+    usage = {"prompt_tokens": 7, "completion_tokens": 6, "total_tokens": 4818}
+    chat = {**usage, "prompt_tokens_details": {"cached_tokens": 4805}}
+    message = {"content": "hello"}
+    reader = ChatAnswer(RequestFacts(model="claude-sonnet-4-5"))
+    assert not reader.used
+    reader.answer({"choices": [{"message": message}], "usage": chat})
+    assert reader.used == Used(7, output=6, cached=4805)
+    gpt = ChatAnswer(RequestFacts(model="openai-gpt-5"))
+    details = {"prompt_tokens_details": {"cached_tokens": 1024}}
+    gpt.answer({"choices": [{"message": message}], "usage": {"prompt_tokens": 2000, "completion_tokens": 6, **details}})
+    assert gpt.used == Used(976, 1024, 0, 6)
+
+
+def test_an_answer_of_the_messages_api_counts_its_prompt_at_the_start_and_its_output_at_the_end() -> None:
+    reader = MessagesAnswer()
+    start = {"input_tokens": 7, "cache_read_input_tokens": 4000, "cache_creation_input_tokens": 805, "output_tokens": 1}
+    [*reader.feed(json.dumps({"type": "message_start", "message": {"usage": start}}).encode())]
+    assert reader.used == Used(7, 4000, 805, 1)
+    delta = {"usage": {"output_tokens": 60, "input_tokens": 0}, "delta": {"stop_reason": "end_turn"}}
+    [*reader.feed(json.dumps({"type": "message_delta", **delta}).encode())]
+    assert reader.used == Used(7, 4000, 805, 60)
+
+
+def test_an_empty_answer_has_used_what_it_says() -> None:
+    reader = ChatAnswer(RequestFacts(model="claude-sonnet-4-5"))
+    usage = {"prompt_tokens": 70, "completion_tokens": 0, "total_tokens": 70}
+    with pytest.raises(Exception, match="without content"):
+        reader.answer({"choices": [{"message": {"content": ""}}], "usage": usage})
+    assert reader.used == Used(70)
+
+
+# ------------------------------------------------------------------------------------------------------------- dollars
+
+
+def test_the_cost_is_tokens_times_the_price_of_their_kind_times_the_factor() -> None:
+    found = cost(Used(1000, 100_000, 10_000, 500), PRICE, 1.1)
+    assert found.usd == pytest.approx(1.1 * (0.003 + 0.03 + 0.0375 + 0.0075))
+    assert (found.low, found.high, found.unpriced) == (found.usd, found.usd, 0)
+
+
+def test_an_estimated_split_shows_the_range_from_all_read_to_all_written() -> None:
+    found = cost(Used(0, 100_000, 10_000, 0), PRICE, estimated=True)
+    assert found.usd == pytest.approx(0.03 + 0.0375)
+    assert [found.low, found.high] == pytest.approx([0.033, 0.4125])
+
+
+def test_a_token_without_a_price_is_counted_and_never_guessed() -> None:
+    part = cost(Used(1000, 5000, 0, 100), Price(input=2, output=10))
+    assert [part.usd, part.unpriced] == pytest.approx([0.003, 5000])
+    assert cost(Used(1000, 0, 0, 100), None).unpriced == 1100
+    total = Sum()
+    total.add(a_line(), part)
+    assert dollars(total) == "at least $0.0030"
+    assert dollars(Sum(unpriced=5)) == "no price"
+    assert dollars(Sum()) == "$0.00"
+
+
+def test_sums_count_answers_failures_and_answers_whose_tokens_are_not_known() -> None:
+    lines = [a_line(), a_line(), a_line(used=None, status=499), a_line(used=None, status=529)]
+    found = sums(lines, lambda each: each.model, {"claude-opus-4-6": PRICE}, 1.0)["claude-opus-4-6"]
+    assert (found.requests, found.unknown, found.failed) == (2, 1, 1)
+    assert (found.input, found.cache_read, found.cache_write, found.output) == (14, 8000, 1610, 12)
+    assert found.cached_share == pytest.approx(8000 / 9624)
+    assert found.usd == pytest.approx(2 * cost_of(lines[0], {"claude-opus-4-6": PRICE}, 1.0).usd)
+
+
+def test_a_day_ends_at_midnight_on_this_machine_s_clock_and_a_session_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/Los_Angeles")
+    time.tzset()
+    try:
+        spent = Spent()
+        late, early = NOON + 19.9 * 3600, NOON + 20.1 * 3600  # about midnight there
+        for now in (late, early):
+            spent.start_day(datetime.fromtimestamp(now).astimezone())
+            each = a_line(now)
+            spent.add(each, cost_of(each, {"claude-opus-4-6": PRICE}, 1.0))
+        assert (spent.day, spent.today.requests) == ("2026-11-30", 1)
+        assert spent.sessions["s-1"].spent.requests == 2
+        assert (spent.sessions["s-1"].model, spent.sessions["s-1"].asked) == ("claude-opus-4-6", "claude-opus-5")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_the_newest_sessions_are_kept() -> None:
+    spent = Spent()
+    for number in [*range(MOST_SESSIONS + 5), 10]:
+        each = a_line(session=f"s-{number}")
+        spent.add(each, cost_of(each, {}, 1.0))
+    assert len(spent.sessions) == MOST_SESSIONS
+    assert [*spent.sessions][-1] == "s-10"
+    assert "s-4" not in spent.sessions
+
+
+# ----------------------------------------------------------------------------------------- the split of cached tokens
+
+MARK = b',"cache_control":{"type":"ephemeral"}'
+SYSTEM, USER, RESULT, TEXT = (b'{"text":"' + letter * 4000 + b'"' for letter in (b"s", b"u", b"r", b"t"))
+
+
+def read(split: CacheSplit, *, head: bytes, rest: bytes = b"", now: float = 0.0, **tokens: int) -> int:
+    return split.read("claude-x", (head, rest), asked=now, answered=now + 2, **tokens)
+
+
+def test_what_an_earlier_request_has_stored_is_read_by_the_next_one() -> None:
+    split = CacheSplit()
+    assert read(split, head=SYSTEM + MARK + b"}", cached=1000, total=1100) == 0
+    longer = SYSTEM + b"}" + USER + MARK + b"}"
+    assert read(split, head=longer, cached=2000, total=2100, now=10) == 1000
+    assert read(split, head=longer, cached=2000, total=2100, now=20) == 2000
+    assert read(split, head=b"x" + longer, cached=2000, total=2100, now=30) == 0
+
+
+def test_of_a_prompt_with_more_marks_the_shared_part_is_read_in_proportion() -> None:
+    split = CacheSplit()
+    both = SYSTEM + MARK + b"}" + USER + MARK + b"}"
+    assert read(split, head=both, cached=2000, total=2000) == 0
+    assert read(split, head=SYSTEM + MARK + b"}", cached=1001, total=1100, now=10) == pytest.approx(1000, abs=1)
+
+
+@pytest.mark.parametrize("covers", [True, False])
+def test_it_is_seen_whether_a_mark_covers_the_results_before_it(covers: bool) -> None:
+    split = CacheSplit()
+    head, rest = USER + MARK + b"}", RESULT + b"}" + TEXT + MARK + b"}"
+    cached = 3000 if covers else 1000
+    assert read(split, head=head, rest=rest, cached=cached, total=3000) == 0
+    more = RESULT + b"}" + TEXT + b"}" + RESULT + b"}" + TEXT + MARK + b"}"
+    then = 5000 if covers else 1000
+    assert read(split, head=head, rest=more, cached=then, total=5000, now=10) == cached
+
+
+def test_the_cache_ends_five_minutes_after_its_last_use_and_begins_with_the_first_answer() -> None:
+    split, head = CacheSplit(), SYSTEM + MARK + b"}"
+    assert read(split, head=head, cached=1000, total=1100) == 0
+    assert read(split, head=head, cached=1000, total=1100, now=1) == 0  # the first one has not answered yet
+    assert read(split, head=head, cached=1000, total=1100, now=CACHE_SECONDS - 1) == 1000
+    assert read(split, head=head, cached=1000, total=1100, now=2 * CACHE_SECONDS - 10) == 1000
+    assert read(split, head=head, cached=1000, total=1100, now=4 * CACHE_SECONDS) == 0
+
+
+def test_each_model_has_its_own_cache_and_without_marks_nothing_is_read() -> None:
+    split, head = CacheSplit(), SYSTEM + MARK + b"}"
+    assert read(split, head=head, cached=1000, total=1100) == 0
+    assert split.read("claude-y", (head, b""), cached=1000, total=1100, asked=10, answered=12) == 0
+    assert read(split, head=SYSTEM, cached=1000, total=1100, now=10) == 0
+    assert read(split, head=b"", cached=1000, total=1000, now=10) == 0
+
+
+def test_the_line_of_an_estimate_says_that_it_is_one() -> None:
+    used = Used(7, output=6, cached=4805)
+    found = a_line(used=used, read=4000)
+    assert (found.cache_read, found.cache_write, found.split) == (4000, 805, ESTIMATED)
+    assert (a_line(used=used).cache_write, a_line(used=used, read=9999).cache_write) == (4805, 0)
+    assert a_line().split == COUNTED
