@@ -6,6 +6,7 @@ it (bundle/proxy/bookkeeper.py); usage.py and the proxy's own sums read it. Only
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -116,7 +117,7 @@ def append(folder: Path, lines: Sequence[Line]) -> None:
             if file.write(data) < len(data):  # the disk is full
                 with suppress(OSError):
                     file.truncate(size)
-                raise OSError("no space left for a whole line")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         if is_new:
             forget_old(folder)
 

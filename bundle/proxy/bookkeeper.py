@@ -31,7 +31,11 @@ from bundle.proxy.replies import CLIENT_LEFT, ErrorAnswer, Reply
 from bundle.settings import Settings, load_settings
 from bundle.spending import FILE, WARN_SHARE, Spent, cost_of, first_day, money
 
-MOST_WAITING = 200  # notes; each holds a prompt. A disk that hangs must not fill the memory
+MOST_WAITING = 500  # notes; each holds a prompt. A disk that hangs must not fill the memory
+# After each write, so that many answers cost little more than one. The first answer after a pause is written at once:
+# Claude Code then shows the new sums in its status line.
+PAUSE_SECONDS = 0.25
+MANY = 50  # notes that end the pause
 CLOSE_SECONDS = 2
 
 
@@ -70,6 +74,7 @@ class Bookkeeper:
         self._lost, self._trouble, self._warned = 0, "", ""  # `_warned`: the day of the warning
         self._over = ""  # the message while the day's limit is reached
         self._queue: queue.Queue[Note | None] = queue.Queue(MOST_WAITING)
+        self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bookkeeper", daemon=True)
         self._thread.start()
 
@@ -94,6 +99,7 @@ class Bookkeeper:
 
     def close(self) -> None:
         """Write what is still waiting, within CLOSE_SECONDS."""
+        self._is_closing.set()
         try:
             self._queue.put(None, timeout=CLOSE_SECONDS)
         except queue.Full:
@@ -115,6 +121,10 @@ class Bookkeeper:
                 self._keep([note for note in notes if note is not None])
             except Exception as error:  # noqa: BLE001 - whatever happens here, the proxy goes on
                 self._lose(len(notes), f"{type(error).__name__}: {error}")
+            until = time.monotonic() + PAUSE_SECONDS
+            while not self._is_closing.wait(PAUSE_SECONDS / 5) and time.monotonic() < until:
+                if self._queue.qsize() >= MANY:
+                    break
 
     def _read_ledger(self) -> None:
         """Start with the sums of what was spent before this process, or before a change of the prices."""
@@ -146,7 +156,10 @@ class Bookkeeper:
         try:
             ledger.append(self._settings.folder, lines)
             self._write_sums()
-        except (OSError, ConfigError) as error:
+        except OSError as error:
+            self._lose(len(lines), f"{error.filename}: {error.strerror}")
+            return
+        except ConfigError as error:
             self._lose(len(lines), str(error))
             return
         if self._trouble or self._lost:
@@ -186,8 +199,7 @@ class Bookkeeper:
         self._spent.add(line, cost_of(line, self._prices, self._factor))
 
     def _write_sums(self) -> None:
-        if self._queue.empty():  # else the next notes are there already
-            write_private(self._settings.folder / FILE, self._spent.text())
+        write_private(self._settings.folder / FILE, self._spent.text())
 
     # -- settings, prices and the limit --
 
