@@ -130,6 +130,14 @@ def test_the_rows_are_by_day_model_session_or_hour_and_csv_and_json_say_the_same
     )
 
 
+def test_a_session_that_goes_on_after_midnight_is_one_row_of_the_day_on_which_it_began(set_up: SetUp) -> None:
+    append(set_up.folder, [answer(NOON - 13 * 3600), answer()])
+    (row,) = local_json(set_up, "--by", "session")
+    assert (row["date"], row["began"], row["requests"]) == (f"{TODAY - timedelta(days=1)}", "23:00", 2)
+    shown = set_up.run("usage.py", "--local").stdout
+    assert f"The newest session: {TODAY - timedelta(days=1)} 23:00 to today 12:00, with {MODEL}." in shown
+
+
 def test_days_and_hours_are_on_this_machine_s_clock(set_up: SetUp) -> None:
     at = time.time() - 60
     append(set_up.folder, [answer(at)])
@@ -252,7 +260,8 @@ def test_a_low_share_of_the_cache_is_one_sentence_with_what_can_be_done() -> Non
 
 
 def test_a_share_that_is_not_low_or_of_little_use_gets_no_sentence() -> None:
-    for lines in (low(9), low(read=10_000), low(model="llama4-maverick"), [answer() for _ in range(100)], []):
+    few, small = [answer(used=Used(25_000))] * 9, [answer(used=Used(19_000))] * 10
+    for lines in (few, small, low(read=10_000), low(model="llama4-maverick"), []):
         assert usage_report.low_share(spending_of(*lines)) == ""
 
 
