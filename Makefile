@@ -91,7 +91,7 @@ models: ## show the models of your account, and which row uses each of them
 	@$(INSTALLED); $(HERE); $(PY) models.py $(ARGS)
 
 .PHONY: usage
-usage: ## show the tokens spent, by day and model (ARGS='--days 30')
+usage: ## show what was spent, in dollars and tokens (ARGS='--days 30')
 	@$(INSTALLED); $(HERE); $(PY) usage.py $(ARGS)
 
 .PHONY: report

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Show the tokens that were spent on Cortex, by day and model.
+"""Show what was spent on Cortex, in dollars and tokens: first by this machine, then by the whole account.
 
-Snowflake keeps the counts in a view of SNOWFLAKE.ACCOUNT_USAGE, for the whole account and up to two hours late. This
-script reads that view through the SQL API, with the same credential as the proxy, and writes no file.
+What this machine has spent is in the proxy's own ledger: it is live, and nobody is asked. What the account has spent is
+in a view of SNOWFLAKE.ACCOUNT_USAGE, up to two hours late: this script reads it through the SQL API, with the same
+credential as the proxy. It writes no file.
 
-Exit status: 0 done, even if the view is empty; 1 the query failed; 78 a configuration error.
+Exit status: 0 something was shown, even if it is empty; 1 the query failed, and this machine has nothing to show;
+78 the same for a configuration error; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,88 +15,193 @@ import argparse
 import csv
 import json
 import os
-import re
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 
-from bundle.bootstrap import EX_CONFIG, enter_venv
+from bundle.bootstrap import EX_CONFIG, enter_venv, make, state_folder
 
 if __name__ == "__main__":
     enter_venv()
 
-from rich.bar import Bar
 from rich.console import Console
-from rich.table import Table
 
-from bundle.errors import ConfigError, printable, say
+from bundle import account_usage, model_list, usage_report
+from bundle.account_usage import LAG
+from bundle.errors import ConfigError, say
+from bundle.ledger import read_lines
+from bundle.prices import Factor, Price, price_factor, read_prices
 from bundle.settings import Settings, load_settings
-from bundle.sql_api import DOCTOR, QueryError, query
+from bundle.spending import TOKENS
+from bundle.sql_api import QueryError
+from bundle.usage_report import KEYS, WEEK, Row, Spending, added_by, dearest_first, period
+from bundle.usage_tables import PIPE, Page
 
-NO_PRIVILEGE = "002003"  # Snowflake's code: the view does not exist, or this role may not read it
-LAG = "The view lags: the last two hours may be missing."
-NARROW = 72  # columns; a narrower terminal gets only the two most important numbers
-Row = dict[str, Any]
-NUMBERS = {  # name in the output: column of the SQL result
-    "requests": "TOTAL_REQUESTS",
-    "input": "TOTAL_INPUT_TOKENS",
-    "output": "TOTAL_OUTPUT_TOKENS",
-    "cache_read": "TOTAL_CACHE_READ_TOKENS",
-    "cache_write": "TOTAL_CACHE_WRITE_TOKENS",
-    "total": "TOTAL_TOKENS",
-}
+HELP = """\
+The first part is this machine's, from the proxy's own ledger, with days and hours of this machine's clock; the last 7
+days are today and the six days before it. The second part is the account's, from Snowflake's view. The view knows days
+and models only: --by session and --by hour change nothing in the second part, and need --local with --json or --csv."""
 
 
-def statement(days: int) -> str:
-    """The SQL for the last `days` times 24 hours (docs/cortex.md#sql-usage-view)."""
-    return f"""\
-SELECT
-    TO_CHAR(START_TIME, 'YYYY-MM-DD') AS USAGE_DATE,
-    MODEL_NAME AS MODEL_NAME,
-    COUNT(*) AS TOTAL_REQUESTS,
-    SUM(TOKENS) AS TOTAL_TOKENS,
-    SUM(COALESCE(TOKENS_GRANULAR:input::NUMBER, 0)) AS TOTAL_INPUT_TOKENS,
-    SUM(COALESCE(TOKENS_GRANULAR:output::NUMBER, 0)) AS TOTAL_OUTPUT_TOKENS,
-    SUM(COALESCE(TOKENS_GRANULAR:cache_read_input::NUMBER, 0)) AS TOTAL_CACHE_READ_TOKENS,
-    SUM(COALESCE(TOKENS_GRANULAR:cache_write_input::NUMBER, 0)) AS TOTAL_CACHE_WRITE_TOKENS
-FROM SNOWFLAKE.ACCOUNT_USAGE.CORTEX_REST_API_USAGE_HISTORY
-WHERE START_TIME >= DATEADD('day', -{days}, CURRENT_TIMESTAMP())
-GROUP BY USAGE_DATE, MODEL_NAME
-ORDER BY USAGE_DATE DESC, TOTAL_TOKENS DESC;"""  # noqa: S608 - `days` is a whole number
+@dataclass(frozen=True)
+class Known:
+    """What both parts need; in place of settings there may be what is wrong with them."""
+
+    settings: Settings | ConfigError
+    prices: Mapping[str, Price]
+    factor: Factor
+
+    def spending(self, days: int) -> Spending:
+        """What the ledger has of the last `days` days, and of this week. Raises ConfigError."""
+        folder = self.settings.folder if isinstance(self.settings, Settings) else state_folder(os.environ)
+        today = datetime.now(timezone.utc).astimezone().date()
+        lines = read_lines(folder, usage_report.first_moment(today, max(days, WEEK)))
+        return usage_report.summed_up(lines, self.prices, self.factor, today)
+
+    def of_account(self, days: int) -> list[Row]:
+        """Raises ConfigError, QueryError."""
+        if isinstance(self.settings, ConfigError):
+            raise self.settings
+        with _progress():
+            answer = account_usage.ask(self.settings, days)
+        return account_usage.with_prices(answer, self.prices, self.factor.number)
 
 
-def grant_message(settings: Settings) -> str:
-    """The message with the statements that let the user's default role read the view."""
+def read_known() -> Known:
     try:
-        role = str(next(iter(query(settings, "SELECT CURRENT_ROLE() AS ROLE")[0].values())))
-    except (QueryError, IndexError, StopIteration):
-        role = "<default role>"
-    role = printable(role, 255)
-    role = role if re.fullmatch(r"[A-Z_][A-Z0-9_$]*|<.*>", role) else '"' + role.replace('"', '""') + '"'
-    return (
-        f"the role {role} of {settings.user} may not read the view. Run this as ACCOUNTADMIN (the narrow grant):\n"
-        f"  GRANT DATABASE ROLE SNOWFLAKE.USAGE_VIEWER TO ROLE {role};\n"
-        f"or, for all of ACCOUNT_USAGE:\n  GRANT IMPORTED PRIVILEGES ON DATABASE SNOWFLAKE TO ROLE {role};"
+        prices = read_prices()
+    except ConfigError as error:
+        say(f"usage.py: {error}\nUntil then, tokens are shown without dollars.", sys.stderr)
+        prices = {}
+    try:
+        settings = load_settings()
+    except ConfigError as error:
+        return Known(error, prices, price_factor(None, None))
+    return Known(settings, prices, price_factor(settings.price_factor, model_list.read(settings)))
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="What was spent on Cortex, by this machine and by the whole account.", epilog=HELP
     )
+    parser.add_argument("--days", type=int, default=7, metavar="N", help="number of days (default 7, at most 365)")
+    parser.add_argument("--by", choices=KEYS, default="day", help="what a row is for, beside its model (default day)")
+    parser.add_argument("--local", action="store_true", help="only what this machine has spent: nobody is asked")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--json", action="store_true", help="print the account's rows, or with --local this machine's")
+    choice.add_argument("--csv", action="store_true", help="the same for spreadsheets")
+    choice.add_argument("--sql", action="store_true", help="print the SQL statement, to run in Snowsight")
+    options = parser.parse_args(arguments)
+    if not 1 <= options.days <= 365:
+        parser.error("--days must be from 1 to 365")
+    if (options.json or options.csv) and not options.local and options.by in {"session", "hour"}:
+        parser.error(f"the account's view knows no {options.by}; for the rows of this machine, add --local")
+    return options
 
 
-def to_numbers(answer: Sequence[Mapping[str, str | None]]) -> list[Row]:
-    """Convert Snowflake's rows (text or null) to rows with date, model and whole numbers."""
-    return [
-        {"date": printable(row.get("USAGE_DATE"), 20), "model": printable(row.get("MODEL_NAME") or "(unknown)", 200)}
-        | {name: count(column, row.get(column, "nothing")) for name, column in NUMBERS.items()}
-        for row in answer
-    ]
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    if options.sql:
+        print(account_usage.statement(options.days))
+        return 0
+    try:
+        return local(options) if options.local else both(options)
+    except KeyboardInterrupt:
+        return 130
 
 
-def count(column: str, text: object) -> int:
-    """A number of Snowflake's answer. Anything but a count (NaN, 1E9999999, -1, a word) is an error, and not a sum."""
-    if found := re.fullmatch(r"([0-9]{1,18})(\.0{1,40})?", "0" if text is None else str(text)[:100]):
-        return int(found[1])
-    raise QueryError(f"Snowflake's answer has no count in {column}: {printable(text, 100)}.\n{DOCTOR}")
+def local(options: argparse.Namespace) -> int:
+    """Show this machine's part alone."""
+    known = read_known()
+    try:
+        spending = known.spending(options.days)
+    except ConfigError as error:
+        say(f"usage.py: {error}", sys.stderr)
+        return EX_CONFIG
+    if isinstance(known.settings, ConfigError):
+        say(f"usage.py: {known.settings}", sys.stderr)
+    if options.json or options.csv:
+        names = [*KEYS[options.by], "route", "requests", *TOKENS, "usd", "usd_low", "usd_high"]
+        rows = spending.since(options.days).rows(options.by, "route")
+        dump([usage_report.as_json(row) for row in rows], names, as_csv=options.csv)
+    elif spending.sum().requests:
+        show_local(_page(), spending, options)
+    else:
+        _page().say(usage_report.nothing(max(options.days, WEEK)))
+    return 0
+
+
+def both(options: argparse.Namespace) -> int:
+    """Show this machine's part, and then the account's; scripts get the account's rows."""
+    known, page, spending = read_known(), _page(), None
+    is_text = not (options.json or options.csv)
+    if is_text:
+        try:
+            spending = known.spending(options.days)
+        except ConfigError as error:
+            say(f"usage.py: {error}", sys.stderr)
+    has_local = bool(spending and spending.sum().requests)
+    if spending and has_local:
+        show_local(page, spending, options)
+    try:
+        rows = known.of_account(options.days)
+    except (ConfigError, QueryError) as error:
+        if not has_local:
+            say(f"usage.py: {error}", sys.stderr)
+            return EX_CONFIG if isinstance(error, ConfigError) else 1
+        leave = f"To leave that part out: {make('usage', 'ARGS=--local')}"
+        say(f"\nusage.py: what the whole account has spent is not known: {error}\n{leave}", sys.stderr)
+        return 0
+    if options.by == "model":
+        rows = dearest_first(added_by("model", rows))
+    if not is_text:
+        names = [*(["date"] if options.by == "day" else []), "model", *account_usage.NUMBERS, "usd"]
+        dump([account_usage.as_json(row) for row in rows], names, as_csv=options.csv)
+        return 0
+    if spending and not has_local:
+        page.say(usage_report.nothing(max(options.days, WEEK)))
+    show_account(page, rows, options)
+    if not has_local and any(row.amount.usd for row in rows):
+        page.say(known.factor.why)
+    return 0
+
+
+def show_local(page: Page, spending: Spending, options: argparse.Namespace) -> None:
+    page.say("What this machine has spent, as its proxy counts it (live).")
+    page.sums(usage_report.overview(spending))
+    page.say(usage_report.about_newest_session(spending))
+    shown = spending.since(options.days)
+    if shown.sum().requests:
+        by = "model" if options.by == "model" else f"{options.by} and model"
+        page.say(f"By {by}, {period(options.days) if options.days > 1 else 'today'}:")
+        page.table(shown.rows(options.by), options.by)
+        page.bars(added_by("date", shown.rows("day")))
+    for sentence in usage_report.sentences(spending, max(options.days, WEEK)):
+        page.say(sentence)
+
+
+def show_account(page: Page, rows: Sequence[Row], options: argparse.Namespace) -> None:
+    if not rows:
+        page.say(f"Cortex's REST API was not used in {period(options.days)}, says the account's view. {LAG}")
+        return
+    page.say(f"What the whole account has spent, {period(options.days)}, from Snowflake's view. {LAG}")
+    page.table(rows, "model" if options.by == "model" else "day")
+    if options.by != "model":
+        page.bars(added_by("date", rows))
+    page.say(usage_report.without_price(rows))
+
+
+def dump(rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, as_csv: bool) -> None:
+    if not as_csv:
+        print(json.dumps(rows, indent=2))
+        return
+    writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: harmless(cell) for name, cell in row.items()} for row in rows)
 
 
 def harmless(cell: object) -> object:
@@ -102,43 +209,8 @@ def harmless(cell: object) -> object:
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
-def short(number: int) -> str:
-    """At most seven characters: 9,999, 45.7k, 12.3M."""
-    for size, least, letter in ((10**9, 10**9, "B"), (10**6, 10**6, "M"), (10**3, 10**4, "k")):
-        if number >= least:
-            return f"{number / size:.1f}{letter}"
-    return f"{number:,}"
-
-
-def show(rows: Sequence[Row], days: int) -> None:
-    """Print the table. A terminal with colour also gets colour, short numbers and bars."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-    styled, narrow = _styled(sys.stdout), width < NARROW
-    number = short if styled else "{:,}".format
-    names = ("requests", "total") if narrow else tuple(NUMBERS)
-    table = Table("date", box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("model", overflow="fold")
-    for name in names:
-        table.add_column(name.replace("_", "\n" if styled else " "), justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(row["date"], row["model"], *(number(row[name]) for name in names))
-    table.add_row("all", "", *(number(sum(row[name] for row in rows)) for name in names), style="bold")
-    console = Console(highlight=False, markup=False, width=width, force_terminal=styled)
-    print(f"Tokens on Snowflake Cortex, whole account, last {days} days.\n{LAG}\n", flush=True)
-    console.print(table)
-    if styled and not narrow:
-        console.print("", _bars(rows, min(50, width - 25)), sep="\n")
-
-
-def _bars(rows: Sequence[Row], width: int) -> Table:
-    """A bar for each day. The longest bar is `width` columns wide."""
-    totals: Counter[str] = Counter()
-    for row in rows:
-        totals[row["date"]] += row["total"]
-    chart = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
-    for day, total in totals.items():
-        chart.add_row(day, Bar(max(totals.values()) or 1, 0, total, width=width, color="cyan"), short(total))
-    return chart
+def _page() -> Page:
+    return Page(shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE, styled=_styled(sys.stdout))
 
 
 def _styled(stream: Any) -> bool:
@@ -146,52 +218,12 @@ def _styled(stream: Any) -> bool:
 
 
 def _progress() -> AbstractContextManager[object]:
-    message = "Asking Snowflake; starting a suspended warehouse takes a minute …"
+    message = "Asking Snowflake (a suspended warehouse takes a minute) …"
     if _styled(sys.stderr):
         return Console(stderr=True).status(message)
     if sys.stderr.isatty():
         print(message, file=sys.stderr)
     return nullcontext()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Tokens spent on Cortex, by day and model.")
-    parser.add_argument("--days", type=int, default=7, metavar="N", help="number of days (default 7, at most 365)")
-    choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    choice.add_argument("--csv", action="store_true", help="print CSV, for spreadsheets")
-    choice.add_argument("--sql", action="store_true", help="print the SQL statement, to run in Snowsight")
-    options = parser.parse_args(arguments)
-    if not 1 <= options.days <= 365:
-        parser.error("--days must be from 1 to 365")
-    if options.sql:
-        print(statement(options.days))
-        return 0
-    try:
-        settings = load_settings()
-        with _progress():
-            try:
-                rows = to_numbers(query(settings, statement(options.days)))
-            except QueryError as error:
-                if error.code != NO_PRIVILEGE or "warehouse" in error.detail.lower():
-                    raise
-                raise QueryError(grant_message(settings)) from None
-    except (ConfigError, QueryError) as error:
-        say(f"usage.py: {error}", sys.stderr)
-        return EX_CONFIG if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt:
-        return 130
-    if options.json:
-        print(json.dumps(rows, indent=2))
-    elif options.csv:
-        writer = csv.DictWriter(sys.stdout, ["date", "model", *NUMBERS], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: harmless(cell) for name, cell in row.items()} for row in rows)
-    elif rows:
-        show(rows, options.days)
-    else:
-        print(f"Cortex's REST API was not used in the last {options.days} days. {LAG}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -85,6 +85,11 @@ def sums(
     return found
 
 
+def total(amounts: Iterable[Sum]) -> Sum:
+    every = list(amounts)
+    return Sum(**{each.name: sum(getattr(amount, each.name) for amount in every) for each in fields(Sum)})
+
+
 def dollars(amount: Sum) -> str:
     """$1.23, "at least $1.23" if some tokens have no price, or "no price" if none has one."""
     if amount.unpriced and not amount.usd:

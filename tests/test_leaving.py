@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from bundle import sql_api
+from bundle.account_usage import NUMBERS, to_numbers
 from bundle.checks.finding import Finding
 from bundle.checks.report import page
 from bundle.cortex.refusals import MAX_FIELDS, MAX_MODELS, Refusals
@@ -23,7 +24,6 @@ from bundle.settings import load_settings
 from bundle.sql_api import QueryError
 from tests.set_up import BUNDLE, SetUp
 from tests.test_usage import COLUMNS
-from usage import NUMBERS, to_numbers
 
 # A newline, an escape code, C1 codes, text from right to left, no width, a line separator, half an emoji, a tag.
 EVIL = "a\nready on\r\x1b[2J\x9b1m\x07\u202egnp\u2066\u200b\ufeff\u2028\u0085\ud83d\U000e0041z"

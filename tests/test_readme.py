@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bundle.account_usage import statement
 from bundle.prices import read_prices
 from patches import apply_patch
 from tests.set_up import BUNDLE
-from usage import statement
 
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((BUNDLE / "docs").glob("*.md"))))
 TARGETS = set(re.findall(r"^([a-z-]+):", (BUNDLE / "Makefile").read_text(), re.MULTILINE))

@@ -1,4 +1,5 @@
-"""usage.py's promises: what it asks, what it shows in which terminal, and which remedy each refusal comes with."""
+"""usage.py's promises about the account: what it asks, what it shows in which terminal, and which remedy each refusal
+comes with. (tests/test_usage_local.py has what it says of this machine.)"""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ import sys
 import pytest
 
 from bundle import sql_api
+from bundle.account_usage import NUMBERS, statement
 from bundle.cortex.errors import explain_query
 from bundle.settings import Settings, load_settings
 from bundle.sql_api import PATIENCE_SECONDS, QueryError, query
 from tests.set_up import BUNDLE, TOKEN, SetUp
 from tests.terminal import Terminal
-from usage import NUMBERS, statement
 
 COLUMNS = ["USAGE_DATE", "MODEL_NAME", *NUMBERS.values()]
 ROWS: list[list[str | None]] = [
@@ -57,6 +58,7 @@ def test_what_the_proxy_spent_is_what_is_shown(set_up: SetUp) -> None:
         "cache_read": 8000,
         "cache_write": 1610,
         "total": 9636,
+        "usd": None,
     }
 
 
@@ -119,25 +121,64 @@ def test_csv_and_json_say_the_same(set_up: SetUp) -> None:
     set_up.stub.sql_rows = (COLUMNS, ROWS)
     table = list(csv.DictReader(io.StringIO(set_up.run("usage.py", "--csv").stdout)))
     tree = json.loads(set_up.run("usage.py", "--json").stdout)
-    assert [{name: str(value) for name, value in row.items()} for row in tree] == table
+    assert [{name: "" if value is None else str(value) for name, value in row.items()} for row in tree] == table
     assert [row["total"] for row in tree] == [12345678, 45678, 5678901]
 
 
-@pytest.mark.parametrize("columns", [80, 200])
+def test_each_row_of_the_account_has_its_dollars_or_none_if_a_part_has_no_price(set_up: SetUp) -> None:
+    more: list[list[str | None]] = [["2026-11-22", "claude-sonnet-5", "1", "1000000", "0", "1", "0", "1000001"]]
+    set_up.stub.sql_rows = (COLUMNS, [*ROWS, *more])
+    found = json.loads(set_up.run("usage.py", "--json", PRICE_FACTOR="1.1").stdout)
+    assert [row["usd"] for row in found] == [None, 0.005024, 0.000304, None]
+    shown = set_up.run("usage.py", PRICE_FACTOR="1.1").stdout
+    assert re.search(r"^2026-11-22 +claude-sonnet-5 .* at least \$2\.20$", shown, re.MULTILINE)
+    assert re.search(r"^2026-11-24 +claude-opus-4-7 .* no price$", shown, re.MULTILINE)
+    assert "The published prices times 1.1 (PRICE_FACTOR)." in shown
+    assert "No price is known for some tokens of claude-opus-4-7, claude-sonnet-5: prices.yaml" in shown
+
+
+def test_the_account_s_rows_can_be_added_up_by_model(set_up: SetUp) -> None:
+    set_up.stub.sql_rows = (COLUMNS, [*ROWS, ["2026-11-22", *ROWS[2][1:]]])
+    found = json.loads(set_up.run("usage.py", "--json", "--by", "model").stdout)
+    assert [(row["model"], row["requests"], row["total"]) for row in found] == [
+        ("claude-haiku-4-5", 20, 45678),
+        ("claude-sonnet-4-6", 6, 2 * 5678901),
+        ("claude-opus-4-7", 120, 12345678),
+    ]
+    assert "date" not in found[0]
+    refused = set_up.run("usage.py", "--json", "--by", "hour")
+    assert (refused.returncode, "the account's view knows no hour" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("columns", [120, 200])
 def test_a_terminal_gets_a_table_and_bars_that_fit(set_up: SetUp, columns: int) -> None:
     set_up.stub.sql_rows = (COLUMNS, ROWS)
     shown = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", in_terminal(set_up, columns))
     assert re.search(r"2026-11-24 +claude-opus-4-7 +120 +45\.7k +100\.0k +12\.0M +200\.0k +12\.3M", shown)
-    assert re.search(r"2026-11-24 +█+ +12\.4M", shown)
+    assert re.search(r"2026-11-24 +█+ +at least \$0\.0046", shown)
     assert max(map(len, shown.splitlines())) <= columns
 
 
-def test_a_narrow_terminal_gets_the_two_numbers_that_matter_most(set_up: SetUp) -> None:
+def test_the_bars_are_tokens_if_nothing_has_a_price(set_up: SetUp) -> None:
+    set_up.stub.sql_rows = (COLUMNS, ROWS[:1])
+    shown = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", in_terminal(set_up, 80))
+    assert re.search(r"2026-11-24 +█+ +12\.3M", shown)
+
+
+def test_80_columns_have_every_kind_of_token_and_the_dollars(set_up: SetUp) -> None:
     set_up.stub.sql_rows = (COLUMNS, ROWS)
-    shown = in_terminal(set_up, 50, NO_COLOR="1")
-    assert re.search(r"2026-11-24 +claude-opus-4-7 +120 +12,345,678", shown)
+    shown = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", in_terminal(set_up, 80))
+    assert re.search(r"2026-11-24 +claude-opus-4-7 +45\.7k +100\.0k +12\.0M +200\.0k +98 % +no price", shown)
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_narrow_terminal_gets_the_numbers_that_matter_most(set_up: SetUp) -> None:
+    set_up.stub.sql_rows = (COLUMNS, ROWS)
+    shown = in_terminal(set_up, 60, NO_COLOR="1")
+    assert re.search(r"2026-11-24 +claude-haiku-4-5 +45\.7k +0 % +\$0\.0046", shown)
     assert "\x1b" not in shown
-    assert max(len(line) for line in shown.splitlines() if "2026-" in line) <= 50
+    assert max(map(len, shown.splitlines())) <= 60
+    assert max(map(len, in_terminal(set_up, 40, NO_COLOR="1").splitlines()[1:])) <= 40
 
 
 def test_no_color_means_plain_text_in_a_terminal(set_up: SetUp) -> None:
