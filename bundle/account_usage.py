@@ -95,7 +95,8 @@ def with_prices(answer: Iterable[Numbers], prices: Mapping[str, Price], factor: 
     found = []
     for row in answer:
         tokens = {name: row[name] for name in TOKENS}
-        spent = cost(Used(**tokens), prices.get(row["model"]), factor)
+        # (In Snowflake's list of models the names are in upper case.)
+        spent = cost(Used(**tokens), prices.get(row["model"].lower()), factor)
         keys = {"date": row["date"], "model": row["model"]}
         found.append(Row(keys, Sum(requests=row["requests"], **tokens, **asdict(spent)), row["total"]))
     return found

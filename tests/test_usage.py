@@ -127,9 +127,10 @@ def test_csv_and_json_say_the_same(set_up: SetUp) -> None:
 
 def test_each_row_of_the_account_has_its_dollars_or_none_if_a_part_has_no_price(set_up: SetUp) -> None:
     more: list[list[str | None]] = [["2026-11-22", "claude-sonnet-5", "1", "1000000", "0", "1", "0", "1000001"]]
+    more.append(["2026-11-22", "CLAUDE-SONNET-4-6", "1", "1000000", "0", "0", "0", "1000000"])
     set_up.stub.sql_rows = (COLUMNS, [*ROWS, *more])
     found = json.loads(set_up.run("usage.py", "--json", PRICE_FACTOR="1.1").stdout)
-    assert [row["usd"] for row in found] == [None, 0.005024, 0.000304, None]
+    assert [row["usd"] for row in found] == [None, 0.005024, 0.000304, None, 3.3]
     shown = set_up.run("usage.py", PRICE_FACTOR="1.1").stdout
     assert re.search(r"^2026-11-22 +claude-sonnet-5 .* at least \$2\.20$", shown, re.MULTILINE)
     assert re.search(r"^2026-11-24 +claude-opus-4-7 .* no price$", shown, re.MULTILINE)
