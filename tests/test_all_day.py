@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from bundle.spending import FILE as SUMS
 from bundle.tokens import BACKDATE_SECONDS, token_times
 from tests.day import HOUR, PROXY, REFRESHER, SECONDS, Day
 from tests.set_up import events, wait_until
@@ -44,10 +45,18 @@ def test_with_the_refresher_stopped_a_burst_gets_one_token_signed_in_memory_and_
     log, first = len(day.log(PROXY)), len(day.stub.requests)
     with day.stopped(REFRESHER):
         day.move_clock(HOUR - 30)
-        before = {path: path.read_bytes() for path in day.folder.iterdir() if path.is_file() and path.suffix != ".log"}
+        before = {
+            path: path.read_bytes()
+            for path in day.folder.iterdir()
+            if path.is_file() and path.suffix != ".log" and path.name != SUMS
+        }
         with ThreadPoolExecutor(12) as pool:
             answers = list(pool.map(lambda number: day.ask(f"question {number}"), range(24)))
-        after = {path: path.read_bytes() for path in day.folder.iterdir() if path.is_file() and path.suffix != ".log"}
+        after = {
+            path: path.read_bytes()
+            for path in day.folder.iterdir()
+            if path.is_file() and path.suffix != ".log" and path.name != SUMS
+        }
     assert {answer.status_code for answer in answers} == {200}
     asked = day.stub.requests[first:]
     assert {len(asked), len({record["token_id"] for record in asked})} == {24, 1}
@@ -179,7 +188,7 @@ def test_a_full_disk_costs_no_request_and_is_named(day: Day) -> None:
     assert "litellm_config.yaml: No space left on device" in day.said(REFRESHER, "ERROR: no new token", log)
     assert day.answered()["iat"] == pytest.approx(day.now() - BACKDATE_SECONDS, abs=SECONDS)
     assert day.config.read_bytes() == before
-    assert not list(day.folder.glob(".*.tmp"))
+    assert not list(day.folder.glob(".litellm_config.yaml.*.tmp"))
     (day.faults / "disk-full").unlink()
     day.move_clock(60)  # the refresher waits up to a minute
     assert token_times(day.refreshed(yaml.safe_load(before)["model_list"][0]["litellm_params"]["api_key"]))

@@ -145,8 +145,9 @@ def _usd(books: Books) -> float:
 
 def test_most_of_the_limit_is_said_once_a_day(books: Books, capsys: pytest.CaptureFixture[str]) -> None:
     limit(books, "5")
-    for _ in range(3):
-        books.answer(1_400_000 // 3 + 10)
+    for number in range(1, 4):
+        books.answer(1_400_000 if number == 1 else 10_000)
+        wait_until(lambda number=number: len([*read_lines(books.folder)]) == number, 10)  # type: ignore[misc]
     books.settled()
     assert capsys.readouterr().out.count("$4.20 of $5.00 are spent today") == 1
 
@@ -185,9 +186,9 @@ def test_an_error_while_writing_is_said_once_and_the_day_s_sum_goes_on(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(ledger, "append", _raises(error))
-        for _ in range(3):
+        for number in range(1, 4):
             books.answer(1_000_000)
-        wait_until(lambda: books.keeper._lost == 3, 10)
+            wait_until(lambda number=number: books.keeper._lost == number, 10)  # type: ignore[misc]
     books.answer(1_000_000)
     assert books.settled()["today"]["usd"] == pytest.approx(12)
     said = capsys.readouterr().out

@@ -54,12 +54,12 @@ def test_only_lines_since_a_time_are_read(tmp_path: Path) -> None:
 @pytest.mark.keeps("ledger-bounds")
 def test_thirteen_months_are_kept_and_nobody_else_s_files_are_touched(tmp_path: Path) -> None:
     (tmp_path / "ledger").mkdir(mode=0o700)
-    (tmp_path / "ledger" / "notes.jsonl").write_text("mine\n")
+    (tmp_path / "ledger" / "0000.jsonl").write_text("mine\n")
     for month in range(20):
         append(tmp_path, [a_line(NOON + month * 31 * 86400)])
     assert len(ledger_files(tmp_path)) == MOST_FILES == 13
     assert ledger_files(tmp_path)[0].name > "2026-12"
-    assert (tmp_path / "ledger" / "notes.jsonl").exists()
+    assert (tmp_path / "ledger" / "0000.jsonl").exists()
 
 
 def test_after_a_crash_in_the_middle_of_a_line_only_that_line_is_lost(tmp_path: Path) -> None:
@@ -260,7 +260,8 @@ def test_of_a_prompt_with_more_marks_the_shared_part_is_read_in_proportion() -> 
     split = CacheSplit()
     both = SYSTEM + MARK + b"}" + USER + MARK + b"}"
     assert read(split, head=both, cached=2000, total=2000) == 0
-    assert read(split, head=SYSTEM + MARK + b"}", cached=1001, total=1100, now=10) == pytest.approx(1000, abs=1)
+    other = SYSTEM + MARK + b"}" + TEXT + MARK + b"}"
+    assert read(split, head=other, cached=2000, total=2000, now=10) == pytest.approx(1000, abs=1)
 
 
 @pytest.mark.parametrize("covers", [True, False])
@@ -272,6 +273,8 @@ def test_it_is_seen_whether_a_mark_covers_the_results_before_it(covers: bool) ->
     more = RESULT + b"}" + TEXT + b"}" + RESULT + b"}" + TEXT + MARK + b"}"
     then = 5000 if covers else 1000
     assert read(split, head=head, rest=more, cached=then, total=5000, now=10) == cached
+    other = USER + b"}" + SYSTEM + MARK + b"}"
+    assert read(split, head=other, cached=2000, total=2000, now=20) == pytest.approx(1000, abs=20)
 
 
 def test_the_cache_ends_five_minutes_after_its_last_use_and_begins_with_the_first_answer() -> None:
@@ -281,6 +284,9 @@ def test_the_cache_ends_five_minutes_after_its_last_use_and_begins_with_the_firs
     assert read(split, head=head, cached=1000, total=1100, now=CACHE_SECONDS - 1) == 1000
     assert read(split, head=head, cached=1000, total=1100, now=2 * CACHE_SECONDS - 10) == 1000
     assert read(split, head=head, cached=1000, total=1100, now=4 * CACHE_SECONDS) == 0
+    later = SYSTEM + b"}" + USER + MARK + b"}"
+    assert read(split, head=later, cached=2000, total=2100, now=5 * CACHE_SECONDS - 10) == 1000
+    assert read(split, head=head, cached=1000, total=1100, now=6 * CACHE_SECONDS - 20) == 1000  # used by the last one
 
 
 def test_each_model_has_its_own_cache_and_without_marks_nothing_is_read() -> None:

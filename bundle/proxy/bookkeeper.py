@@ -153,14 +153,16 @@ class Bookkeeper:
         for line in lines:
             self._add(line)
         self._look_at_limit()
+        waiting = len(lines)  # to be written
         try:
             ledger.append(self._settings.folder, lines)
+            waiting = 0
             self._write_sums()
         except OSError as error:
-            self._lose(len(lines), f"{error.filename}: {error.strerror}")
+            self._lose(waiting, f"{error.filename}: {error.strerror}")
             return
         except ConfigError as error:
-            self._lose(len(lines), str(error))
+            self._lose(waiting, str(error))
             return
         if self._trouble or self._lost:
             say(f"the ledger is written again; {self._lost} lines are lost")
