@@ -12,22 +12,39 @@ No argument list and no output contains the proxy's key; every file with the key
 
 from __future__ import annotations
 
-import argparse
 import os
+import sys
+
+if __name__ == "__main__" and sys.argv[1:] == ["--statusline"]:
+    from bundle import status_line
+
+    if status_line.is_read():  # Claude Code runs this after each answer: nothing else is imported
+        sys.exit(status_line.main())
+    if sys.flags.no_site:  # somebody runs the same command by hand; what follows needs the packages
+        os.execv(sys.executable, [sys.executable, *sys.argv])  # noqa: S606 - a list, and never a shell
+
+import argparse
 import shlex
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bundle.bootstrap import BUNDLE, EX_CONFIG, enter_venv
+from bundle.bootstrap import BUNDLE, EX_CONFIG, enter_venv, state_folder
 
 if __name__ == "__main__":
     enter_venv()
 
 from bundle.claude_check import Problem, check, check_models
 from bundle.claude_models import start_words
-from bundle.claude_settings import UserSettings, is_conflict, proxy_entries, run_file, theirs_in_force, to_text
+from bundle.claude_settings import (
+    UserSettings,
+    is_conflict,
+    line_entry,
+    proxy_entries,
+    run_file,
+    theirs_in_force,
+    to_text,
+)
 from bundle.command import install
 from bundle.errors import ConfigError, say
 from bundle.files import write_private
@@ -76,11 +93,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     choice.add_argument(
         "--check", action="store_true", help="show why a claude that is started here does not use the proxy"
     )
+    choice.add_argument("--statusline", action="store_true", help="put the status line into settings.json")
     choice.add_argument("--install-command", action="store_true", help="put claude-cortex into ~/.local/bin")
     options = parser.parse_args(arguments)
     try:
-        if options.undo or options.install_command:  # before load_settings: works even without a configuration
-            print("\n".join(UserSettings(os.environ).undo() if options.undo else install(os.environ)))
+        if options.undo or options.install_command or options.statusline:  # these need no configuration
+            if options.statusline:
+                done = UserSettings(os.environ).show_line(line_entry(state_folder(os.environ)))
+            else:
+                done = UserSettings(os.environ).undo() if options.undo else install(os.environ)
+            print("\n".join(done))
             return 0
         settings = load_settings()
         if options.check:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle import claude_models
-from bundle.bootstrap import script
+from bundle.bootstrap import BUNDLE, script
 from bundle.claude_models import ALIAS, NO_LARGE_WINDOW
 from bundle.errors import ConfigError
 from bundle.files import make_private_folder, write_private
@@ -46,7 +46,9 @@ OTHERS: Json = {  # entries beside `env` and `permissions`
     "skipWebFetchPreflight": True,  # else WebFetch asks claude.ai about each domain, and fails where that is blocked
     "apiKeyHelper": "",  # a program of the user that prints another key
 }
-BESIDE = (*OTHERS, "model", "effortLevel", "autoCompactWindow")  # all entries of ours beside `env` and `permissions`
+LINE = "statusLine"
+# All entries of ours beside `env` and `permissions`.
+BESIDE = (*OTHERS, "model", "effortLevel", "autoCompactWindow", LINE)
 EXPORTED = "the exported variable"
 # Only an administrator can change the settings in this folder, and they override all others.
 MANAGED = Path("/Library/Application Support/ClaudeCode" if sys.platform == "darwin" else "/etc/claude-code")
@@ -88,7 +90,16 @@ def proxy_entries(settings: Settings, theirs: Json) -> Json:
         **dict.fromkeys(filter(is_conflict, variables), ""),
         **around_proxy(variables),
     }
-    return {**start, "env": env, "permissions": {"deny": [DENIED]}, **compaction, **OTHERS}
+    line = {} if theirs.get(LINE) else {LINE: line_entry(settings.folder)}
+    return {**start, "env": env, "permissions": {"deny": [DENIED]}, **compaction, **OTHERS, **line}
+
+
+def line_entry(folder: Path) -> Json:
+    """The entry for the status line, which reads its dollars in `folder`. Python without its site-packages starts
+    almost twice as fast."""
+    home = [] if folder == BUNDLE else [f"CORTEX_HOME={shlex.quote(str(folder))}"]
+    words = [sys.executable, "-E", "-S", str(BUNDLE / "point_claude.py"), "--statusline"]
+    return {"type": "command", "command": " ".join([*home, shlex.join(words)])}
 
 
 def config_folder(environ: Mapping[str, str]) -> Path:
@@ -181,21 +192,12 @@ class UserSettings:
             raise ConfigError(f"{self.target} is read-only; nothing was changed.\n{fix}")
         write_private(self.target, text)
 
-    def point(self, entries: Json) -> list[str]:
-        """Write the entries; returns the message for the user. Raises ConfigError, and then nothing has changed."""
-        own, env, url = self.own, self.own.get("env", {}), entries["env"]["ANTHROPIC_BASE_URL"]
-        if not own.get("apiKeyHelper"):
-            entries = {name: value for name, value in entries.items() if name != "apiKeyHelper"}
-        tree = with_entries(own, entries)
-        if self.on_disk is not None and tree == self.now:
-            return [f"{self.path} already points Claude Code at {url}."]
+    def _save(self, tree: Json, record: Json) -> None:
+        """Write the settings and the two files beside them. Raises ConfigError, and then nothing has changed."""
         make_private_folder(self.path.parent)
         if self.text is not None and not self.pointed:  # else the text has our entries, and the backup exists already
             write_private(self.backup, self.text)
             self.backup.chmod(self.mode)
-        replaced = {name: env[name] for name in entries["env"] if name in env}
-        replaced_others = {name: own[name] for name in BESIDE if name in entries and name in own}
-        record = {**entries, "replaced": replaced, "replaced_others": replaced_others}
         write_private(self.record, to_text(record))
         try:
             self._write(to_text(tree, self.text))
@@ -206,13 +208,47 @@ class UserSettings:
                 self.record.unlink()
                 self.backup.unlink(missing_ok=True)
             raise
+
+    def show_line(self, entry: Json) -> list[str]:
+        """Write the status line alone, also in the place of the user's own; returns the message for the user. Raises
+        ConfigError, and then nothing has changed."""
+        if self.on_disk is not None and self.now.get(LINE) == entry:
+            return [f"{self.path} already has this status line."]
+        written = self.written if self.pointed else {}
+        if "replaced_others" not in written:  # of an older release, or of nobody: these are the user's
+            written = {name: value for name, value in written.items() if name not in BESIDE}
+        theirs = {LINE: self.own[LINE]} if LINE in self.own else {}
+        replaced = {**written.get("replaced_others", {}), **theirs}
+        self._save({**self.now, LINE: entry}, {**written, LINE: entry, "replaced_others": replaced})
+        if "env" not in written:
+            self.target.chmod(self.mode)  # it holds no key
+        lines = [
+            f"{self.path} now has the status line: Claude Code shows it from its next start on.",
+            f"Undo this with: {script('point_claude.py', '--undo')}",
+        ]
+        return [*lines, *(["Your own status line comes back then."] if theirs.get(LINE) else [])]
+
+    def point(self, entries: Json) -> list[str]:
+        """Write the entries; returns the message for the user. Raises ConfigError, and then nothing has changed."""
+        own, env, url = self.own, self.own.get("env", {}), entries["env"]["ANTHROPIC_BASE_URL"]
+        if not own.get("apiKeyHelper"):
+            entries = {name: value for name, value in entries.items() if name != "apiKeyHelper"}
+        if self.now.get(LINE) != own.get(LINE):  # ours, in the place of the user's own: `--statusline` put it there
+            entries = {LINE: self.now[LINE], **entries}
+        tree = with_entries(own, entries)
+        if self.on_disk is not None and tree == self.now:
+            return [f"{self.path} already points Claude Code at {url}."]
+        was_open = bool(self.target.exists() and self.target.stat().st_mode & 0o077)
+        replaced = {name: env[name] for name in entries["env"] if name in env}
+        replaced_others = {name: own[name] for name in BESIDE if name in entries and name in own}
+        self._save(tree, {**entries, "replaced": replaced, "replaced_others": replaced_others})
         lines = [
             f"{self.path} now points Claude Code at {url}.",
             f"Undo this with: {script('point_claude.py', '--undo')}",
         ]
         if "apiKeyHelper" in replaced_others:
             lines.append("Its apiKeyHelper is off until then: it adds a key that is not the proxy's.")
-        if self.mode & 0o077 and not self.pointed:
+        if was_open:
             lines.append(f"Other users could read {self.target}; now only you can, because it holds the proxy's key.")
         if self.path.is_symlink():
             lines.append(f"{self.path} is a link. Keep {self.target} out of version control: it holds the proxy's key.")
@@ -223,7 +259,7 @@ class UserSettings:
         env, written = self.now.get("env", {}), self.written.get("env", {})
         names = {name for name in {*written, *models} if name.startswith(ALIAS) and name.endswith("_MODEL")}
         ours = {name for name in names if env.get(name) == written.get(name)}  # the user has not changed them
-        return self.pointed and any(env.get(name) != models.get(name) for name in ours)
+        return bool(written) and self.pointed and any(env.get(name) != models.get(name) for name in ours)
 
     def undo(self) -> list[str]:
         """Remove the entries; returns the message for the user. Raises ConfigError, and then nothing has changed."""
@@ -241,7 +277,8 @@ class UserSettings:
         for path in (self.backup, self.record):
             path.unlink(missing_ok=True)
         removed = " The file did not exist before, so it was removed." if text is None else ""
-        return [f"{self.path} no longer points at the proxy.{removed}"]
+        words = "no longer points at the proxy" if "env" in self.written else "no longer has the status line"
+        return [f"{self.path} {words}.{removed}"]
 
 
 def settings_in_force(environ: Mapping[str, str], folder: Path) -> list[tuple[str, Json]]:

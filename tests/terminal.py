@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -26,6 +28,7 @@ class Terminal:
             command, cwd=cwd, env=environ, stdin=follower, stdout=follower, stderr=follower, start_new_session=True
         )
         os.close(follower)
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode  # a piece may end inside a character
         self.screen = ""
 
     def __enter__(self) -> Terminal:
@@ -44,6 +47,13 @@ class Terminal:
             assert time.monotonic() < deadline, f"no {words!r} in {self.screen!r}"
             assert self._read(), f"ended without {words!r}: {self.screen!r}"
 
+    def read_until_drawn(self, words: str, seconds: float = 60) -> None:
+        """Read until these words were drawn. Between letters, a program may move the cursor in place of a blank."""
+        deadline = time.monotonic() + seconds
+        while "".join(words.split()) not in "".join(re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", self.screen).split()):
+            assert time.monotonic() < deadline, f"no {words!r} in {self.screen!r}"
+            assert self._read(), f"ended without {words!r}: {self.screen!r}"
+
     def _read(self) -> bool:
         if not select.select([self._leader], [], [], 0.1)[0]:
             return True
@@ -51,11 +61,14 @@ class Terminal:
             data = os.read(self._leader, 65536)
         except OSError:  # how Linux says that the other side is closed
             return False
-        self.screen += data.decode().replace("\r\n", "\n")
+        self.screen += self._decode(data).replace("\r\n", "\n")
         return bool(data)
 
     def type(self, text: str) -> None:
-        os.write(self._leader, f"{text}\n".encode())
+        self.press(f"{text}\n")
+
+    def press(self, keys: str) -> None:
+        os.write(self._leader, keys.encode())
 
     def finish(self, seconds: float = 60) -> int:
         """The exit status, after all that is still said."""

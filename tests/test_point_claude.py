@@ -16,7 +16,7 @@ import pytest
 import point_claude
 from bundle.bootstrap import script
 from bundle.claude_models import aliases
-from bundle.claude_settings import proxy_entries, theirs_in_force
+from bundle.claude_settings import line_entry, proxy_entries, theirs_in_force
 from bundle.command import place
 from bundle.cortex.names import row_for
 from bundle.errors import ConfigError
@@ -41,7 +41,8 @@ def test_nothing_is_lost_and_undo_gives_the_same_bytes_and_mode(home: Home, text
     assert home.tree["env"] == {**tree.get("env", {}), **ours}
     assert home.tree["permissions"]["deny"] == [*deny, *([] if "WebSearch" in deny else ["WebSearch"])]
     start = {"model": "sonnet", "effortLevel": "medium", "autoCompactWindow": 1_000_000}
-    expected = {**start, **tree, "env": 0, "permissions": 0, "skipWebFetchPreflight": True}
+    line = {"statusLine": line_entry(home.set_up.folder)}  # (no text of USERS has a status line)
+    expected = {**start, **tree, **line, "env": 0, "permissions": 0, "skipWebFetchPreflight": True}
     assert {**home.tree, "env": 0, "permissions": 0} == expected
     assert list(home.tree)[: len(tree)] == list(tree)
     assert text_of(home.folder / "settings.json.before-cortex") == before
