@@ -20,6 +20,7 @@ from bundle.prices import Cost, Price, cost
 
 FILE = ".spent.json"
 MOST_SESSIONS = 100  # the newest; a status line shows its own
+MOST_MODELS = 20  # of a session
 KEPT_DAYS = 7  # how long a session may pause before its sum starts anew
 WARN_SHARE = 0.8  # of the day's limit
 TOKENS = ("input", "cache_read", "cache_write", "output")
@@ -104,12 +105,11 @@ def money(usd: float) -> str:
 
 @dataclass
 class Session:
-    """What one session of Claude Code has cost, and the model that answered last."""
+    """What one session of Claude Code has cost. `models` has, for each model that was asked for, the one that has
+    answered, the newest answer at the end."""
 
     spent: Sum = field(default_factory=Sum)
-    model: str = ""
-    asked: str = ""
-    at: str = ""
+    models: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -134,7 +134,10 @@ class Spent:
             session = self.sessions.pop(line.session, None) or Session()  # put back at the end
             session.spent.add(line, spent)
             if line.used:
-                session.model, session.asked, session.at = line.model, line.asked, line.time
+                session.models.pop(line.asked, None)
+                session.models[line.asked] = line.model
+                for first in list(session.models)[:-MOST_MODELS]:
+                    del session.models[first]
             self.sessions[line.session] = session
             for old in list(self.sessions)[: max(0, len(self.sessions) - MOST_SESSIONS)]:
                 del self.sessions[old]

@@ -58,13 +58,14 @@ def status_line(told: object, spent: object, *, width: int, colour: bool, today:
 
 
 def _model(told: object, session: object) -> tuple[str, str]:
-    """(the model that answers, the model that was asked for if it is another one). The session's last answer says it;
-    but the last answer may be one to a sub-agent, which has asked for another model than Claude Code shows."""
-    answered, asked = _text(_at(session, "model")), _text(_at(session, "asked"))
-    chosen = _text(_at(told, "model", "id"))
-    if not answered or (chosen and _words(asked) != _words(chosen)):
-        return short_name(chosen) or short_name(_text(_at(told, "model", "display_name"))), ""
-    return short_name(answered), "" if _words(asked) <= _words(answered) else short_name(asked)
+    """(the model that answers, the model that was asked for if it is another one). Sub-agents ask for other models than
+    the chosen one, so the newest answer for that one counts."""
+    chosen, models = _text(_at(told, "model", "id")), _at(session, "models")
+    for given, model in reversed(models.items() if isinstance(models, dict) else ()):
+        asked, answered = _text(given), _text(model)
+        if answered and (not chosen or _words(asked) == _words(chosen)):
+            return short_name(answered), "" if _words(asked) <= _words(answered) else short_name(asked)
+    return short_name(chosen) or short_name(_text(_at(told, "model", "display_name"))), ""
 
 
 def short_name(model: str) -> str:

@@ -197,11 +197,15 @@ def test_an_error_while_writing_is_said_once_and_the_day_s_sum_goes_on(
     assert "written again; 3 lines are lost" in said
 
 
-def test_with_the_ledger_off_nothing_is_written(books: Books) -> None:
+def test_with_the_ledger_off_nothing_is_written_and_old_sums_go(books: Books) -> None:
+    books.answer(1_000_000)
+    books.settled()
+    books.start()
     (books.folder / ".env").write_text("LEDGER=off\n")
     books.answer(1_000_000)
     books.keeper.close()
-    assert not [*read_lines(books.folder)]
+    assert len([*read_lines(books.folder)]) == 1
+    assert not (books.folder / FILE).exists()  # the status line must not show it for ever
 
 
 def test_a_prompt_has_its_system_messages_first_and_is_cut_at_its_first_result() -> None:

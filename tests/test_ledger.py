@@ -221,7 +221,7 @@ def test_a_day_ends_at_midnight_on_this_machine_s_clock_and_a_session_goes_on(mo
             spent.add(each, cost_of(each, {"claude-opus-4-6": PRICE}, 1.0))
         assert (spent.day, spent.today.requests) == ("2026-11-30", 1)
         assert spent.sessions["s-1"].spent.requests == 2
-        assert (spent.sessions["s-1"].model, spent.sessions["s-1"].asked) == ("claude-opus-4-6", "claude-opus-5")
+        assert spent.sessions["s-1"].models == {"claude-opus-5": "claude-opus-4-6"}
     finally:
         monkeypatch.undo()
         time.tzset()

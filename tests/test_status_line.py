@@ -51,10 +51,11 @@ def spent(
     *,
     model: str = "claude-sonnet-5",
     asked: str = "claude-sonnet-5-latest",
+    later: dict[str, str] | None = None,
     day: str = TODAY,
     limit: float | None = None,
 ) -> Any:
-    own = Session(session or total(), model, asked, f"{day}T08:20:23+00:00")
+    own = Session(session or total(), {asked: model} | (later or {}))
     return json.loads(Spent(day, today or total(4.56), {SESSION: own}, limit).text())
 
 
@@ -84,6 +85,12 @@ SHAPES: dict[str, tuple[Any, Any, str, str]] = {
         spent(model="claude-haiku-4-5", asked="claude-haiku-4-5-latest"),
         "Opus 5 · $1.23 session · $4.56 today · 45k of 200k context · 92% cached",
         "Opus 5 · $1.23 session · $4.56 today · 45k of 200k",
+    ),
+    "another model answers, and the last answer was for a sub-agent": (
+        told("claude-opus-5-latest[1m]", size=1_000_000),
+        spent(model="claude-opus-4-6", asked="claude-opus-5-latest", later={"claude-haiku-4-5": "claude-haiku-4-5"}),
+        "Opus 4.6 (asked: Opus 5) · $1.23 session · $4.56 today · 45k of 1M context · 92% cached",
+        "Opus 4.6 (asked: Opus 5) · $1.23 session · $4.56 today",
     ),
     "no answer yet": (told(used=None), {**spent(), "sessions": {}}, *["Sonnet 5 · $0.00 session · $4.56 today"] * 2),
     "no file": (told(), None, *["Sonnet 5 · 45k of 200k context · 93% cached"] * 2),

@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -147,7 +148,11 @@ class Bookkeeper:
         if self._settings.log_requests:
             for note in notes:
                 say(request_line(note))
-        if not (self._settings.ledger and lines):
+        if not self._settings.ledger:
+            with suppress(OSError):
+                (self._settings.folder / FILE).unlink(missing_ok=True)  # nobody must take old sums for today's
+            return
+        if not lines:
             return
         self._spent.start_day(self._now())
         for line in lines:
