@@ -7,6 +7,7 @@ it (bundle/proxy/bookkeeper.py); usage.py and the proxy's own sums read it. Only
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import re
@@ -32,7 +33,8 @@ _SESSION = re.compile(r"[0-9A-Za-z-]{1,64}")
 
 @dataclass(frozen=True)
 class Line:
-    """One answer. Times are in milliseconds; tokens are None if the answer ended before Cortex said them."""
+    """One answer. Times are in milliseconds. Tokens are None if the answer ended before Cortex said them; of an answer
+    that broke off, only `output` may be None. An answer that Cortex refused has zeros."""
 
     time: str  # in UTC, as 2026-11-29T08:20:23+00:00
     session: str  # Claude Code's; "" for another client
@@ -45,7 +47,7 @@ class Line:
     cache_write: int | None = None
     output: int | None = None
     split: str = COUNTED  # ESTIMATED if Cortex has told reads and writes of the cache as one number
-    first_ms: int | None = None  # to the first byte of the answer
+    first_ms: int | None = None  # to the first byte of Cortex's answer
     ms: int | None = None  # to its end
 
     @property
@@ -71,8 +73,10 @@ def line(
     read: int | None = None,
     first_ms: float | None = None,
     ms: float | None = None,
+    is_whole: bool = True,
 ) -> Line:
-    """The line for an answer that ended at `now`. `read` is how many of `used.cached` were read, as an estimate."""
+    """The line for an answer that ended at `now`. `read` is how many of `used.cached` were read, as an estimate; with
+    `is_whole` False the number of output tokens is not known."""
     tokens: dict[str, Any] = {}
     if used is not None:
         read = min(read or 0, used.cached)
@@ -80,7 +84,7 @@ def line(
             "input": used.input,
             "cache_read": used.cache_read + read,
             "cache_write": used.cache_write + used.cached - read,
-            "output": used.output,
+            "output": used.output if is_whole else None,
             "split": ESTIMATED if used.cached else COUNTED,
         }
     return Line(
@@ -152,13 +156,23 @@ def read_lines(folder: Path, since: datetime | None = None) -> Iterator[Line]:
 def _parsed(text: bytes) -> Line | None:
     try:
         kept: Mapping[str, Any] = json.loads(text)
-        texts: dict[str, Any] = {name: printable(kept.get(name, ""), 100) for name in _TEXTS}
+        texts: dict[str, Any] = {name: _text(kept.get(name, "")) for name in _TEXTS}
         numbers: dict[str, Any] = {name: _number(kept.get(name)) for name in _NUMBERS}
         found = Line(time=str(kept["time"]), status=count(kept["status"]), **texts, **numbers)
         found.at()
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
         return None
     return found
+
+
+@functools.lru_cache(1_000)
+def _cleaned(text: str) -> str:
+    return printable(text, 100)
+
+
+def _text(value: object) -> str:
+    """A text of the file. The same few are in all lines."""
+    return _cleaned(value) if isinstance(value, str) and len(value) < 100 else printable(value, 100)
 
 
 def _number(value: object) -> int | None:

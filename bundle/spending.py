@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from bundle.cortex.usage import Used
 from bundle.errors import ConfigError
 from bundle.files import read_own
 from bundle.ledger import ESTIMATED, Line
@@ -21,15 +22,16 @@ from bundle.prices import Cost, Price, cost
 FILE = ".spent.json"
 MOST_SESSIONS = 100  # the newest; a status line shows its own
 MOST_MODELS = 20  # of a session
-KEPT_DAYS = 7  # how long a session may pause before its sum starts anew
+KEPT_DAYS = 7  # at a start of the proxy, a session's sum begins with its answers of these days
+MOST_DAYS = 10  # whose sums are kept
 WARN_SHARE = 0.8  # of the day's limit
 TOKENS = ("input", "cache_read", "cache_write", "output")
 
 
 @dataclass
 class Sum:
-    """What some answers have used. `unknown` is the number of answers that ended before Cortex said their tokens, and
-    `failed` of those without tokens, which cost nothing. Dollars: see `prices.Cost`."""
+    """What some answers have used. `unknown` is the number of answers whose tokens are not, or not all, known, because
+    they ended too early; `failed` of those that Cortex has refused, which cost nothing. Dollars: see `prices.Cost`."""
 
     requests: int = 0
     input: int = 0
@@ -45,10 +47,10 @@ class Sum:
 
     def add(self, line: Line, spent: Cost) -> None:
         used = line.used
-        if used is None:
-            ended_early = line.status in {200, 499}
-            self.unknown += ended_early
-            self.failed += not ended_early
+        self.unknown += used is None or line.output is None
+        is_refused = line.status >= 400 and used == Used()
+        self.failed += is_refused
+        if used is None or is_refused:
             return
         self.requests += 1
         for name in TOKENS:
@@ -111,39 +113,57 @@ class Session:
     spent: Sum = field(default_factory=Sum)
     models: dict[str, str] = field(default_factory=dict)
 
+    def add(self, line: Line, spent: Cost) -> None:
+        self.spent.add(line, spent)
+        if line.used:
+            self.models.pop(line.asked, None)
+            self.models[line.asked] = line.model
+            for first in list(self.models)[:-MOST_MODELS]:
+                del self.models[first]
+
 
 @dataclass
 class Spent:
-    """What was spent today and in each session. `day` is the date on this machine's clock, `limit` the dollars that may
-    be spent on it (None: no limit)."""
+    """What was spent on a day and in each session, as the running proxy knows it. `day` is the date on this machine's
+    clock, `limit` the dollars that may be spent on it (None: no limit), `without_price` the models whose tokens of this
+    day do not all have a price."""
 
     day: str = ""
     today: Sum = field(default_factory=Sum)
     sessions: dict[str, Session] = field(default_factory=dict)
     limit: float | None = None
-
-    def start_day(self, now: datetime) -> None:
-        """Begin anew if the day has changed."""
-        if self.day != (day := f"{now:%Y-%m-%d}"):
-            self.day, self.today = day, Sum()
-
-    def add(self, line: Line, spent: Cost) -> None:
-        if f"{line.at():%Y-%m-%d}" == self.day:
-            self.today.add(line, spent)
-        if line.session:
-            session = self.sessions.pop(line.session, None) or Session()  # put back at the end
-            session.spent.add(line, spent)
-            if line.used:
-                session.models.pop(line.asked, None)
-                session.models[line.asked] = line.model
-                for first in list(session.models)[:-MOST_MODELS]:
-                    del session.models[first]
-            self.sessions[line.session] = session
-            for old in list(self.sessions)[: max(0, len(self.sessions) - MOST_SESSIONS)]:
-                del self.sessions[old]
+    without_price: list[str] = field(default_factory=list)
 
     def text(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
+
+
+class Sums:
+    """The sums of the last days and sessions. A day is one of this machine's clock, which may also be set back."""
+
+    def __init__(self) -> None:
+        self._days: dict[str, Sum] = {}
+        self._without_price: dict[str, set[str]] = {}  # by day
+        self._sessions: dict[str, Session] = {}
+
+    def add(self, line: Line, spent: Cost) -> None:
+        day = f"{line.at():%Y-%m-%d}"
+        self._days.setdefault(day, Sum()).add(line, spent)
+        if spent.unpriced:
+            self._without_price.setdefault(day, set()).add(line.model)
+        for old in sorted(self._days)[:-MOST_DAYS]:
+            del self._days[old]
+            self._without_price.pop(old, None)
+        if line.session:
+            session = self._sessions.pop(line.session, None) or Session()
+            session.add(line, spent)
+            self._sessions[line.session] = session  # at the end: the newest
+            for first in list(self._sessions)[:-MOST_SESSIONS]:
+                del self._sessions[first]
+
+    def of(self, day: str, limit: float | None) -> Spent:
+        without = sorted(self._without_price.get(day, ()))
+        return Spent(day, self._days.get(day, Sum()), self._sessions, limit, without)
 
 
 def first_day(now: datetime) -> datetime:
@@ -157,7 +177,8 @@ def read_today(folder: Path, now: datetime) -> Spent | None:
         kept = json.loads(read_own(folder / FILE))
         names = [each.name for each in fields(Sum)]
         today = Sum(**{name: kept["today"][name] for name in names})
-        spent = Spent(str(kept["day"]), today, limit=kept["limit"])
+        without = [str(name) for name in kept["without_price"]]
+        spent = Spent(str(kept["day"]), today, limit=kept["limit"], without_price=without)
     except (OSError, ConfigError, ValueError, TypeError, LookupError):
         return None
     return spent if spent.day == f"{now:%Y-%m-%d}" else None

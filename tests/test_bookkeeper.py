@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -13,15 +14,20 @@ import pytest
 from bundle import ledger
 from bundle.cortex.answers import MessagesAnswer
 from bundle.ledger import read_lines
+from bundle.prices import FILE as FILE_OF_PRICES
 from bundle.proxy import bookkeeper
-from bundle.proxy.bookkeeper import MOST_WAITING, Bookkeeper, prompt_of
+from bundle.proxy.bookkeeper import MOST_WAITING, PICTURE_BYTES, Bookkeeper, prompt_of
 from bundle.proxy.live_config import Exchange
-from bundle.proxy.replies import Reply
+from bundle.proxy.replies import ErrorAnswer, Reply
 from bundle.settings import load_settings
 from bundle.spending import FILE
 from tests.set_up import wait_until
 
 DAY = 24 * 3600
+
+
+async def nobody(_: Any) -> None:
+    """Reads no answer."""
 
 
 class Books:
@@ -43,13 +49,17 @@ class Books:
         exchange.reader = reader = MessagesAnswer()
         usage = {"input_tokens": tokens, "output_tokens": 0}
         reader.answer({"content": [{"type": "text", "text": "hello"}], "usage": usage})
-        reply = Reply(lambda _: None)  # type: ignore[arg-type, return-value]
+        reply = Reply(nobody)
         reply.status, reply.has_ended = 200, True
         self.keeper.note(exchange, reply)
+
+    def refusal(self) -> ErrorAnswer | None:
+        return asyncio.run(self.keeper.refusal())
 
     def settled(self) -> dict[str, Any]:
         """What `.spent.json` says when all notes are written."""
         self.keeper.close()
+        assert not self.keeper._thread.is_alive()
         tree: dict[str, Any] = json.loads((self.folder / FILE).read_text())
         return tree
 
@@ -64,6 +74,14 @@ def books(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     made = Books(folder, environ)
     yield made
     made.keeper.close()
+
+
+@pytest.fixture
+def own_prices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    path = tmp_path / "prices.yaml"
+    path.write_bytes(FILE_OF_PRICES.read_bytes())
+    monkeypatch.setattr(bookkeeper, "PRICES", path)
+    return path
 
 
 def limit(books: Books, dollars: str) -> None:
@@ -96,18 +114,14 @@ def test_the_next_day_begins_with_nothing_spent(books: Books) -> None:
     assert spent["sessions"]["s-1"]["spent"]["usd"] == pytest.approx(3.03)
 
 
-def test_a_changed_price_counts_for_the_whole_day(
-    books: Books, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_changed_price_counts_for_the_whole_day(books: Books, own_prices: Path) -> None:
     books.answer(1_000_000)
     books.settled()
-    prices = tmp_path / "prices.yaml"
-    prices.write_text("prices:\n  claude-sonnet-4-5: { input: 1.00, output: 1.00 }\n")
-    monkeypatch.setattr(bookkeeper, "PRICES", prices)
+    own_prices.write_text("prices:\n  claude-sonnet-4-5: { input: 1.00, output: 1.00 }\n")
     books.start()
     books.answer(1_000_000)
     wait_until(lambda: json.loads((books.folder / FILE).read_text())["today"]["usd"] == pytest.approx(2), 10)
-    prices.write_text("prices:\n  claude-sonnet-4-5: { input: 5.00, output: 1.00 }\n")
+    own_prices.write_text("prices:\n  claude-sonnet-4-5: { input: 5.00, output: 1.00 }\n")
     books.answer(1_000_000)
     assert books.settled()["today"]["usd"] == pytest.approx(15)
 
@@ -116,8 +130,9 @@ def test_a_limit_that_was_reached_before_a_restart_is_reached_after_it(books: Bo
     limit(books, "2")
     books.answer(1_000_000)
     books.settled()
-    keeper = books.start()
-    refused = wait_until(keeper.refusal, 10)
+    books.start()
+    refused = books.refusal()  # the first request waits until the ledger is read
+    assert refused
     assert (refused.status, refused.kind, refused.final) == (402, "billing_error", True)
     assert "$3.00 of $2.00" in refused.message
 
@@ -127,15 +142,82 @@ def test_below_the_limit_nothing_is_refused_and_from_it_on_everything_until_midn
     limit(books, "5")
     books.answer(1_400_000)
     wait_until(lambda: _usd(books) >= 4.2, 10)
-    assert books.keeper.refusal() is None
+    assert books.refusal() is None
     books.answer(400_000)
-    assert wait_until(books.keeper.refusal, 10)
+    assert wait_until(books.refusal, 10)
     limit(books, "50")
-    assert books.keeper.refusal() is None
+    assert books.refusal() is None
     limit(books, "5")
-    assert books.keeper.refusal() is not None
+    assert books.refusal() is not None
     books.now += DAY
-    assert books.keeper.refusal() is None
+    assert books.refusal() is None
+    books.now -= DAY  # a clock that is set back brings the day back
+    assert books.refusal() is not None
+
+
+def test_a_limit_that_is_raised_while_an_answer_ends_is_raised(books: Books) -> None:
+    limit(books, "2")
+    books.answer(1_000_000)
+    assert wait_until(books.refusal, 10)
+    limit(books, "50")
+    books.keeper.note(Exchange("asked", "s-1"), Reply(nobody))
+    wait_until(books.keeper._queue.empty, 10)
+    assert books.refusal() is None
+
+
+def test_a_price_that_is_corrected_counts_at_the_limit_too(books: Books, own_prices: Path) -> None:
+    limit(books, "2")
+    books.start()
+    books.answer(1_000_000)
+    assert wait_until(books.refusal, 10)
+    own_prices.write_text("prices:\n  claude-sonnet-4-5: { input: 1.00, output: 1.00 }\n")
+    assert books.refusal() is None
+
+
+def test_after_a_mistake_in_the_settings_the_limit_before_counts_and_the_mistake_is_named(books: Books) -> None:
+    limit(books, "2")
+    books.answer(1_000_000)
+    assert wait_until(books.refusal, 10)
+    limit(books, "$20")
+    refused = books.refusal()
+    assert refused
+    assert "so this limit still counts" in refused.message
+    assert "BUDGET_USD_PER_DAY is '$20'" in refused.message
+
+
+def test_a_limit_of_another_shell_says_how_to_get_rid_of_it(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUDGET_USD_PER_DAY", "2")
+    books._environ["BUDGET_USD_PER_DAY"] = "2"
+    books.start()
+    books.answer(1_000_000)
+    refused = wait_until(books.refusal, 10)
+    assert "comes from the shell that has started the proxy" in refused.message
+    assert "stop start" in refused.message
+
+
+def test_a_limit_that_does_not_count_a_model_is_said_once_a_day(
+    books: Books, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit(books, "2")
+    for _ in range(2):
+        books.answer(1_000_000, model="no-such-model")
+        books.settled()
+        books.start()
+    books.settled()
+    assert "does not count all tokens of no-such-model: prices.yaml" in capsys.readouterr().out
+    assert json.loads((books.folder / FILE).read_text())["without_price"] == ["no-such-model"]
+
+
+def test_the_ledger_switched_on_again_counts_what_it_has_at_once(books: Books) -> None:
+    limit(books, "2")
+    books.answer(1_000_000)
+    assert wait_until(books.refusal, 10)
+    (books.folder / ".env").write_text("LEDGER=off\n")
+    assert books.refusal() is None
+    assert not (books.folder / FILE).exists()
+    limit(books, "2")
+    assert books.refusal() is not None
+    assert _usd(books) == pytest.approx(3)
 
 
 def _usd(books: Books) -> float:
@@ -220,3 +302,14 @@ def test_a_prompt_has_its_system_messages_first_and_is_cut_at_its_first_result()
     assert head.index(b"two") < head.index(b"one")
     assert rest.index(b"three") < rest.index(b"four")
     assert prompt_of({"messages": [{"role": "user", "content": {1, 2}}]}) == (b"", b"")
+
+
+def test_a_picture_is_a_digest_as_long_as_its_tokens_in_the_prompt_that_is_compared() -> None:
+    def prompt(picture: str) -> bytes:
+        parts = [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": picture}}]
+        return prompt_of({"messages": [{"role": "user", "content": parts}]})[0]
+
+    one, other = (prompt(f"data:image/png;base64,{letter * 1_000_000}") for letter in "AB")
+    assert PICTURE_BYTES / 2 < len(one) < 2 * PICTURE_BYTES
+    assert one != other
+    assert one == prompt("data:image/png;base64," + "A" * 1_000_000)

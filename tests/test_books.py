@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import socket
 import stat
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
 
 import httpx
 import pytest
 
+from bundle.cortex.usage import Used
 from bundle.ledger import FOLDER, Line, ledger_files, read_lines
 from bundle.spending import FILE
 from tests.claude_home import on_messages_route
@@ -60,9 +64,7 @@ def test_a_line_says_model_tokens_and_time_and_nothing_of_what_was_said(
     with running.template(on_messages_route) if route == "messages" else nullcontext():
         answer = running.post({**body, "messages": [{"role": "user", "content": content}]}, **{SESSION: session})
     assert answer.status_code == 200
-    line: Line = wait_until(
-        lambda: next((line for line in read_lines(running.folder) if line.session == session), None), SECONDS
-    )
+    line = line_of(running, session)
     asked = running.stub.requests[before]
     used = {kind: asked["usage"][kind] for kind in ("input", "cache_read", "cache_write", "output")}
     assert asdict(line).items() >= used.items()
@@ -82,7 +84,7 @@ def test_each_answer_of_cortex_has_a_line_and_nothing_else_has_one(books: Day) -
     books.stub.fault("no_role", times=1)
     assert books.ask("hello").status_code == 403
     (refused,) = lines(books, 1)
-    assert (refused.status, refused.used) == (403, None)
+    assert (refused.status, refused.used) == (403, Used())
     books.post({"model": "claude-sonnet-4-5", "messages": HELLO}, "/v1/messages/count_tokens")
     assert books.post({"model": "claude-sonnet-4-5", "messages": "no list"}).status_code == 400
     books.stub.close_port()
@@ -97,18 +99,79 @@ def test_each_answer_of_cortex_has_a_line_and_nothing_else_has_one(books: Day) -
     assert good.used is not None
 
 
-def test_an_answer_that_the_user_has_stopped_has_a_line_without_its_tokens(books: Day) -> None:
+def line_of(set_up: SetUp, session: str) -> Line:
+    def found() -> Line | None:
+        return next((line for line in read_lines(set_up.folder) if line.session == session), None)
+
+    line: Line = wait_until(found, SECONDS, lambda: set_up.log(PROXY)[-2000:])
+    return line
+
+
+@pytest.mark.parametrize("route", ["chat", "messages"])
+def test_of_an_answer_that_the_user_has_stopped_only_what_cortex_has_said_is_in_the_line(
+    running: SetUp, route: str
+) -> None:
+    session, before = str(uuid.uuid4()), len(running.stub.requests)
     body = {"model": "claude-sonnet-4-5", "max_tokens": 100, "stream": True}
     messages = [{"role": "user", "content": "[[hold: 2]] [[text: one two three]]"}]
-    key = {"Authorization": f"Bearer {books.master_key}"}
+    headers = {"Authorization": f"Bearer {running.master_key}", SESSION: session}
     with (
+        running.template(on_messages_route) if route == "messages" else nullcontext(),
         httpx.Client(trust_env=False, timeout=60) as client,
-        client.stream("POST", f"{books.url}/v1/messages", json={**body, "messages": messages}, headers=key) as answer,
+        client.stream(
+            "POST", f"{running.url}/v1/messages", json={**body, "messages": messages}, headers=headers
+        ) as answer,
     ):
-        next(answer.iter_bytes())
-    (line,) = lines(books, 1)
-    books.stub.release()
-    assert (line.status, line.used, line.model) == (499, None, "claude-sonnet-4-5")
+        pieces = answer.iter_bytes()
+        next(pieces)
+        wait_until(lambda: any(record.get("held") for record in running.stub.requests[before:]), 10)
+    line = line_of(running, session)
+    running.stub.release()
+    charged = next(record["usage"] for record in running.stub.requests[before:] if record.get("held"))
+    assert (line.status, line.output, line.model) == (499, None, "claude-sonnet-4-5")
+    assert line.input == (charged["input"] if route == "messages" else None)
+
+
+def test_the_time_to_the_first_byte_is_that_of_cortex(running: SetUp) -> None:
+    session = str(uuid.uuid4())
+    running.stub.fault("slow_start", times=1, seconds=0.7)
+    body = {"model": "claude-sonnet-4-5", "max_tokens": 100, "stream": True, "messages": HELLO}
+    assert running.post(body, **{SESSION: session}).status_code == 200
+    line = line_of(running, session)
+    assert 700 <= (line.first_ms or 0) <= (line.ms or 0)
+
+
+def test_what_comes_after_an_answer_in_the_same_connection_gives_no_second_line(running: SetUp) -> None:
+    session = str(uuid.uuid4())
+
+    def request(path: str) -> bytes:
+        body = json.dumps({"model": "claude-sonnet-4-5", "max_tokens": 100, "messages": HELLO})
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\nContent-Type: application/json\r\n"
+        head += f"Authorization: Bearer {running.master_key}\r\n{SESSION}: {session}\r\n"
+        return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+
+    with socket.create_connection(("127.0.0.1", running.port), timeout=30) as connection:
+        connection.sendall(request("/v1/messages") + request("/v1/messages/count_tokens") + request("/v1/nothing"))
+        data = b""
+        while data.count(b"HTTP/1.1 ") < 3 or b"There is no POST" not in data:
+            piece = connection.recv(65536)
+            assert piece, data
+            data += piece
+    line_of(running, session)
+    assert running.ask("hello").status_code == 200
+    last = str(uuid.uuid4())
+    running.post({"model": "claude-sonnet-4-5", "max_tokens": 9, "messages": HELLO}, **{SESSION: last})
+    line_of(running, last)
+    assert [line.status for line in read_lines(running.folder) if line.session == session] == [200]
+
+
+def test_a_proxy_that_is_stopped_writes_the_lines_of_its_last_answers(books: Day) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda number: books.ask(f"question {number}"), range(8)))
+    books.processes[PROXY].send_signal(signal.SIGINT)  # as PM2 does
+    assert books.processes[PROXY].wait(timeout=20) == 0
+    assert {answer.status_code for answer in answers} == {200}
+    lines(books, 8)
 
 
 @pytest.mark.keeps("ledger-bounds")

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from bundle.cortex.answers import ChatAnswer, MessagesAnswer, RequestFacts
-from bundle.cortex.cache_split import CACHE_SECONDS, CacheSplit
+from bundle.cortex.cache_split import CACHE_SECONDS, MOST_PREFIXES, CacheSplit
 from bundle.cortex.usage import Used
 from bundle.errors import ConfigError
 from bundle.ledger import COUNTED, ESTIMATED, MOST_FILES, Line, append, ledger_files, line, read_lines
 from bundle.prices import Price, cost
-from bundle.spending import MOST_SESSIONS, Spent, Sum, cost_of, dollars, sums
+from bundle.spending import MOST_DAYS, MOST_MODELS, MOST_SESSIONS, Sum, Sums, cost_of, dollars, sums
 
 NOON = datetime(2026, 11, 29, 12, tzinfo=timezone.utc).timestamp()
 PRICE = Price(input=3, cache_write=3.75, cache_read=0.3, output=15)
@@ -201,40 +201,56 @@ def test_a_token_without_a_price_is_counted_and_never_guessed() -> None:
 
 
 def test_sums_count_answers_failures_and_answers_whose_tokens_are_not_known() -> None:
-    lines = [a_line(), a_line(), a_line(used=None, status=499), a_line(used=None, status=529)]
+    refused, left, broken = a_line(used=Used(), status=529), a_line(used=None, status=499), a_line(is_whole=False)
+    lines = [a_line(), a_line(), refused, left, broken]
+    assert (broken.output, broken.input) == (None, 7)
     found = sums(lines, lambda each: each.model, {"claude-opus-4-6": PRICE}, 1.0)["claude-opus-4-6"]
-    assert (found.requests, found.unknown, found.failed) == (2, 1, 1)
-    assert (found.input, found.cache_read, found.cache_write, found.output) == (14, 8000, 1610, 12)
-    assert found.cached_share == pytest.approx(8000 / 9624)
-    assert found.usd == pytest.approx(2 * cost_of(lines[0], {"claude-opus-4-6": PRICE}, 1.0).usd)
+    assert (found.requests, found.unknown, found.failed) == (3, 2, 1)
+    assert (found.input, found.cache_read, found.cache_write, found.output) == (21, 12000, 2415, 12)
+    assert found.cached_share == pytest.approx(12000 / 14436)
+    assert found.usd == pytest.approx(3 * cost_of(lines[0], {"claude-opus-4-6": PRICE}, 1.0).usd - 6 * 15 / 1e6)
 
 
 def test_a_day_ends_at_midnight_on_this_machine_s_clock_and_a_session_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "America/Los_Angeles")
     time.tzset()
     try:
-        spent = Spent()
+        sums_, prices = Sums(), {"claude-opus-4-6": PRICE}
         late, early = NOON + 19.9 * 3600, NOON + 20.1 * 3600  # about midnight there
-        for now in (late, early):
-            spent.start_day(datetime.fromtimestamp(now).astimezone())
-            each = a_line(now)
-            spent.add(each, cost_of(each, {"claude-opus-4-6": PRICE}, 1.0))
-        assert (spent.day, spent.today.requests) == ("2026-11-30", 1)
-        assert spent.sessions["s-1"].spent.requests == 2
+        for now in (late, early, late):  # then the clock is set back
+            sums_.add(a_line(now), cost_of(a_line(now), prices, 1.0))
+        spent = sums_.of("2026-11-30", 5)
+        assert (spent.day, spent.today.requests, spent.limit) == ("2026-11-30", 1, 5)
+        assert sums_.of("2026-11-29", None).today.requests == 2
+        assert spent.sessions["s-1"].spent.requests == 3
         assert spent.sessions["s-1"].models == {"claude-opus-5": "claude-opus-4-6"}
     finally:
         monkeypatch.undo()
         time.tzset()
 
 
-def test_the_newest_sessions_are_kept() -> None:
-    spent = Spent()
+def test_the_newest_sessions_days_and_models_are_kept() -> None:
+    found = Sums()
     for number in [*range(MOST_SESSIONS + 5), 10]:
         each = a_line(session=f"s-{number}")
-        spent.add(each, cost_of(each, {}, 1.0))
-    assert len(spent.sessions) == MOST_SESSIONS
-    assert [*spent.sessions][-1] == "s-10"
-    assert "s-4" not in spent.sessions
+        found.add(each, cost_of(each, {}, 1.0))
+    sessions = found.of("2026-11-29", None).sessions
+    assert len(sessions) == MOST_SESSIONS
+    assert [*sessions][-1] == "s-10"
+    assert "s-4" not in sessions
+    for number in range(MOST_MODELS + 5):
+        each = a_line(NOON + number * 86400, asked=f"model-{number}")
+        found.add(each, cost_of(each, {}, 1.0))
+    assert len(sessions["s-1"].models) == MOST_MODELS
+    assert len(found._days) == MOST_DAYS
+
+
+def test_models_without_a_price_are_named() -> None:
+    found = Sums()
+    for model in ("claude-x", "claude-opus-4-6", "claude-x"):
+        each = a_line(model=model)
+        found.add(each, cost_of(each, {"claude-opus-4-6": PRICE}, 1.0))
+    assert found.of("2026-11-29", None).without_price == ["claude-x"]
 
 
 # ----------------------------------------------------------------------------------------- the split of cached tokens
@@ -244,7 +260,8 @@ SYSTEM, USER, RESULT, TEXT = (b'{"text":"' + letter * 4000 + b'"' for letter in 
 
 
 def read(split: CacheSplit, *, head: bytes, rest: bytes = b"", now: float = 0.0, **tokens: int) -> int:
-    return split.read("claude-x", (head, rest), asked=now, answered=now + 2, **tokens)
+    """What a request reads that is sent now, and whose answer begins after two seconds."""
+    return split.read(split.begin("claude-x", (head, rest), asked=now, answered=now + 2), **tokens)
 
 
 def test_what_an_earlier_request_has_stored_is_read_by_the_next_one() -> None:
@@ -289,10 +306,27 @@ def test_the_cache_ends_five_minutes_after_its_last_use_and_begins_with_the_firs
     assert read(split, head=head, cached=1000, total=1100, now=6 * CACHE_SECONDS - 20) == 1000  # used by the last one
 
 
+def test_a_request_reads_what_another_one_has_stored_whose_answer_still_comes() -> None:
+    split, one, two = CacheSplit(), SYSTEM + MARK + b"}" + USER + MARK + b"}", SYSTEM + MARK + b"}" + TEXT + MARK + b"}"
+    first = split.begin("claude-x", (one, b""), asked=0, answered=2)
+    second = split.begin("claude-x", (two, b""), asked=3, answered=4)
+    early = split.begin("claude-x", (two, b""), asked=1, answered=5)
+    assert split.read(second, cached=2000, total=2000) == pytest.approx(1000, abs=1)
+    assert split.read(early, cached=2000, total=2000) == 0
+    assert split.read(first, cached=2000, total=2000) == 0
+
+
+def test_what_is_remembered_has_a_bound() -> None:
+    split = CacheSplit()
+    for number in range(MOST_PREFIXES + 20):
+        read(split, head=b'{"text":"%d"' % number + MARK + b"}", cached=10, total=10, now=number / 100)
+    assert len(split._known) == MOST_PREFIXES
+
+
 def test_each_model_has_its_own_cache_and_without_marks_nothing_is_read() -> None:
     split, head = CacheSplit(), SYSTEM + MARK + b"}"
     assert read(split, head=head, cached=1000, total=1100) == 0
-    assert split.read("claude-y", (head, b""), cached=1000, total=1100, asked=10, answered=12) == 0
+    assert split.read(split.begin("claude-y", (head, b""), asked=10, answered=12), cached=1000, total=1100) == 0
     assert read(split, head=SYSTEM, cached=1000, total=1100, now=10) == 0
     assert read(split, head=b"", cached=1000, total=1000, now=10) == 0
 

@@ -232,6 +232,11 @@ class ChatAnswer:
         claude = family_of(self._facts.model) == "claude"
         return used_on_chat(self._usage, claude=claude) if self._usage else None
 
+    @property
+    def has_whole_usage(self) -> bool:
+        """Whether `used` is final: a chat completion says it once, at its end."""
+        return True
+
     def answer(self, body: Any) -> Any:
         """Repair an answer that is not streamed."""
         self._usage = openai_usage(body.get("usage")) if isinstance(body, dict) else {}
@@ -333,6 +338,7 @@ class MessagesAnswer:
     def __init__(self) -> None:
         self._held: list[bytes] | None = []
         self.is_over = self._has_content = False
+        self.has_whole_usage = False  # whether `used` is final: the number of output tokens comes at the end
         self._reason: object = None
         self._usage: JSON = {}
 
@@ -345,7 +351,7 @@ class MessagesAnswer:
         """Check an answer that is not streamed."""
         if not isinstance(body, dict) or not isinstance(body.get("content"), list):
             raise IncompleteAnswerError("an answer without content", json.dumps(body))
-        self._usage = _clean_usage(body)
+        self._usage, self.has_whole_usage = _clean_usage(body), True
         self._has_content = any(
             block.get("type") == "tool_use" or block.get("text") for block in _bounded(body["content"])
         )
@@ -371,6 +377,7 @@ class MessagesAnswer:
             self._refuse_empty()
             self.is_over = True
         # The first event counts the prompt, a later one the output.
+        self.has_whole_usage = self.has_whole_usage or kind == "message_delta"
         for usage in (_clean_usage(event.get("message")), _clean_usage(event)):
             self._usage |= {name: number for name, number in usage.items() if number or name not in self._usage}
         lines = b"event: %b\ndata: %b\n\n" % (str(kind).encode(), json.dumps(event, separators=(",", ":")).encode())

@@ -2,23 +2,23 @@
 
 The problem: for Claude, a chat completion reports reads and writes as one number (docs/cortex.md#answer-usage), and a
 write costs twelve times as much as a read. The mechanism: what an earlier request has put into the cache is read by the
-next one that begins with the same bytes. So this module remembers how far each cached prompt reached and how many
-tokens that was, for as long as Cortex keeps it. It keeps digests, and no text.
+next one that begins with the same bytes. So this module remembers for five minutes how far each cached prompt reached
+and how many tokens that was. It keeps digests, and no text.
 
-What it cannot see: what another machine of the account has cached, and a prefix that Cortex has dropped early.
+What it cannot see: what another machine of the account has cached, what was cached before this process started, and a
+prefix that Cortex has dropped early.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 CACHE_SECONDS = 300  # after its last use (docs/cortex.md#chat-cache-least)
 MOST_PREFIXES = 500  # that are remembered; a day's work has some ten at a time
-# A mark as it is written by orjson. In a text its quotes would be escaped, so nothing else matches.
-_MARK = re.compile(rb',?"cache_control":\{"type":"ephemeral"\}')
+# A mark as it is written into JSON without spaces. In a text its quotes would be escaped, so nothing else matches.
+_MARK = b'"cache_control":{"type":"ephemeral"}'
 
 # A prompt in two parts: up to the first result of a tool, and the rest. Both are JSON without spaces, in the order of
 # the prompt (tools, system, messages), and hold all that decides about the cache.
@@ -27,61 +27,91 @@ Prompt = tuple[bytes, bytes]
 
 @dataclass
 class _Prefix:
-    """The beginning of a prompt that is in the cache: how many tokens it has, and from when to when it is there."""
+    """The beginning of a prompt in the cache, from when to when, and its tokens (None: not known exactly)."""
 
-    tokens: int
     since: float
     until: float
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A prompt whose answer has begun. `ends` are the marks of which one is the last that counts. Lengths are in bytes
+    without marks: of the whole prompt, of its own marked prefixes, of those that were in the cache before."""
+
+    model: str
+    length: int
+    ends: tuple[int, ...]
+    own: dict[int, bytes]
+    found: dict[int, _Prefix]
 
 
 class CacheSplit:
-    """Remembers what is in the cache of each model. Times are in seconds, on any clock."""
+    """Remembers what is in the cache of each model. Call `begin` when an answer begins, in the order in which answers
+    begin, and `read` at its end. Times are in seconds since the epoch: a laptop's sleep counts too."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int, bytes], _Prefix] = {}  # the key: model, length in bytes, digest
 
-    def read(self, model: str, prompt: Prompt, *, cached: int, total: int, asked: float, answered: float) -> int:
-        """How many of the `cached` tokens were most likely read, and remember all of them.
+    def begin(self, model: str, prompt: Prompt, *, asked: float, answered: float) -> Seen:
+        """Note what this prompt finds in the cache, and that its own marked prefixes are there from now on.
 
-        `total` is the number of all tokens of the prompt. `asked` is when the request was sent, `answered` when its
-        answer began: from then on other requests can read what it has written.
+        `asked` is when the request was sent, `answered` when its answer began: before that, no other request can read
+        what it writes.
         """
-        text, marks = _without_marks(b"".join(prompt))
-        if not cached or not marks:
-            return 0
-        # Nobody knows whether a mark covers results before it (docs/cortex.md#chat-cache-results), so see which of two
-        # marks the number of cached tokens means: the last one before any result, or the last one of all.
-        before_results = _without_marks(prompt[0])[1]
-        ends = {*before_results[-1:], marks[-1]}
-        end = min(ends, key=lambda length: abs(length - len(text) * cached / max(total, cached)))
+        head, before_results = _without_marks(prompt[0])
+        rest, after = _without_marks(prompt[1])
+        text, marks = head + rest, [*before_results, *(len(head) + length for length in after)]
         lengths = sorted({*(known[1] for known in self._known if known[0] == model), *marks})
-        digests = _digests(text, [length for length in lengths if length <= end])
-        found = 0
+        digests = _digests(text, [length for length in lengths if length <= len(text)])
+        found = {}
         for length, digest in digests.items():
             known = self._known.get((model, length, digest))
             if known and known.since <= asked <= known.until:
+                found[length] = known
                 known.until = asked + CACHE_SECONDS
-                found = max(found, min(known.tokens, cached))
         for length in marks:
-            if length <= end:
-                key = (model, length, digests[length])
-                old = self._known.pop(key, None)  # put back at the end: the oldest are forgotten first
-                tokens = cached if length == end else old.tokens if old else round(cached * length / end)
-                since = old.since if old and old.until > asked else answered
-                self._known[key] = _Prefix(tokens, since, asked + CACHE_SECONDS)
+            key = (model, length, digests[length])
+            self._known.pop(key, None)
+            # (At the end of the dictionary: the oldest are forgotten first.)
+            self._known[key] = found.get(length) or _Prefix(answered, asked + CACHE_SECONDS)
         for key in list(self._known)[: max(0, len(self._known) - MOST_PREFIXES)]:
             del self._known[key]
-        return found
+        # Nobody knows whether a mark covers results before it (docs/cortex.md#chat-cache-results).
+        ends = tuple({*before_results[-1:], *marks[-1:]})
+        return Seen(model, len(text), ends, {length: digests[length] for length in marks}, found)
+
+    def read(self, seen: Seen, *, cached: int, total: int) -> int:
+        """How many of the `cached` tokens were most likely read. `total` is the number of all tokens of the prompt."""
+        if not cached or not seen.ends:
+            return 0
+        # The number of cached tokens tells which of the two ends counts.
+        end = min(seen.ends, key=lambda length: abs(length - seen.length * cached / max(total, cached)))
+        for length, digest in seen.own.items():
+            key = (seen.model, length, digest)
+            if length > end and length not in seen.found:
+                self._known.pop(key, None)  # this mark had no effect
+            elif length == end and key in self._known:
+                self._known[key].tokens = cached
+        sizes = (
+            prefix.tokens if prefix.tokens and length != end else round(cached * length / end)
+            for length, prefix in seen.found.items()
+            if length <= end
+        )
+        return min(max(sizes, default=0), cached)
 
 
-def _without_marks(prompt: bytes) -> tuple[bytes, list[int]]:
-    """The prompt without its marks, and the length up to each mark."""
-    parts = _MARK.split(prompt)
-    lengths, length = [], 0
-    for part in parts[:-1]:
-        length += len(part)
+def _without_marks(part: bytes) -> tuple[bytes, list[int]]:
+    """The text without its marks, and the length up to each mark."""
+    first, *others = part.split(_MARK)
+    pieces, lengths, length = [first], [], 0
+    for piece in others:
+        if pieces[-1].endswith(b","):
+            pieces[-1] = pieces[-1][:-1]
+        length += len(pieces[-1])
         lengths.append(length)
-    return b"".join(parts), lengths
+        pieces.append(piece)
+    return b"".join(pieces), lengths
 
 
 def _digests(text: bytes, lengths: Sequence[int]) -> dict[int, bytes]:

@@ -1,15 +1,19 @@
 """Writes the ledger, keeps the sums of today and of each session, and watches the day's limit.
 
-All of it happens in a thread of its own, after the answer: a request only puts a note into a queue. A disk that is full
-or hangs loses lines, and never an answer.
+All of it happens in a thread of its own. A request only puts notes into a queue: one when its answer begins, one at its
+end. So a disk that is full or hangs loses lines, and never an answer. All sums belong to that thread; the event loop
+reads only the last `_Verdict`, and asks for a new one when a file with settings or prices has changed.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +23,7 @@ import orjson
 
 from bundle import files, ledger, model_list
 from bundle.bootstrap import make
-from bundle.cortex.cache_split import CacheSplit, Prompt
+from bundle.cortex.cache_split import CacheSplit, Prompt, Seen
 from bundle.cortex.usage import Used
 from bundle.errors import ConfigError, printable, say
 from bundle.files import Stamp, write_private
@@ -30,146 +34,234 @@ from bundle.prices import Price, price_factor, read_prices
 from bundle.proxy.live_config import Exchange
 from bundle.proxy.replies import CLIENT_LEFT, ErrorAnswer, Reply
 from bundle.settings import Settings, load_settings
-from bundle.spending import FILE, WARN_SHARE, Spent, cost_of, first_day, money
+from bundle.spending import FILE, WARN_SHARE, Sums, cost_of, dollars, first_day, money
 
-MOST_WAITING = 500  # notes; each holds a prompt. A disk that hangs must not fill the memory
+MOST_WAITING = 1_000  # notes in the queue; then lines are lost
+MOST_PROMPTS = 50  # of them with a prompt; then nothing is estimated. A disk that hangs must not fill the memory
 # After each write, so that many answers cost little more than one. The first answer after a pause is written at once:
 # Claude Code then shows the new sums in its status line.
 PAUSE_SECONDS = 0.25
-MANY = 50  # notes that end the pause
+LOOK_SECONDS = 5  # how long a request waits for a new verdict
 CLOSE_SECONDS = 2
+PICTURE_BYTES = 6_000  # what a picture of some 1,500 tokens would have as text
 
 
-@dataclass
-class Note:
-    """One answer that has ended. `started` and `first` are monotonic, `ended` is both: (monotonic, clock)."""
+@dataclass(frozen=True)
+class _Begun:
+    """An answer that has begun, at this time (in seconds since the epoch)."""
+
+    exchange: Exchange
+    at: float
+
+
+@dataclass(frozen=True)
+class _Note:
+    """An answer that has ended: `at` in seconds since the epoch, `ended` on the monotonic clock."""
 
     exchange: Exchange
     request_id: str
     status: int
-    used: Used | None
-    first: float | None
-    ended: tuple[float, float]
+    at: float
+    ended: float
 
     @property
     def ms(self) -> float:
-        return (self.ended[0] - self.exchange.started) * 1000
+        return (self.ended - self.exchange.started) * 1000
 
     @property
     def first_ms(self) -> float | None:
-        return None if self.first is None else (self.first - self.exchange.started) * 1000
+        first = self.exchange.first_at
+        return None if first is None else (first - self.exchange.started) * 1000
+
+    @property
+    def used(self) -> Used | None:
+        """None if Cortex has not said it. What Cortex has refused costs nothing."""
+        exchange = self.exchange
+        if exchange.reader is not None:
+            return exchange.reader.used
+        return Used() if exchange.answer is not None else None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.exchange.reader is None or self.exchange.reader.has_whole_usage
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """Whether requests are refused (`message`), on which day, and for which state of the files."""
+
+    message: str = ""
+    day: str = ""
+    stamp: Stamp | None = None
 
 
 class Bookkeeper:
-    """Call `note` for each answer and `refusal` before each request, both from the event loop; `close` at the end.
-    `clock` gives seconds since the epoch."""
+    """From the event loop: call `refusal` before each request, `begun` when its answer begins, `note` at its end, and
+    `close` after the last one. `clock` gives seconds since the epoch."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
         self._settings, self._clock = settings, clock
-        self._stamp: Stamp = files.stamp(settings.sources)
+        self._mistake = ""  # in the settings as they are now; those before it are used
+        self._stamp: Stamp | None = None  # of the settings and prices that are used
         self._prices: dict[str, Price] = {}
         self._factor = 1.0
-        self._prices_stamp: Stamp | None = None  # of the files that decide about prices
-        self._spent = Spent(limit=settings.budget)
-        self._split = CacheSplit()
-        self._lost, self._trouble, self._warned = 0, "", ""  # `_warned`: the day of the warning
-        self._over = ""  # the message while the day's limit is reached
-        self._queue: queue.Queue[Note | None] = queue.Queue(MOST_WAITING)
-        self._is_closing = threading.Event()
+        self._sums, self._split = Sums(), CacheSplit()
+        self._lost, self._trouble = 0, ""
+        self._warned: set[tuple[str, object]] = set()
+        self._shown = ""  # what `.spent.json` says
+        self._verdict = _Verdict()
+        self._queue: queue.Queue[_Begun | _Note | Future[None] | None] = queue.Queue(MOST_WAITING)
+        self._wake = threading.Event()  # ends the pause
         self._thread = threading.Thread(target=self._run, name="bookkeeper", daemon=True)
         self._thread.start()
 
     # -- in the event loop --
 
+    def begun(self, exchange: Exchange) -> None:
+        """Note that this answer has begun. It never waits."""
+        if exchange.prompt is not None and self._queue.qsize() < MOST_PROMPTS:
+            self._put(_Begun(exchange, self._clock()))
+
     def note(self, exchange: Exchange, reply: Reply) -> None:
-        """Keep what this answer has used. It never waits."""
+        """Note that this answer has ended. It never waits."""
         status = reply.status if reply.has_ended or reply.status >= 400 else CLIENT_LEFT
-        used = exchange.reader.used if exchange.reader else None
-        ended = (time.monotonic(), self._clock())
-        try:
-            self._queue.put_nowait(Note(exchange, reply.id, status, used, reply.first_at, ended))
-        except queue.Full:
+        if self._queue.qsize() >= MOST_PROMPTS:
+            exchange.prompt = None
+            self._wake.set()
+        if not self._put(_Note(exchange, reply.id, status, self._clock(), time.monotonic())):
             self._lost += 1
 
-    def refusal(self) -> ErrorAnswer | None:
+    async def refusal(self) -> ErrorAnswer | None:
         """The error for each request after the day's limit was reached; else None."""
-        if files.stamp(self._settings.sources) != self._stamp or (self._over and self._day() != self._spent.day):
-            self._use_settings()
-            self._look_at_limit()
-        return ErrorAnswer(402, "billing_error", self._over) if self._over else None
+        verdict = self._verdict
+        if self._files() != verdict.stamp or self._day() != verdict.day:
+            look: Future[None] = Future()
+            if self._put(look):
+                self._wake.set()
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(asyncio.wrap_future(look), LOOK_SECONDS)
+            verdict = self._verdict
+        return ErrorAnswer(402, "billing_error", verdict.message) if verdict.message else None
 
     def close(self) -> None:
         """Write what is still waiting, within CLOSE_SECONDS."""
-        self._is_closing.set()
+        if self._put(None):
+            self._wake.set()
+            self._thread.join(CLOSE_SECONDS)
+
+    def _put(self, item: _Begun | _Note | Future[None] | None) -> bool:
         try:
-            self._queue.put(None, timeout=CLOSE_SECONDS)
+            self._queue.put_nowait(item)
         except queue.Full:
-            return
-        self._thread.join(CLOSE_SECONDS)
+            return False
+        return True
+
+    def _files(self) -> Stamp:
+        """The state of all files that decide what is refused."""
+        return files.stamp([*self._settings.sources, PRICES, self._settings.folder / MODELS])
+
+    def _day(self) -> str:
+        return f"{datetime.fromtimestamp(self._clock()).astimezone():%Y-%m-%d}"
 
     # -- in the thread --
 
     def _run(self) -> None:
-        self._use_prices()
-        self._read_ledger()
-        is_open = True
-        while is_open:
-            notes = [self._queue.get()]
+        items: list[_Begun | _Note | Future[None] | None] = []
+        while None not in items:
+            has_notes = self._work(items)
+            if has_notes:
+                self._wake.wait(PAUSE_SECONDS)
+            self._wake.clear()
+            items = [self._queue.get()]
             while not self._queue.empty():
-                notes.append(self._queue.get())
-            is_open = None not in notes
-            try:
-                self._keep([note for note in notes if note is not None])
-            except Exception as error:  # noqa: BLE001 - whatever happens here, the proxy goes on
-                self._lose(len(notes), f"{type(error).__name__}: {error}")
-            until = time.monotonic() + PAUSE_SECONDS
-            while not self._is_closing.wait(PAUSE_SECONDS / 5) and time.monotonic() < until:
-                if self._queue.qsize() >= MANY:
-                    break
+                items.append(self._queue.get())
+        self._work(items)
 
-    def _read_ledger(self) -> None:
-        """Start with the sums of what was spent before this process, or before a change of the prices."""
-        self._spent = Spent(limit=self._settings.budget)
-        self._spent.start_day(self._now())
-        if self._settings.ledger:
-            try:
-                for line in ledger.read_lines(self._settings.folder, first_day(self._now())):
-                    self._add(line)
-                self._write_sums()
-            except ConfigError as error:
-                say(f"WARNING: the ledger of the last days is not counted: {error}")
-        self._look_at_limit()
+    def _work(self, items: list[_Begun | _Note | Future[None] | None]) -> bool:
+        """Do all that these items need; returns whether there were answers that have ended."""
+        notes = [item for item in items if isinstance(item, _Note)]
+        try:
+            self._use_files()
+            lines = []
+            for item in items:
+                if isinstance(item, _Begun):
+                    self._begin(item.exchange, item.at)
+                elif isinstance(item, _Note):
+                    lines += self._lines(item)
+            if not items or any(not isinstance(item, _Begun) for item in items):
+                self._keep(lines)
+        except Exception as error:  # noqa: BLE001 - whatever happens here, the proxy and this thread go on
+            self._lose(len(notes), f"{type(error).__name__}: {error}")
+        for item in items:
+            if isinstance(item, Future):
+                item.set_result(None)
+        return bool(notes)
 
-    def _keep(self, notes: list[Note]) -> None:
-        self._use_settings()
-        if self._use_prices():
-            self._read_ledger()
-        lines = [self._line(note) for note in notes if note.exchange.sent]
+    def _begin(self, exchange: Exchange, at: float) -> None:
+        if exchange.prompt is not None:
+            prompt, exchange.prompt = prompt_of(exchange.prompt), None
+            exchange.seen = self._split.begin(exchange.model, prompt, asked=exchange.asked_at, answered=at)
+
+    def _lines(self, note: _Note) -> list[Line]:
+        """The line of this answer, if Cortex has seen its request."""
         if self._settings.log_requests:
-            for note in notes:
-                say(request_line(note))
+            say(request_line(note))
+        exchange, used, read = note.exchange, note.used, None
+        if not exchange.sent:
+            return []
+        if used and used.cached:
+            self._begin(exchange, note.at)  # of an answer that came all at once
+            seen: Seen | None = exchange.seen
+            read = self._split.read(seen, cached=used.cached, total=used.input + used.cached) if seen else None
+        exchange.prompt = exchange.seen = None
+        return [
+            ledger.line(
+                note.at,
+                session=exchange.session,
+                asked=exchange.asked,
+                model=exchange.model,
+                route="chat" if exchange.is_chat else "messages",
+                status=note.status,
+                used=used,
+                read=read,
+                first_ms=note.first_ms,
+                ms=note.ms,
+                is_whole=note.is_whole,
+            )
+        ]
+
+    def _keep(self, lines: list[Line]) -> None:
+        if self._settings.ledger:
+            for line in lines:
+                self._add(line)
+        self._judge()
         if not self._settings.ledger:
             with suppress(OSError):
                 (self._settings.folder / FILE).unlink(missing_ok=True)  # nobody must take old sums for today's
+            self._shown = ""
             return
-        if not lines:
-            return
-        self._spent.start_day(self._now())
-        for line in lines:
-            self._add(line)
-        self._look_at_limit()
-        waiting = len(lines)  # to be written
         try:
-            ledger.append(self._settings.folder, lines)
-            waiting = 0
-            self._write_sums()
+            if lines:
+                ledger.append(self._settings.folder, lines)
         except OSError as error:
-            self._lose(waiting, f"{error.filename}: {error.strerror}")
-            return
+            place = error.filename or self._settings.folder / ledger.FOLDER
+            self._lose(len(lines), f"{place}: {error.strerror}")
         except ConfigError as error:
-            self._lose(waiting, str(error))
-            return
-        if self._trouble or self._lost:
+            self._lose(len(lines), str(error))
+        else:
+            self._show(lines)
+
+    def _show(self, lines: list[Line]) -> None:
+        """Write `.spent.json` if it says something else now, and say that all is well again."""
+        text = self._sums.of(self._day(), self._settings.budget).text()
+        if text != self._shown:
+            try:
+                write_private(self._settings.folder / FILE, text)
+                self._shown = text
+            except ConfigError as error:
+                self._once("sums", f"WARNING: what `make status` shows of today is old: {error}")
+                return
+        if lines and (self._trouble or self._lost):
             say(f"the ledger is written again; {self._lost} lines are lost")
             self._lost, self._trouble = 0, ""
 
@@ -179,86 +271,77 @@ class Bookkeeper:
             say(f"WARNING: the ledger is not written: {printable(why)}\nAnswers go on; their lines are lost.")
         self._trouble = why
 
-    def _line(self, note: Note) -> Line:
-        exchange, used = note.exchange, note.used
-        read = None
-        if used and used.cached:
-            total, answered = used.input + used.cached, note.first or note.ended[0]
-            prompt, asked = prompt_of(exchange.prompt or {}), exchange.started
-            read = self._split.read(
-                exchange.model, prompt, cached=used.cached, total=total, asked=asked, answered=answered
-            )
-        exchange.prompt = None
-        return ledger.line(
-            note.ended[1],
-            session=exchange.session,
-            asked=exchange.asked,
-            model=exchange.model,
-            route="chat" if exchange.is_chat else "messages",
-            status=note.status,
-            used=used,
-            read=read,
-            first_ms=note.first_ms,
-            ms=note.ms,
-        )
+    def _once(self, key: object, text: str) -> None:
+        """Say it once a day."""
+        if (self._day(), key) not in self._warned:
+            self._warned.add((self._day(), key))
+            say(text)
 
     def _add(self, line: Line) -> None:
-        self._spent.add(line, cost_of(line, self._prices, self._factor))
-
-    def _write_sums(self) -> None:
-        write_private(self._settings.folder / FILE, self._spent.text())
+        self._sums.add(line, cost_of(line, self._prices, self._factor))
 
     # -- settings, prices and the limit --
+
+    def _use_files(self) -> None:
+        """Use the settings and the prices as they are now; after a mistake, those before. If that changes what was
+        spent, or at the start, read the ledger."""
+        if (stamp := self._files()) == self._stamp:
+            return
+        is_start, had_ledger, before = self._stamp is None, self._settings.ledger, (self._prices, self._factor)
+        self._stamp, self._mistake = stamp, ""
+        try:
+            self._settings = load_settings()
+        except ConfigError as error:
+            self._mistake = str(error).partition("\n")[0]
+        try:
+            self._factor = price_factor(self._settings.price_factor, model_list.read(self._settings)).number
+            self._prices = read_prices(PRICES)
+        except ConfigError as error:
+            say(f"WARNING: {error}")
+        if is_start or had_ledger != self._settings.ledger or before != (self._prices, self._factor):
+            self._read_ledger()
+
+    def _read_ledger(self) -> None:
+        self._sums = Sums()
+        if self._settings.ledger:
+            try:
+                for line in ledger.read_lines(self._settings.folder, first_day(self._now())):
+                    self._add(line)
+            except ConfigError as error:
+                say(f"WARNING: the ledger of the last days is not counted: {error}")
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock()).astimezone()
 
-    def _day(self) -> str:
-        return f"{self._now():%Y-%m-%d}"
+    def _judge(self) -> None:
+        """Decide whether requests are refused from now on, and warn when most of the limit is spent."""
+        limit, day, message = self._settings.budget, self._day(), ""
+        spent = self._sums.of(day, limit)
+        if limit is not None:
+            place = f"BUDGET_USD_PER_DAY in {self._settings.budget_from}"
+            amount = f"{dollars(spent.today)} of {money(limit)}"
+            if spent.today.usd >= limit:
+                message = self._refused(amount, place)
+            elif spent.today.usd >= WARN_SHARE * limit:
+                self._once(limit, f"WARNING: {amount} are spent today ({place})")
+            if spent.without_price:
+                names = ", ".join(spent.without_price)
+                self._once(
+                    "price",
+                    f"WARNING: {place} does not count all tokens of {names}: prices.yaml has no price for some of them",
+                )
+        self._verdict = _Verdict(message, day, self._stamp)
 
-    def _use_settings(self) -> None:
-        """Use the settings as they are now; after a mistake, those before."""
-        if (stamp := files.stamp(self._settings.sources)) != self._stamp:
-            self._stamp = stamp
-            try:
-                self._settings = load_settings()
-            except ConfigError:  # the refresher's log shows the error
-                return
-        self._spent.limit = self._settings.budget
-
-    def _use_prices(self) -> bool:
-        """Use the prices as they are now, or after a mistake those before; returns whether they have changed."""
-        before, models = (self._prices, self._factor), self._settings.folder / MODELS
-        if (stamp := files.stamp([PRICES, models, *self._settings.sources])) != self._prices_stamp:
-            self._prices_stamp = stamp
-            try:
-                self._factor = price_factor(self._settings.price_factor, model_list.read(self._settings)).number
-                self._prices = read_prices(PRICES)
-            except ConfigError as error:
-                say(f"WARNING: {error}")
-        return before != (self._prices, self._factor)
-
-    def _look_at_limit(self) -> None:
-        """Warn once a day when most of the limit is spent; from the limit on, `refusal` refuses."""
-        limit, today = self._settings.budget, self._spent.today
-        if self._spent.day != self._day():
-            self._spent.start_day(self._now())
-            today = self._spent.today
-        if limit is None or today.usd < WARN_SHARE * limit:
-            self._over = ""
-            return
-        place = f"BUDGET_USD_PER_DAY in {self._settings.budget_from}"
-        spent = f"{'at least ' if today.unpriced else ''}{money(today.usd)} of {money(limit)}"
-        if today.usd < limit:
-            self._over = ""
-            if self._warned != self._spent.day:
-                say(f"WARNING: {spent} are spent today ({place})")
-        else:
-            self._over = (
-                f"The limit of this day is reached: {spent} are spent. It ends at midnight. To go on today, raise or "
-                f"remove {place}. On what it was spent: {make('usage')}"
+    def _refused(self, amount: str, place: str) -> str:
+        ways = f"It ends at midnight. To go on today, raise or remove {place}."
+        if self._settings.budget_from == "the environment":
+            ways = (
+                "It ends at midnight. BUDGET_USD_PER_DAY comes from the shell that has started the proxy. "
+                f"To go on today, run this in a shell without it: {make('stop', 'start')}"
             )
-        self._warned = self._spent.day
+        if self._mistake:
+            ways = f"The settings have a mistake, so this limit still counts: {self._mistake}"
+        return f"The limit of this day is reached: {amount} are spent. {ways} On what it was spent: {make('usage')}"
 
 
 def prompt_of(body: Mapping[str, Any]) -> Prompt:
@@ -266,21 +349,34 @@ def prompt_of(body: Mapping[str, Any]) -> Prompt:
     messages = sorted(body.get("messages") or [], key=lambda message: message["role"] not in {"system", "developer"})
     first = next((place for place, message in enumerate(messages) if message["role"] == "tool"), len(messages))
     try:
-        head, rest = (
-            b"".join(map(orjson.dumps, part)) for part in ([body.get("tools"), *messages[:first]], messages[first:])
-        )
+        head = b"".join(map(orjson.dumps, [body.get("tools"), *map(_small, messages[:first])]))
+        return head, b"".join(map(orjson.dumps, map(_small, messages[first:])))
     except TypeError:
         return b"", b""
-    return head, rest
 
 
-def request_line(note: Note) -> str:
+def _small(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message with a digest in the place of each picture, as long as its tokens would be as text."""
+    parts = message.get("content")
+    if not isinstance(parts, list) or not any(part.get("type") == "image_url" for part in parts):
+        return message
+    return {**message, "content": [_small_part(part) for part in parts]}
+
+
+def _small_part(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    if part.get("type") != "image_url":
+        return part
+    digest = hashlib.sha256(str(part["image_url"]).encode()).hexdigest()
+    return {**part, "image_url": digest * (PICTURE_BYTES // len(digest))}
+
+
+def request_line(note: _Note) -> str:
     """The line about a request in the log."""
     used, exchange = note.used, note.exchange
     tokens = "tokens not known"
     if used:
         cached = f"{used.cached} cached" if used.cached else f"{used.cache_read} read, {used.cache_write} written"
-        tokens = f"{used.input} in, {cached}, {used.output} out"
-    started = datetime.fromtimestamp(note.ended[1] - note.ms / 1000).astimezone()
+        tokens = f"{used.input} in, {cached}, {used.output if note.is_whole else 'not known'} out"
+    started = datetime.fromtimestamp(note.at - note.ms / 1000).astimezone()
     model = printable(exchange.model or exchange.asked, 100)
     return f"request {started:%H:%M:%S} {note.request_id} {model} {note.status} ({tokens}) {note.ms:.0f} ms"

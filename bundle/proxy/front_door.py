@@ -120,6 +120,7 @@ class FrontDoor:
             await send({"type": "websocket.close", "code": 1008})
             return
         reply = Reply(send)
+        current_exchange.set(None)  # a pipelined request has the context of the one before it
         try:
             await self._answer(scope, receive, reply)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - LiteLLM's handlers of errors raise too
@@ -188,7 +189,7 @@ class FrontDoor:
         if counting:  # LiteLLM would first send a request to {api_base}/responses/input_tokens, which Cortex lacks
             await reply.send_json({"input_tokens": estimate_tokens(body)})
             return
-        if self._books is not None and (error := self._books.refusal()):
+        if self._books is not None and (error := await self._books.refusal()):
             await self._refuse(scope["method"], scope["path"], error, reply)
             return
         current_exchange.set(Exchange(str(body["model"]), headers.get(SESSION_HEADER, b"").decode("latin-1")))
@@ -242,13 +243,14 @@ class FrontDoor:
             current_exchange.set(exchange := Exchange())
         error_status: int | None = None
         held: Message | None = None  # the start of an answer that is not streamed: its length may change
+        is_counted = False  # whether the bookkeeper knows that the answer has begun
         whole, has_begun = b"", False  # the body of an error or of an answer that is not streamed
 
         def count() -> int:
             return estimate_tokens(request) if request else 0
 
         async def send_on(message: Message) -> None:
-            nonlocal error_status, held, whole, has_begun
+            nonlocal error_status, held, whole, has_begun, is_counted
             if message["type"] == "http.response.start":
                 if message["status"] >= 400:
                     error_status = message["status"]
@@ -283,6 +285,9 @@ class FrontDoor:
                     has_begun, message = True, {**message, "body": counted_start(event, count)}
                 elif not message.get("more_body"):
                     self._note_good_answer()
+                if not is_counted and exchange.first_at is not None and self._books is not None:
+                    is_counted = True
+                    self._books.begun(exchange)
                 await reply(message)
 
         headers = [pair for pair in scope["headers"] if pair[0] in PASSED_HEADERS]

@@ -223,7 +223,8 @@ class CortexHooks(CustomLogger):
         knows only the type that the row had when LiteLLM read it."""
         if (exchange := current_exchange.get()) is None:
             return
-        exchange.answer, exchange.failure, exchange.reader, exchange.sent = None, "", None, True
+        exchange.answer, exchange.failure, exchange.reader = None, "", None
+        exchange.sent = exchange.facts is not None  # (else a row of the user's own, with another server)
         request.headers.pop("anthropic-beta", None)
         if exchange.betas:
             request.headers["anthropic-beta"] = exchange.betas
@@ -304,6 +305,7 @@ async def repair(response: httpx.Response, exchange: Exchange, reader: ChatAnswe
     raw = b""
     try:
         raw = await read_answer(response)
+        exchange.first_at = time.monotonic()
         response._content = json.dumps(reader.answer(parsed(raw))).encode()
         return
     except IncompleteAnswerError as error:
@@ -354,6 +356,7 @@ class RepairedStream(httpx.AsyncByteStream):
             with noting_failures(self._exchange):
                 async for piece in pieces:
                     size += len(piece)
+                    self._exchange.first_at = self._exchange.first_at or time.monotonic()
                     if size > MAX_STREAM_BYTES:
                         raise IncompleteAnswerError(f"more than {MAX_STREAM_BYTES // 2**20} MiB")
                     events: list[bytes] = []

@@ -29,6 +29,7 @@ import yaml
 from bundle import files
 from bundle.bootstrap import state_folder
 from bundle.cortex.answers import ChatAnswer, MessagesAnswer, RequestFacts
+from bundle.cortex.cache_split import Seen
 from bundle.credential import KEY_PAIR, PAT, TOKEN_TYPE
 from bundle.errors import ConfigError, hide, say
 from bundle.files import Stamp
@@ -50,9 +51,12 @@ class Exchange:
     asked: str = ""  # the model that the client has named
     session: str = ""  # the id of Claude Code's session
     started: float = field(default_factory=time.monotonic)
+    asked_at: float = field(default_factory=time.time)
+    first_at: float | None = None  # when the first byte of Cortex's answer came (monotonic)
     is_chat: bool = False  # the route: Chat Completions, or the Messages API
     prompt: Mapping[str, Any] | None = None  # the body of a chat completion, whose cache marks count
     sent: bool = False  # whether the request has reached Cortex
+    seen: Seen | None = None  # what this prompt has found in the cache
     reader: ChatAnswer | MessagesAnswer | None = None  # it knows how many tokens the answer has used
     facts: RequestFacts | None = None  # the parts of the request that are needed to read the answer
     stream: httpx.AsyncByteStream | None = None  # the answer of Cortex, if it is streamed

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +45,6 @@ class Reply:
         self.id = f"req_{secrets.token_hex(12)}"
         self.has_started = self.has_ended = self.is_stream = False
         self.status = 0  # 0: nothing was sent
-        self.first_at: float | None = None  # when the first byte of the body was sent (monotonic)
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -55,7 +53,6 @@ class Reply:
             message = {**message, "headers": [*message["headers"], (b"request-id", self.id.encode())]}
         else:
             self.has_ended = not message.get("more_body")
-            self.first_at = self.first_at or time.monotonic()
         await self._send(message)
 
     async def send_bytes(self, status: int, body: bytes, more: Headers = ()) -> None:

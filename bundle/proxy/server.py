@@ -178,10 +178,9 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     app = lean_litellm.warmed(proxy_server.app, lean_litellm.apply(), key=key, config=live_config)
     books = Bookkeeper(settings)
     door = FrontDoor(app, key=key, port=settings.proxy_port, config=live_config, books=books)
-    server = ProxyServer(door, settings, lambda: proxy_server.llm_router)
+    server = ProxyServer(door, settings, lambda: proxy_server.llm_router, books)
     with suppress(SystemExit):  # uvicorn raises it if the application does not start
         server.run(sockets=[listener])
-    books.close()
     if not server.started:
         raise ConfigError(
             f"LiteLLM does not start with this configuration: {door.start_failure}\n"
@@ -195,7 +194,9 @@ class ProxyServer(uvicorn.Server):
     """Serves `app` on loopback, reports to PM2 that it is ready, and watches the configuration and LiteLLM's files.
     `router` is a function, because LiteLLM's router does not exist before the application has started."""
 
-    def __init__(self, app: App, settings: Settings, router: Callable[[], Any]) -> None:
+    def __init__(
+        self, app: App, settings: Settings, router: Callable[[], Any], books: Bookkeeper | None = None
+    ) -> None:
         raise_descriptor_limit()
         config = uvicorn.Config(
             app,
@@ -210,7 +211,7 @@ class ProxyServer(uvicorn.Server):
             timeout_keep_alive=75,
         )
         super().__init__(config)
-        self._port, self._router = settings.proxy_port, router
+        self._port, self._router, self._books = settings.proxy_port, router, books
         self._folders = Folders(BUNDLE, settings.folder)
         self.folder_gone = ""  # the message about a folder that was renamed or deleted
         self._tasks: list[asyncio.Task[None]] = []
@@ -222,6 +223,12 @@ class ProxyServer(uvicorn.Server):
         channel = supervisor_channel(os.environ)
         if channel is not None:
             asyncio.get_running_loop().add_reader(channel, self._on_supervisor, channel)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        # Here, because after this uvicorn raises the signal again, which ends the process.
+        if self._books is not None:
+            await asyncio.to_thread(self._books.close)
 
     async def _ready(self) -> None:
         async with httpx.AsyncClient(trust_env=False, timeout=30) as client:  # loopback needs no company's proxy
