@@ -27,11 +27,13 @@ Prompt = tuple[bytes, bytes]
 
 @dataclass
 class _Prefix:
-    """The beginning of a prompt in the cache, from when to when, and its tokens (None: not known exactly)."""
+    """The beginning of a prompt in the cache, from when to when. Its tokens are known from a longer cached prompt, in
+    proportion to the bytes; `share` is the one that it had there, from 0 to 1. The larger, the more exact."""
 
     since: float
     until: float
-    tokens: int | None = None
+    tokens: int = 0
+    share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,17 +89,14 @@ class CacheSplit:
             return 0
         # The number of cached tokens tells which of the two ends counts.
         end = min(seen.ends, key=lambda length: abs(length - seen.length * cached / max(total, cached)))
-        for length, digest in seen.own.items():
-            key = (seen.model, length, digest)
-            if length > end and length not in seen.found:
-                self._known.pop(key, None)  # this mark had no effect
-            elif length == end and key in self._known:
-                self._known[key].tokens = cached
-        sizes = (
-            prefix.tokens if prefix.tokens and length != end else round(cached * length / end)
-            for length, prefix in seen.found.items()
-            if length <= end
-        )
+        own = {length: (seen.model, length, digest) for length, digest in seen.own.items() if length not in seen.found}
+        for length in [length for length in own if length > end]:
+            self._known.pop(own[length], None)  # this mark had no effect
+        prefixes = {**seen.found, **{length: self._known[key] for length, key in own.items() if key in self._known}}
+        for length, prefix in prefixes.items():
+            if prefix.share < length / end <= 1:
+                prefix.tokens, prefix.share = round(cached * length / end), length / end
+        sizes = (prefix.tokens for length, prefix in seen.found.items() if length <= end)
         return min(max(sizes, default=0), cached)
 
 
