@@ -215,6 +215,8 @@ def test_the_ledger_switched_on_again_counts_what_it_has_at_once(books: Books) -
     (books.folder / ".env").write_text("LEDGER=off\n")
     assert books.refusal() is None
     assert not (books.folder / FILE).exists()
+    books.start()
+    assert books.refusal() is None
     limit(books, "2")
     assert books.refusal() is not None
     assert _usd(books) == pytest.approx(3)
@@ -248,8 +250,9 @@ def test_a_disk_that_hangs_costs_lines_and_no_answer(
     for number in range(2 * MOST_WAITING):
         books.answer(number)  # returns at once, or this test takes very long
     goes_on.set()
-    wait_until(lambda: [*read_lines(books.folder)], 10)
-    books.keeper.close()
+    wait_until(lambda: len([*read_lines(books.folder)]) >= MOST_WAITING, 20)
+    books.keeper._put(None)
+    books.keeper._thread.join(20)
     kept = len([*read_lines(books.folder)])
     assert MOST_WAITING <= kept < 2 * MOST_WAITING
     assert f"{2 * MOST_WAITING - kept} lines are lost" in capsys.readouterr().out

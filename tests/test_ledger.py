@@ -292,6 +292,8 @@ def test_it_is_seen_whether_a_mark_covers_the_results_before_it(covers: bool) ->
     assert read(split, head=head, rest=more, cached=then, total=5000, now=10) == cached
     other = USER + b"}" + SYSTEM + MARK + b"}"
     assert read(split, head=other, cached=2000, total=2000, now=20) == pytest.approx(1000, abs=20)
+    elsewhere = TEXT + b"}" + RESULT + MARK + b"}"
+    assert read(split, head=head, rest=elsewhere, cached=cached, total=3000, now=30) == pytest.approx(1000, abs=20)
 
 
 def test_the_cache_ends_five_minutes_after_its_last_use_and_begins_with_the_first_answer() -> None:
@@ -304,6 +306,20 @@ def test_the_cache_ends_five_minutes_after_its_last_use_and_begins_with_the_firs
     later = SYSTEM + b"}" + USER + MARK + b"}"
     assert read(split, head=later, cached=2000, total=2100, now=5 * CACHE_SECONDS - 10) == 1000
     assert read(split, head=head, cached=1000, total=1100, now=6 * CACHE_SECONDS - 20) == 1000  # used by the last one
+
+
+def test_the_tokens_of_a_prefix_come_from_the_prompt_in_which_its_share_was_largest() -> None:
+    split = CacheSplit()
+    read(split, head=SYSTEM + MARK + b"}" + b'{"text":"hi"' + MARK + b"}", cached=1003, total=1003)
+    dense = SYSTEM + MARK + b"}" + TEXT + MARK + b"}"  # its second half has four times as many tokens
+    assert read(split, head=dense, cached=5000, total=5000, now=10) == pytest.approx(1000, abs=5)
+
+
+def test_what_is_read_again_stays_readable_for_others() -> None:
+    split, head = CacheSplit(), SYSTEM + MARK + b"}"
+    read(split, head=head, cached=1000, total=1000)
+    split.begin("claude-x", (head, b""), asked=10, answered=12)
+    assert read(split, head=head, cached=1000, total=1000, now=11) == 1000
 
 
 def test_a_request_reads_what_another_one_has_stored_whose_answer_still_comes() -> None:
