@@ -32,7 +32,7 @@ from rich.console import Console
 
 from bundle import account_usage, model_list, usage_report
 from bundle.account_usage import LAG
-from bundle.errors import ConfigError, say
+from bundle.errors import ConfigError, printed, say
 from bundle.ledger import read_lines
 from bundle.prices import Factor, Price, price_factor, read_prices
 from bundle.settings import Settings, load_settings
@@ -238,4 +238,4 @@ def _progress() -> AbstractContextManager[object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(printed("usage.py", main))
