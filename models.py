@@ -29,7 +29,7 @@ from rich.table import Table
 from bundle.checks.connections import stand_ins
 from bundle.checks.finding import read_installation
 from bundle.cortex.catalogue import LEGACY
-from bundle.errors import ConfigError, say
+from bundle.errors import ConfigError, printed, say
 from bundle.model_list import save
 from bundle.model_query import ask_models
 from bundle.model_table import NOT_LISTED, by_model
@@ -128,4 +128,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(printed("models.py", main))

@@ -32,7 +32,7 @@ from rich.console import Console
 
 from bundle import account_usage, model_list, usage_report
 from bundle.account_usage import LAG
-from bundle.errors import ConfigError, say
+from bundle.errors import ConfigError, printed, say
 from bundle.ledger import read_lines
 from bundle.prices import Factor, Price, price_factor, read_prices
 from bundle.settings import Settings, load_settings
@@ -54,6 +54,11 @@ class Known:
     settings: Settings | ConfigError
     prices: Mapping[str, Price]
     factor: Factor
+
+    @property
+    def off(self) -> str:
+        """A sentence if the ledger is off, else ""."""
+        return usage_report.OFF if isinstance(self.settings, Settings) and not self.settings.ledger else ""
 
     def spending(self, days: int) -> Spending:
         """What the ledger has of the last `days` days, and of this week. Raises ConfigError."""
@@ -129,9 +134,9 @@ def local(options: argparse.Namespace) -> int:
         rows = spending.since(options.days).rows(options.by, "route")
         dump([usage_report.as_json(row) for row in rows], names, as_csv=options.csv)
     elif spending.sum().requests:
-        show_local(_page(), spending, options)
+        show_local(_page(), spending, known.off, options)
     else:
-        _page().say(usage_report.nothing(max(options.days, WEEK)))
+        show_nothing(_page(), spending, known.off, options)
     return 0
 
 
@@ -146,7 +151,7 @@ def both(options: argparse.Namespace) -> int:
             say(f"usage.py: {error}", sys.stderr)
     has_local = bool(spending and spending.sum().requests)
     if spending and has_local:
-        show_local(page, spending, options)
+        show_local(page, spending, known.off, options)
     try:
         rows = known.of_account(options.days)
     except (ConfigError, QueryError) as error:
@@ -163,15 +168,21 @@ def both(options: argparse.Namespace) -> int:
         dump([account_usage.as_json(row) for row in rows], names, as_csv=options.csv)
         return 0
     if spending and not has_local:
-        page.say(usage_report.nothing(max(options.days, WEEK)))
+        show_nothing(page, spending, known.off, options)
     show_account(page, rows, options)
     if not has_local and any(row.amount.usd for row in rows):
         page.say(known.factor.why)
     return 0
 
 
-def show_local(page: Page, spending: Spending, options: argparse.Namespace) -> None:
+def show_nothing(page: Page, spending: Spending, off: str, options: argparse.Namespace) -> None:
+    page.say(usage_report.nothing(spending, max(options.days, WEEK)))
+    page.say(off)
+
+
+def show_local(page: Page, spending: Spending, off: str, options: argparse.Namespace) -> None:
     page.say("What this machine has spent, as its proxy counts it (live).")
+    page.say(off)
     page.sums(usage_report.overview(spending))
     page.say(usage_report.about_newest_session(spending))
     shown = spending.since(options.days)
@@ -227,4 +238,4 @@ def _progress() -> AbstractContextManager[object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(printed("usage.py", main))

@@ -223,7 +223,7 @@ class UserSettings:
         if "env" not in written:
             self.target.chmod(self.mode)  # it holds no key
         lines = [
-            f"{self.path} now has the status line: Claude Code shows it from its next start on.",
+            f"{self.path} now has the status line. A running Claude Code shows it from its next answer on.",
             f"Undo this with: {script('point_claude.py', '--undo')}",
         ]
         return [*lines, *(["Your own status line comes back then."] if theirs.get(LINE) else [])]
@@ -248,6 +248,8 @@ class UserSettings:
         ]
         if "apiKeyHelper" in replaced_others:
             lines.append("Its apiKeyHelper is off until then: it adds a key that is not the proxy's.")
+        if own.get(LINE) and LINE not in entries:
+            lines.append(f"Your own status line stays. To have ours: {script('point_claude.py', '--statusline')}")
         if was_open:
             lines.append(f"Other users could read {self.target}; now only you can, because it holds the proxy's key.")
         if self.path.is_symlink():

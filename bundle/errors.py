@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
@@ -58,6 +60,30 @@ def say(text: str, file: TextIO | None = None) -> None:
     with suppress(OSError):  # PM2 has died: this process must not fail because of it
         # One write for the text and its newline: PM2 drops a last line that arrives without its newline.
         print(f"{clean(text)}\n", end="", file=file, flush=True)
+
+
+def printed(name: str, main: Callable[[], int]) -> int:
+    """Run `main` of the script `name`, which prints to standard output; returns the exit status. A reader that has left
+    (`| head`) has what it wanted; a full disk is one message and 1."""
+    try:
+        try:
+            status = main()
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # Rich ends so
+                raise end.__context__ from None
+            raise
+        finally:
+            if sys.stdout:  # it may be closed
+                sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None:  # it is not about standard output
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest at its end
+        if isinstance(error, BrokenPipeError):
+            return 0
+        say(f"{name}: cannot write the output: {error.strerror}.\nCheck with: df -h", sys.stderr)
+        return 1
+    return status
 
 
 class SayOnce:

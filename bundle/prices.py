@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +54,23 @@ KINDS = tuple(field.name for field in fields(Price))
 
 def read_prices(path: Path = FILE) -> dict[str, Price]:
     """The price of each model. Raises ConfigError for a file that is missing or has a mistake."""
+    git = f"git -C {shlex.quote(str(path.parent))}"
+    fix = f"To see what was changed in it: {git} diff {path.name}"
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
         listed = document.get("prices") if isinstance(document, dict) else None
         if not isinstance(listed, dict):
             raise ValueError("there must be `prices:` with a line for each model")
         return {str(model): _price(str(model), entry) for model, entry in listed.items()}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except FileNotFoundError as error:
+        why, fix = error.strerror, f"To bring it back: {git} checkout {path.name}"
+    except OSError as error:
+        why, fix = error.strerror, f"Check with: ls -ld {shlex.quote(str(path))}"
+    except RecursionError:
+        why = "it is nested too deeply"
+    except (ValueError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())
-    see = f"git -C {shlex.quote(str(path.parent))} diff {path.name}"
-    raise ConfigError(f"cannot read {path}: {printable(why)}.\nTo see what was changed in it: {see}")
+    raise ConfigError(f"cannot read {path}: {printable(why)}.\n{fix}")
 
 
 def price_factor(given: float | None, listed: ModelList | None) -> Factor:
@@ -83,12 +90,14 @@ def price_factor(given: float | None, listed: ModelList | None) -> Factor:
 
 def cost(used: Used, price: Price | None, factor: float = 1.0, *, estimated: bool = False) -> Cost:
     """What these tokens cost. `factor` is 1.1 with regional routing (docs/cortex.md#prices). `estimated` says that the
-    split of the cached tokens is an estimate."""
-    price = price or Price()
+    split of the cached tokens is an estimate: if one of the two prices is then missing, no cached token has a price,
+    because each of them may be of that kind."""
+    price, cached = price or Price(), used.cache_read + used.cache_write
+    if estimated and None in {price.cache_read, price.cache_write}:
+        price = replace(price, cache_read=None, cache_write=None)
     usd, unpriced = _sum(used, price)
-    cached = used.cache_read + used.cache_write
     ends = (Used(used.input, cached, 0, used.output), Used(used.input, 0, cached, used.output))
-    amounts = [_sum(end, price)[0] for end in ends] if estimated and not unpriced else [usd]
+    amounts = [_sum(end, price)[0] for end in ends] if estimated else [usd]
     return Cost(usd * factor, min(amounts) * factor, max(amounts) * factor, unpriced)
 
 

@@ -101,8 +101,8 @@ def dollars(amount: Sum) -> str:
 
 
 def money(usd: float) -> str:
-    """$1,234, $12.34, $0.0123."""
-    return f"${usd:,.0f}" if usd >= 1_000 else f"${usd:.2f}" if usd >= 0.1 or not usd else f"${usd:.4f}"
+    """$1,234, $12.34, $0.0123; less than $0.0001 is rounded up to it, because only what costs nothing is $0.00."""
+    return f"${usd:,.0f}" if usd >= 1_000 else f"${usd:.2f}" if usd >= 0.1 or not usd else f"${max(usd, 0.0001):.4f}"
 
 
 @dataclass

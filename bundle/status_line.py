@@ -43,7 +43,7 @@ def status_line(told: object, spent: object, *, width: int, colour: bool, today:
         "session": [_session(told, spent, session), ""],
         "today": [today_words, ""],
         "context": [*_context(_at(told, "context_window")), ""],
-        "cached": [_cached(told, session), ""],
+        "cached": [_cached(session), ""],
     }
     shorten = iter(LEAST_FIRST)
     while len(BETWEEN.join(forms[0] for forms in parts.values() if forms[0])) > max(0, width):
@@ -116,7 +116,7 @@ def _about(total: object) -> str:
 
 def money(usd: float) -> str:
     """As `spending.money`, which this module must not import."""
-    return f"${usd:,.0f}" if usd >= 1_000 else f"${usd:.2f}" if usd >= 0.1 or not usd else f"${usd:.4f}"
+    return f"${usd:,.0f}" if usd >= 1_000 else f"${usd:.2f}" if usd >= 0.1 or not usd else f"${max(usd, 0.0001):.4f}"
 
 
 def _context(window: object) -> list[str]:
@@ -136,12 +136,11 @@ def _tokens(number: float) -> str:
     return f"{number / 1_000:.0f}k" if number < 999_500 else f"{number / 1_000_000:.1f}".removesuffix(".0") + "M"
 
 
-def _cached(told: object, session: object) -> str:
-    """The share of this session's prompts that was read from the cache, or else of the last prompt."""
-    total, names = _at(session, "spent"), ("cache_read", "cache_write", "input")
-    if not session:
-        total, names = _at(told, "context_window", "current_usage"), (*CACHED, "input_tokens")
-    read, written, new = (_number(_at(total, name)) or 0 for name in names)
+def _cached(session: object) -> str:
+    """The share of this session's prompts that was read from the cache. Without the proxy's sum it is not known: what
+    Claude Code says of the last prompt counts on chat completions all that is cached as read."""
+    total = _at(session, "spent")
+    read, written, new = (_number(_at(total, name)) or 0 for name in ("cache_read", "cache_write", "input"))
     prompt = read + written + new
     return f"{_about(total)}{100 * read / prompt:.0f}% cached" if prompt else ""
 

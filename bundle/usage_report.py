@@ -15,6 +15,7 @@ from bundle.prices import Factor, Price
 from bundle.spending import TOKENS, Sum, money, sums, total
 
 WEEK = 7  # days
+OFF = "LEDGER is off: the proxy counts nothing any more."
 LOW_SHARE, LEAST_REQUESTS, LEAST_PROMPT = 0.5, 10, 200_000  # when the share of the cache is worth a sentence
 # What each row is for, in the order of the output for scripts.
 KEYS: Mapping[str, tuple[str, ...]] = {
@@ -147,9 +148,10 @@ def sentences(spending: Spending, days: int) -> list[str]:
     return [sentence for sentence in (*found, without_price(spending.rows("model"))) if sentence]
 
 
-def nothing(days: int) -> str:
+def nothing(spending: Spending, days: int) -> str:
     """What is said in place of this machine's part."""
-    return f"This machine's proxy has counted no answer in {period(days)}. (With LEDGER=off it counts none.)"
+    found = (f"This machine's proxy has counted no answer in {period(days)}.", unknown(spending.sum()))
+    return " ".join(sentence for sentence in found if sentence)
 
 
 def low_share(spending: Spending) -> str:
@@ -180,11 +182,11 @@ def estimate(spending: Spending, days: int) -> str:
         "On chat completions, Cortex tells reads and writes of the cache as one number, so the split is an estimate: "
         "what the proxy has sent in the five minutes before counts as read"
     )
-    if amount.low == amount.high:
+    low, high = money(amount.low), money(amount.high)
+    if low == high:
         return f"{way}."
     least = "at least " if amount.unpriced else ""
-    ends = f"{least}{money(amount.low)} if all was read, and {least}{money(amount.high)} if all was written"
-    return f"{way} ({period(days)} cost {ends})."
+    return f"{way} ({period(days)} cost {least}{low} if all was read, and {least}{high} if all was written)."
 
 
 def period(days: int) -> str:
@@ -195,7 +197,8 @@ def unknown(amount: Sum) -> str:
     if not amount.unknown:
         return ""
     answers = "1 answer" if amount.unknown == 1 else f"{amount.unknown:,} answers"
-    return f"{answers} ended before Cortex said how many tokens: they are not counted, and may have cost something."
+    why = "ended before Cortex said all tokens"
+    return f"{answers} {why}: these are not, or not wholly, counted, and may have cost something."
 
 
 def without_price(rows: Iterable[Row]) -> str:
@@ -211,8 +214,9 @@ def percent(share: float | None) -> str:
 
 
 def range_of(amount: Sum) -> str:
-    """The range of the estimate; "" if there is none."""
-    return "" if amount.low == amount.high else f"{money(amount.low)} to {money(amount.high)}"
+    """The range of the estimate; "" if there is none, and if its upper end is not known because a part has no price."""
+    low, high = money(amount.low), money(amount.high)
+    return "" if amount.unpriced or low == high else f"{low} to {high}"
 
 
 def added_by(name: str, rows: Iterable[Row]) -> list[Row]:

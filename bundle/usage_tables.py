@@ -136,7 +136,7 @@ class Page:
 def _cells(row: Row, number: Callable[[int], str]) -> Cells:
     amount, keys = row.amount, dict(row.keys)
     if "session" in keys:
-        keys |= {"began": f"{keys['date']} {keys['began']}", "session": keys["session"][:8] or "others"}
+        keys |= {"began": f"{keys['date']} {keys['began']}", "session": keys["session"][:8] or "no session"}
     return {
         **keys,
         **{name: number(getattr(amount, name)) for name in ("requests", *TOKENS)},

@@ -183,13 +183,26 @@ def test_the_shipped_prices_are_those_of_the_contract() -> None:
         ("prices: {m: 5}", "m: a price looks like"),
         ("prices: {m: {input: 1,50}}", "m: 50 is not known"),
         ("prices: {m: {inptu: 1}}", "m: inptu is not known"),
+        (f"prices: {'[' * 5_000}", "it is nested too deeply"),
     ],
 )
 def test_a_mistake_in_the_prices_is_one_message(tmp_path: Path, text: str, said: str) -> None:
     path = put(tmp_path / "prices.yaml", text)
     with pytest.raises(ConfigError, match=said) as caught:
         read_prices(path)
-    assert str(path) in str(caught.value)
+    assert str(caught.value).endswith(f"To see what was changed in it: git -C {tmp_path} diff prices.yaml")
+
+
+def test_prices_that_are_missing_are_brought_back_and_each_message_names_the_file_once(tmp_path: Path) -> None:
+    path = tmp_path / "prices.yaml"
+    with pytest.raises(ConfigError) as missing:
+        read_prices(path)
+    bring_back = f"To bring it back: git -C {tmp_path} checkout prices.yaml"
+    assert str(missing.value) == f"cannot read {path}: No such file or directory.\n{bring_back}"
+    path.mkdir()
+    with pytest.raises(ConfigError) as folder:
+        read_prices(path)
+    assert str(folder.value) == f"cannot read {path}: Is a directory.\nCheck with: ls -ld {path}"
 
 
 def test_the_user_s_own_prices_count(tmp_path: Path) -> None:

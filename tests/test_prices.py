@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from bundle.cortex.usage import Used
 from bundle.model_list import ModelList
-from bundle.prices import price_factor
+from bundle.prices import Cost, Price, cost, price_factor
 
 
 def listed(cross_region: str) -> ModelList:
@@ -32,3 +33,30 @@ def test_a_given_factor_beats_the_account_s_setting_and_without_both_routing_is_
     found = price_factor(0.9, listed("DISABLED"))
     assert (found.number, found.why) == (0.9, "The published prices times 0.9 (PRICE_FACTOR).")
     assert price_factor(None, None) == price_factor(None, listed(""))
+
+
+# What is read, written and answered: a million tokens each, of which two million are cached.
+USED = Used(1_000_000, 1_000_000, 1_000_000, 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("price", "counted", "estimated"),
+    [
+        (Price(3, 3.75, 0.3, 15), Cost(22.05, 22.05, 22.05), Cost(22.05, 18.6, 25.5)),
+        (Price(3, None, 0.3, 15), Cost(18.3, 18.3, 18.3, 1_000_000), Cost(18, 18, 18, 2_000_000)),
+        (Price(3, 3.75, None, 15), Cost(21.75, 21.75, 21.75, 1_000_000), Cost(18, 18, 18, 2_000_000)),
+        (Price(3, None, None, 15), Cost(18, 18, 18, 2_000_000), Cost(18, 18, 18, 2_000_000)),
+        (Price(None, 3.75, 0.3, 15), Cost(19.05, 19.05, 19.05, 1_000_000), Cost(19.05, 15.6, 22.5, 1_000_000)),
+        (None, Cost(unpriced=4_000_000), Cost(unpriced=4_000_000)),
+    ],
+)
+def test_an_estimate_between_two_prices_needs_both(price: Price | None, counted: Cost, estimated: Cost) -> None:
+    for found, expected in ((cost(USED, price), counted), (cost(USED, price, estimated=True), estimated)):
+        assert found.unpriced == expected.unpriced
+        amounts = (found.usd, found.low, found.high)
+        assert amounts == pytest.approx((expected.usd, expected.low, expected.high))
+
+
+def test_an_estimate_of_one_kind_alone_has_no_price_either_if_the_other_one_is_missing() -> None:
+    only_read = cost(Used(cache_read=1_000_000), Price(input=3, cache_read=0.3, output=15), estimated=True)
+    assert only_read == Cost(unpriced=1_000_000)

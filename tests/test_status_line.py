@@ -93,8 +93,14 @@ SHAPES: dict[str, tuple[Any, Any, str, str]] = {
         "Opus 4.6 (asked: Opus 5) · $1.23 session · $4.56 today",
     ),
     "no answer yet": (told(used=None), {**spent(), "sessions": {}}, *["Sonnet 5 · $0.00 session · $4.56 today"] * 2),
-    "no file": (told(), None, *["Sonnet 5 · 45k of 200k context · 93% cached"] * 2),
-    "a model that no release knows": (told("my/llm"), None, *["My/llm · 45k of 200k context · 93% cached"] * 2),
+    "no answer in this session yet, and a context from before": (
+        told(),
+        {**spent(), "sessions": {}},
+        "Sonnet 5 · $0.00 session · $4.56 today · 45k of 200k context",
+        "Sonnet 5 · $0.00 session · $4.56 today · 45k of 200k",
+    ),
+    "no file": (told(), None, *["Sonnet 5 · 45k of 200k context"] * 2),
+    "a model that no release knows": (told("my/llm"), None, *["My/llm · 45k of 200k context"] * 2),
     "the file is of yesterday": (
         told(),
         spent(day="2026-11-28", limit=5),
@@ -208,12 +214,19 @@ def test_a_long_name_is_bounded() -> None:
 
 def test_it_is_the_same_as_what_it_must_not_import() -> None:
     assert spending.FILE == status_line.SPENT
-    for usd in (0, 0.00004, 0.0999, 0.1, 1, 999.99, 1_000, 123_456.7):
+    for usd in (0, 1e-9, 0.00004, 0.0999, 0.1, 1, 999.99, 1_000, 123_456.7):
         assert status_line.money(usd) == spending.money(usd)
     for model in (*(name for names in DOCUMENTED.values() for name in names), *OUTPUT_LIMITS):
         name = readable(model)
         assert status_line.short_name(model) == name.removeprefix("Claude ").removeprefix("OpenAI ")
     assert status_line.short_name("claude-sonnet-4-5-20250929[1m]") == "Sonnet 4.5"
+
+
+def test_only_what_costs_nothing_is_shown_as_no_money() -> None:
+    amounts = (0, 1e-9, 0.00004, 0.00014, 0.0123, 0.1, 12.345, 1_234.5)
+    shown = ["$0.00", "$0.0001", "$0.0001", "$0.0001", "$0.0123", "$0.10", "$12.35", "$1,234"]
+    assert [status_line.money(usd) for usd in amounts] == shown
+    assert " · at least $0.0001 session · " in line(told(), spent(total(0.00002, unpriced=5)))
 
 
 def test_it_imports_nothing_that_loads_slowly() -> None:
@@ -290,7 +303,7 @@ def test_whatever_is_on_stdin_gives_a_short_line_and_a_good_end(folder: Path, da
 def test_a_damaged_file_or_none_leaves_what_claude_code_says(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / ".spent.json").write_bytes(content)
-    assert run(tmp_path, json.dumps(told()).encode()) == "Sonnet 5 · 45k of 200k context · 93% cached\n"
+    assert run(tmp_path, json.dumps(told()).encode()) == "Sonnet 5 · 45k of 200k context\n"
 
 
 def test_it_waits_for_nobody(tmp_path: Path) -> None:

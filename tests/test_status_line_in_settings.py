@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bundle.bootstrap import script
 from bundle.claude_settings import line_entry, proxy_entries
 from bundle.settings import load_settings
 from bundle.taking_back import left_behind
@@ -34,6 +35,7 @@ def test_the_line_alone_is_put_in_and_taken_back_to_the_same_bytes_and_mode(
     pointed_tree = home.tree if (home.path.exists() and (text or "").strip()) or pointed else {}
     said = "".join(home.settings.show_line(line_entry(home.set_up.folder)))
     assert ("comes back" in said) == ("theirs" in (text or ""))
+    assert "A running Claude Code shows it from its next answer on." in said
     assert home.tree == {**pointed_tree, "statusLine": line_entry(home.set_up.folder)}
     assert stat.S_IMODE(home.path.stat().st_mode) == (0o600 if pointed or text is None else 0o644)
     assert "already" in home.settings.show_line(line_entry(home.set_up.folder))[0]
@@ -50,13 +52,15 @@ def test_pointing_adds_the_line_only_where_the_user_has_none_and_keeps_the_one_t
     assert proxy_entries(settings, {})["statusLine"] == ours
     assert "statusLine" not in proxy_entries(settings, {"statusLine": THEIRS})
     before = home.write(json.dumps({"statusLine": THEIRS}), 0o644)
-    home.settings.point(proxy_entries(settings, home.settings.own))
+    said = home.settings.point(proxy_entries(settings, home.settings.own))
+    assert f"Your own status line stays. To have ours: {script('point_claude.py', '--statusline')}" in said
     assert home.tree["statusLine"] == THEIRS
     home.settings.undo()
     home.settings.show_line(ours)
     said = home.settings.point(proxy_entries(settings, home.settings.own))
     assert home.tree["statusLine"] == ours
     assert "Other users could read" in "".join(said)
+    assert "stays" not in "".join(said)
     assert stat.S_IMODE(home.path.stat().st_mode) == 0o600
     assert "already" in home.settings.point(proxy_entries(settings, home.settings.own))[0]
     home.settings.undo()
