@@ -80,7 +80,7 @@ CHECKS: Mapping[str, Sequence[Callable[[Installation], Findings]]] = {
 FOLLOWERS: Mapping[str, Sequence[str]] = {
     "Account": ("Processes", "Models"),
     "LiteLLM": ("openai.py", "claude-proxy"),
-    "Disk": ("token-refresher", "Token", "Refresher"),
+    "Disk": ("token-refresher", "Token", "Refresher", "Ledger"),
     "Certificates": ("Host",),
     "Private key": ("token-refresher", "Token", "Refresher", "Listener", "Login"),
     "Access token": ("token-refresher", "Token", "Refresher", "Listener", "Login"),
