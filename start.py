@@ -2,8 +2,8 @@
 """Start both processes and wait until a model answers. `make start` runs this after installing and configuring.
 
 Whatever can be known to fail is checked before PM2 is touched: the settings, the template, PM2's folder, another copy
-of this bundle. Exit status: 0 a model answers, 1 no model answers, 78 a mistake that a new start does not fix, 130
-interrupted.
+of this bundle. Exit status: 0 a model answers, or both processes run and today's limit is reached; 1 no model answers;
+78 a mistake that a new start does not fix; 130 interrupted.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 
 It takes back: the entries in Claude Code's settings, the command `claude-cortex`, both processes and the demo, their
 rows in PM2's saved list, and what the bundle has written into its folder: token, configuration, proxy's key, logs and
-state. It leaves the key pair, `.env` and the folder itself, and says so. Exit status: 0 all of that is gone, 1
-something is left, 78 a mistake that must be fixed first.
+state. It leaves the key pair, `.env`, the ledger and the folder itself, and says so. Exit status: 0 all of it is gone,
+1 something is left, 78 a mistake that must be fixed first.
 """
 
 from __future__ import annotations

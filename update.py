@@ -83,7 +83,8 @@ def forget(edits: str) -> None:
 
 
 def works() -> bool:
-    """Install what has changed, restart both processes, and wait until a model answers."""
+    """Install what has changed, restart both processes, and wait until a model answers. (At the day's limit no model is
+    asked, and what runs is good.)"""
     demo = (BUNDLE / ".demo").is_dir() and not (BUNDLE / "litellm_config.yaml").exists()
     command = ["make", "--no-print-directory", "-C", str(BUNDLE), "demo" if demo else "start"]
     return subprocess.run(command, check=False).returncode == 0
@@ -108,7 +109,7 @@ def main() -> int:
         go_back(before, edits)
         forget(edits)
         if works():
-            print(f"The version before ({before[:10]}) is back, and a model answers.", file=sys.stderr)
+            print(f"The version before ({before[:10]}) is back, and works.", file=sys.stderr)
         else:
             print(
                 f"The version before ({before[:10]}) is back, but no model answers there either.\n"

@@ -19,9 +19,10 @@ from bundle.claude_models import START_EFFORTS
 from bundle.connections import snowflake_home
 from bundle.refresher import read_state
 from bundle.report import account_names, assigned
-from bundle.settings import CLAUDE_ROUTES, SCRIPT
+from bundle.settings import CLAUDE_ROUTES, SCRIPT, SWITCHES
 from bundle.supervisor import pm2_home
 
+SWITCH = re.compile("|".join(SWITCHES), re.IGNORECASE)
 # Each setting with the word that stands in place of its value, or with the pattern of the values that tell nothing.
 SETTINGS: Mapping[str, str | re.Pattern[str]] = {
     "SNOWFLAKE_ACCOUNT": "account",
@@ -40,6 +41,9 @@ SETTINGS: Mapping[str, str | re.Pattern[str]] = {
     "CLAUDE_START_MODEL": re.compile(r"(?:claude|openai)-[a-z0-9.-]+(?:\[1m\])?|[a-z]{4,8}"),
     "CLAUDE_START_EFFORT": re.compile("|".join(START_EFFORTS)),
     "PRICE_FACTOR": re.compile(r"\d{1,2}(?:\.\d{1,9})?"),
+    "LEDGER": SWITCH,
+    "BUDGET_USD_PER_DAY": re.compile(r"\d{1,7}(?:\.\d{1,9})?"),
+    "LOG_REQUESTS": SWITCH,
 }
 # Other variables that change what happens.
 VARIABLES: Mapping[str, str] = {

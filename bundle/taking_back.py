@@ -15,16 +15,18 @@ from bundle.claude_settings import UserSettings
 from bundle.command import place
 from bundle.command import text as command_text
 from bundle.errors import ConfigError
+from bundle.ledger import FOLDER as LEDGER
 from bundle.refresher import read_state
 from bundle.settings import load_settings
 from bundle.supervisor import pm2_home
 from patches import apply_patch
 
-# What the bundle writes into its folder, apart from what `make install` installs there. `.env` is the user's.
+# What the bundle writes into its folder, apart from what `make install` installs there. `.env` is the user's, and so is
+# the ledger: its numbers of a year cannot be had again.
 WRITTEN = (
     *("litellm_config.yaml", "litellm_config.yaml.*", ".master_key", "claude.json"),
     *(".refresher.json", ".refresher.lock", ".models.json", "logs", "cortex-report.md", ".*.tmp"),
-    *(".spent.json", "ledger"),
+    ".spent.json",
 )
 
 
@@ -111,6 +113,9 @@ def what_remains(environ: Mapping[str, str]) -> list[str]:
     env_file = state_folder(environ) / ".env"
     if env_file.exists():
         lines.append(f"- Your settings: {env_file}")
+    ledger = state_folder(environ) / LEDGER
+    if ledger.exists():
+        lines.append(f"- The ledger, with what each answer has used: {ledger}")
     lines.append(f"- This folder: {BUNDLE}. Delete it when you need nothing in it.")
     if shutil.which("systemctl") and list(Path("/etc/systemd/system").glob("pm2-*.service")):
         lines.append("- PM2 at boot. If you have run `pm2 startup` only for this: pm2 unstartup")

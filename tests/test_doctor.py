@@ -121,6 +121,8 @@ def test_prose_is_wrapped_to_the_terminal_and_what_is_copied_is_not() -> None:
     assert command in page
     assert all(len(line) <= 40 for line in page.splitlines() if "ALTER" not in line and "fix" not in line)
     assert "1 to fix" in page
+    for number, words in ((0, "0 warnings."), (1, "1 warning."), (2, "2 warnings.")):
+        assert report_module.page([Finding("a", "warn", "b")] * number, 80, colour=False).endswith(f" {words}")
     assert "\033[31mFAIL\033[0m" in report_module.page([Finding("a", "fail", "b", "", "c")], 80, colour=True)
 
 

@@ -17,6 +17,7 @@ from bundle.checks import first_answer
 from bundle.checks.finding import read_installation
 from bundle.checks.first_answer import switch_to_offer, switched, wait_for_proxy
 from bundle.checks.model_check import MESSAGES, Report
+from bundle.spending import FILE
 from tests.set_up import BUNDLE, TOKEN, SetUp, wait_until
 from tests.terminal import Terminal
 
@@ -181,6 +182,20 @@ BETTER, BETTER_THAN_NONE = (Report(answers, "", "", MESSAGES) for answers in ("i
 def test_the_other_route_is_offered_only_where_no_model_loses_by_it(reports: list[Report], model: str | None) -> None:
     found = switch_to_offer(dict(zip("abc", reports, strict=False)))
     assert found == ((model, MESSAGES) if model else None)
+
+
+@pytest.mark.real
+def test_at_the_day_s_limit_a_start_is_good_and_no_model_is_asked(refusing: Refusing) -> None:
+    refusing.refuse("user", "CLAUDE_ROUTE=chat\nBUDGET_USD_PER_DAY=0.05\n")
+    refusing.ask("[100000 tokens more]")
+    spent = refusing.folder / FILE
+    wait_until(lambda: spent.exists() and json.loads(spent.read_text())["today"]["usd"] > 0.05, 20)
+    before = len(refusing.stub.requests)
+    done = refusing.run("tests/first_answer.py")
+    assert (done.returncode, len(refusing.stub.requests)) == (0, before), done.stdout
+    assert "Both processes run. Today's limit is reached, so no model was asked.\n" in done.stdout
+    assert f"raise or remove BUDGET_USD_PER_DAY in {refusing.env_file}, line 2\n" in done.stdout
+    assert json.loads(refusing.run("doctor.py", "--json").stdout)["ok"] is False
 
 
 @pytest.mark.real

@@ -18,6 +18,7 @@ import report as script
 from bundle.checks import report as doctor
 from bundle.checks.finding import Finding, read_installation
 from bundle.report import LINE, LINES, account_names, assigned, safe, without_prompts
+from bundle.settings import NAMES
 from tests.set_up import BUNDLE, SetUp
 from tests.terminal import Terminal
 from tests.user import put
@@ -105,6 +106,20 @@ def test_nothing_that_is_private_is_in_the_file(set_up: SetUp, monkeypatch: pyte
     assert re.search(r"CLAUDE_ROUTE +set in .env: messages\n", text)
     assert re.search(rf"PROXY_PORT +set in the environment: {set_up.port}\n", text)
     assert re.search(r"PRIVATE_KEY_PASSPHRASE +set in .env\n", text)
+
+
+def test_it_names_each_setting_and_holds_nothing_of_the_ledger(set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    environ = plant(set_up, monkeypatch)
+    with (set_up.folder / ".env").open("a") as file:
+        file.write("LEDGER=on\nBUDGET_USD_PER_DAY=2.50\nLOG_REQUESTS=hunter2\n")
+    put(set_up.folder / "ledger" / "2026-11.jsonl", '{"session":"a-session","asked":"claude-opus-9-9"}\n')
+    put(set_up.folder / ".spent.json", '{"sessions":{"a-session":{}}}')
+    text = script.report(read_installation(environ, time.time()))
+    assert [name for name in NAMES if not re.search(rf"^{name} ", text, re.MULTILINE)] == []
+    assert re.search(r"LEDGER +set in .env: on\n", text)
+    assert re.search(r"BUDGET_USD_PER_DAY +set in .env: 2.50\n", text)
+    assert re.search(r"LOG_REQUESTS +set in .env\n", text)
+    assert not re.search("a-session|opus-9-9|hunter2", text)
 
 
 def test_nothing_private_is_in_it_either_if_the_settings_are_not_valid(

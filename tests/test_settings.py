@@ -130,6 +130,15 @@ def test_the_names_of_the_settings_are_those_of_the_example() -> None:
     assert sorted(NAMES) == sorted(example)
 
 
+def test_the_demo_takes_no_setting_of_the_shell() -> None:
+    makefile = (BUNDLE / "Makefile").read_text()
+    demo = makefile.partition("DEMO_ENV := ")[2].partition("\n\n")[0]
+    # (Its account, user and key are its own, so no connection and no other kind of credential is looked for.)
+    others = {"SNOWFLAKE_PAT_FILE", "SNOWFLAKE_DEFAULT_CONNECTION_NAME", "SNOWFLAKE_WAREHOUSE"}
+    others |= {"CLAUDE_START_MODEL", "CLAUDE_START_EFFORT"}  # a wish of the user's, which the demo can fulfil
+    assert [name for name in NAMES if name not in others and f" {name}=" not in demo.replace("\t", " ")] == []
+
+
 def test_a_connection_is_read_as_snowflake_s_own_tools_write_it(tmp_path: Path) -> None:
     """With the mark that Windows puts at the start of a file, a region, a passphrase, a host with underscores."""
     table = '[default]\naccount = "xy12345"\nregion = "eu-central-1"\nuser = "u"\nprivate_key_passphrase = "hush"\n'

@@ -12,7 +12,7 @@ import pytest
 
 from bundle import taking_back
 from bundle.bootstrap import script
-from bundle.taking_back import forget_in_saved_lists, left_behind
+from bundle.taking_back import forget_in_saved_lists, left_behind, what_remains
 from tests.set_up import BUNDLE, BareSetUp, SetUp, copy_bundle, wait_until
 
 THEIRS = {"name": "theirs", "pm_exec_path": "/srv/theirs/app.js"}
@@ -42,10 +42,14 @@ def test_after_it_nothing_of_the_bundle_is_left_but_the_user_s_own(machine: SetU
     settings.parent.mkdir()
     settings.write_text(before := '{"model": "opus"}')
     env_file.write_text("CLAUDE_ROUTE=chat\n")
+    month = machine.bundle / "ledger" / "2026-11.jsonl"
+    month.parent.mkdir()
+    month.write_text("{}\n")
     before_files = {path.name for path in machine.bundle.iterdir()}
     started = machine.run(pm2, "start", str(machine.bundle / "ecosystem.config.js"), "--only", "token-refresher")
     assert started.returncode == 0, started.stdout
     wait_until((machine.bundle / "litellm_config.yaml").exists, 30)
+    (machine.bundle / ".spent.json").write_text("{}")
     machine.run(pm2, "save")
     saved = machine.folder / "pm2" / "dump.pm2"
     saved.write_text(json.dumps([*json.loads(saved.read_text()), THEIRS]))
@@ -57,9 +61,10 @@ def test_after_it_nothing_of_the_bundle_is_left_but_the_user_s_own(machine: SetU
     done = machine.run("uninstall.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ALTER USER JANE UNSET RSA_PUBLIC_KEY;" in done.stdout
-    for kept in (machine.key_path, env_file, machine.bundle):
+    for kept in (machine.key_path, env_file, month.parent, machine.bundle):
         assert str(kept) in done.stdout
         assert kept.exists()
+    assert month.exists()
     assert settings.read_text() == before
     assert [path.name for path in settings.parent.iterdir()] == ["settings.json"]
     assert json.loads(saved.read_text()) == [THEIRS]
@@ -86,6 +91,8 @@ def test_what_could_not_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.
     environ = BareSetUp(tmp_path).environ
     assert left_behind(environ) == []
     (tmp_path / ".master_key").write_text("sk-key")
+    (tmp_path / "ledger").mkdir()
+    assert f"- The ledger, with what each answer has used: {tmp_path / 'ledger'}" in what_remains(environ)
     saved = tmp_path / "pm2" / "dump.pm2"
     saved.parent.mkdir()
     saved.write_text(json.dumps([THEIRS, {"name": "claude-proxy", "pm_exec_path": f"{BUNDLE}/claude_proxy.py"}]))

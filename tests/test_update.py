@@ -86,7 +86,7 @@ def test_a_version_that_does_not_work_is_taken_back_with_the_edits_as_they_were(
     assert clones.files == ("first", "one\ntwo\nthree\nfour\nMINE\n")
     assert clones.git(clones.folder, "rev-parse", "HEAD") == before
     assert "starting first with one two three four MINE" in done.stdout
-    assert f"The version before ({before[:10]}) is back, and a model answers." in done.stderr
+    assert f"The version before ({before[:10]}) is back, and works." in done.stderr
     clones.assert_nothing_is_left_in_the_stash()
 
 

@@ -1,4 +1,5 @@
-"""After a start: waits until a model answers, and offers the other route if this route refuses Claude Code."""
+"""After a start: waits until a model answers, and offers the other route if this route refuses Claude Code. At the
+day's limit no model is asked."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from bundle.bootstrap import make
+from bundle.checks.costs import reached_limit
 from bundle.checks.finding import Finding, Installation, read_installation
 from bundle.checks.model_check import Report, Route, other_route
 from bundle.checks.processes import processes
@@ -27,7 +29,7 @@ SWITCH_SECONDS = 30.0  # a change of .env takes effect within four seconds
 
 def wait_for_answer(installation: Installation) -> bool:
     """Wait until a model answers through the proxy, or show what is wrong. (PM2 cannot tell: it reports success even if
-    a process ends soon after its start.)"""
+    a process ends soon after its start.) At the day's limit it is enough that the proxy answers."""
     try:
         if installation.settings_error:
             raise ConfigError(installation.settings_error)
@@ -37,6 +39,8 @@ def wait_for_answer(installation: Installation) -> bool:
         return False
     if not wait_for_proxy(installation):
         return print_what_is_wrong(installation)
+    if print_reached_limit(installation):
+        return True
     names, reports = ask_families(installation)
     if not installation.settings.claude_route_from and (better := switch_to_offer(reports)):
         model, route = better
@@ -64,6 +68,14 @@ def wait_for_proxy(installation: Installation) -> bool:
             return True
         time.sleep(0.5)
     return False
+
+
+def print_reached_limit(installation: Installation) -> bool:
+    """If today's limit is reached, say so. Whatever runs is not to blame for that: `make update` must keep it."""
+    if (reached := reached_limit(installation)) is None:
+        return False
+    print(f"Both processes run. Today's limit is reached, so no model was asked.\n{reached.found}\n{reached.fix}")
+    return True
 
 
 def print_what_is_wrong(installation: Installation) -> bool:
@@ -94,11 +106,12 @@ def ask_families(installation: Installation) -> tuple[dict[str, str], dict[str, 
 
 
 def print_result(installation: Installation, reports: Mapping[str, Report]) -> bool:
-    """Print which models answer, and the warnings. If no model answers, print all that is wrong and return False."""
+    """Print which models answer, and the warnings. If no model answers, print all that is wrong and return False (but
+    the day's limit is nothing wrong)."""
     names = [report.model or bare_name(model) for model, report in reports.items() if report.answers != "no"]
     answering = list(dict.fromkeys(names))
-    if not answering:
-        return print_what_is_wrong(installation)
+    if not answering:  # (these requests may have been the last ones of today)
+        return print_reached_limit(installation) or print_what_is_wrong(installation)
     warnings = [finding for finding in processes(installation) if finding.state == "warn"]
     models_by_problem: dict[tuple[str, str], list[str]] = {}
     for model, report in reports.items():

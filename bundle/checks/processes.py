@@ -225,17 +225,19 @@ def status(installation: Installation) -> tuple[str, bool]:
         lines += [f"{word:<10}{line}" for word, line in zip(("note:", ""), note, strict=False)]
         lines += [f"warning:  {sentence}" for sentence in stand_ins(installation)]
     lines += [f"{finding.name + ':':<17}{finding.found}" for finding in findings]
+    works = token_works(state, installation.now) and all(finding.state == "ok" for finding in findings)
+    with suppress(NotConfiguredError):
+        today = next(costs(installation))
+        lines.append(f"{'spent today:':<17}{today.found}")
+        works = works and today.state != "fail"
     proxy = find_process(listed, "claude-proxy")
     facts = proxy.get("pm2_env", {})
     since = facts.get("pm_uptime", 0) / 1000 if facts.get("status") == "online" else 0
     last = last_error(log_lines(installation, proxy.get("name", "claude-proxy")), since)
     error = state.get("last_error") or installation.settings_error.partition("\n")[0] or last
     lines.append(f"last error: {error}")
-    with suppress(NotConfiguredError):
-        lines += [f"{each.name + ':':<17}{each.found}" for each in costs(installation) if each.name == "Spent today"]
     with suppress(ConfigError, NotConfiguredError):  # the settings or the template cannot be read: another line says so
         lines += old_models(installation.settings, installation.environ).splitlines()
-    works = token_works(state, installation.now) and all(finding.state == "ok" for finding in findings)
     return "\n".join(
         [*lines, f"use it:     {script('point_claude.py', '--run')}" if works else f"what is wrong: {make('doctor')}"]
     ), works

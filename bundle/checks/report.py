@@ -80,7 +80,7 @@ CHECKS: Mapping[str, Sequence[Callable[[Installation], Findings]]] = {
 FOLLOWERS: Mapping[str, Sequence[str]] = {
     "Account": ("Processes", "Models"),
     "LiteLLM": ("openai.py", "claude-proxy"),
-    "Disk": ("token-refresher", "Token", "Refresher"),
+    "Disk": ("token-refresher", "Token", "Refresher", "Ledger"),
     "Certificates": ("Host",),
     "Private key": ("token-refresher", "Token", "Refresher", "Listener", "Login"),
     "Access token": ("token-refresher", "Token", "Refresher", "Listener", "Login"),
@@ -172,4 +172,5 @@ def page(findings: Sequence[Finding], width: int, *, colour: bool) -> str:
     """The listing of the findings, and how many there are of each state."""
     count = Counter(finding.state for finding in findings)
     summary = f"{count['fail']} to fix (start with the first)" if count["fail"] else "Nothing fails"
-    return f"{listing(findings, width, colour=colour)}\n\n{summary}; {count['ok']} ok, {count['warn']} warnings."
+    warnings = "1 warning" if count["warn"] == 1 else f"{count['warn']} warnings"
+    return f"{listing(findings, width, colour=colour)}\n\n{summary}; {count['ok']} ok, {warnings}."
