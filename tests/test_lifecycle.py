@@ -135,8 +135,7 @@ def test_a_proxy_that_fails_again_and_again_is_named_and_a_start_right_after_the
 
 @pytest.mark.real
 def test_three_starts_are_no_failures(home: Home) -> None:
-    for _ in range(2):
-        home.start_all()
+    home.start_all()  # the third, after those of the fixture and of the test before
     assert home.restarts() == dict.fromkeys(APPS, 0)
     assert "often fails" not in home.run("doctor.py", "--status").stdout
 

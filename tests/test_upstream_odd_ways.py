@@ -16,7 +16,8 @@ import pytest
 
 from tests.checked import serving
 from tests.ports import free_port
-from tests.set_up import SetUp
+from tests.set_up import SetUp, wait_until
+from tests.user import put
 
 pytestmark = pytest.mark.real
 
@@ -84,13 +85,11 @@ class Answers(http.server.BaseHTTPRequestHandler):
             self.server.ended.set()
 
 
-@pytest.fixture(scope="module", params=["chat", "messages"])
-def before(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[SetUp, Upstream]]:
-    made = SetUp(tmp_path_factory.mktemp(request.param))
+@pytest.fixture(scope="module")
+def both_routes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SetUp, Upstream]]:
+    made = SetUp(tmp_path_factory.mktemp("odd"))
     upstream = Upstream(free_port())
-    made.environ |= {"SNOWFLAKE_HOST": f"http://127.0.0.1:{upstream.server_port}", "CLAUDE_ROUTE": request.param}
+    made.environ["SNOWFLAKE_HOST"] = f"http://127.0.0.1:{upstream.server_port}"
     with serving(upstream):
         try:
             made.start_both()
@@ -98,6 +97,18 @@ def before(
         finally:
             upstream.ended.set()
             made.close()
+
+
+@pytest.fixture(scope="module", params=["chat", "messages"])
+def before(request: pytest.FixtureRequest, both_routes: tuple[SetUp, Upstream]) -> tuple[SetUp, Upstream]:
+    """The proxy on this route, with the same upstream."""
+    made, _ = both_routes
+    provider = {"chat": "openai", "messages": "snowflake"}[request.param]
+    followed = made.log("claude_proxy.py").count("models: ")
+    if f"model: {provider}/claude-" not in made.config.read_text():
+        put(made.folder / ".env", f"CLAUDE_ROUTE={request.param}\n")
+        wait_until(lambda: made.log("claude_proxy.py").count("models: ") > followed, 30)
+    return both_routes
 
 
 def memory(pid: int) -> int:
