@@ -28,9 +28,9 @@ def pytest_configure() -> None:
 # The files that take longest, the longest first (`--durations=0` tells). A worker that began one of them last would
 # still run when the others have nothing left.
 LONGEST = (
-    *("lifecycle", "pm2", "session", "all_day", "full_context", "odd_answers", "upstream", "first_answer"),
+    *("lifecycle", "pm2", "session", "set_up", "all_day", "full_context", "odd_answers", "upstream", "first_answer"),
     *("live_edits", "refused_models", "soak", "point_claude", "lean_litellm", "upstream_odd_ways", "clients"),
-    *("front_door_port", "messages_route", "master_key", "set_up", "growth", "network", "connections", "pat"),
+    *("front_door_port", "messages_route", "master_key", "growth", "model_watch", "network", "connections", "pat"),
     *("apply_patch", "proof"),
 )
 
