@@ -115,9 +115,9 @@ logs: ## show the last log lines of both processes, and new ones as they come
 
 # ------------------------------------------------------------------------------------------------------------- develop
 
-# Each test has its own ports, HOME and PM2_HOME. Tests mostly wait, so three at once suit two cores.
-# The tests of one file stay together, because they share what the file has started.
-PYTEST := $(PY) -m pytest -n 3 --dist loadfile
+# Each test has its own ports, HOME and PM2_HOME. Many tests wait, so four at once suit two cores.
+# The tests of one file stay together, because they share what the file has started. tests/conftest.py orders the files.
+PYTEST := $(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 # `check` and `test` work on a new machine, with nothing installed before. One test: .venv/bin/python -m pytest -k NAME
 .PHONY: check

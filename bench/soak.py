@@ -134,8 +134,11 @@ async def ask(client: httpx.AsyncClient, number: int) -> None:
         raise CutError(whole[-200:])
 
 
-async def load(world: World, port: int, count: int, meanwhile: Callable[[Outcome], Awaitable[None]]) -> Outcome:
-    """Send requests until `count` are answered and `meanwhile` has ended."""
+async def load(
+    world: World, port: int, count: int, meanwhile: Callable[[Outcome], Awaitable[None]], pause: float = 0
+) -> Outcome:
+    """Send requests until `count` are answered and `meanwhile` has ended. Each client waits `pause` seconds between two
+    requests."""
     outcome, first, last_answer = Outcome(), len(world.stub.requests), time.monotonic()
     ended = False
 
@@ -158,6 +161,7 @@ async def load(world: World, port: int, count: int, meanwhile: Callable[[Outcome
                 outcome.answered += 1
                 now = time.monotonic()
                 outcome.longest_gap, last_answer = max(outcome.longest_gap, now - last_answer), now
+                await asyncio.sleep(pause)
             finally:
                 world.under_way.discard(number)
 
@@ -185,7 +189,7 @@ async def load(world: World, port: int, count: int, meanwhile: Callable[[Outcome
 # --------------------------------------------------------------------------------------------------------------- parts
 
 
-def all_day(world: World, requests: int, rotations: int) -> tuple[Outcome, list[int]]:
+def all_day(world: World, requests: int, rotations: int, pause: float) -> tuple[Outcome, list[int]]:
     """Put load on the bundle while tokens end. Return the outcome, and the proxy's memory after each token."""
     memory: list[int] = []
 
@@ -210,7 +214,7 @@ def all_day(world: World, requests: int, rotations: int) -> tuple[Outcome, list[
             await soon(lambda: not old & world.under_way)  # noqa: B023
             memory.append(world.memory_kb())
 
-    return asyncio.run(load(world, world.port, requests, rotate)), memory
+    return asyncio.run(load(world, world.port, requests, rotate, pause)), memory
 
 
 def only_tokens(world: World, rotations: int) -> list[int]:
@@ -290,14 +294,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="half a minute, without the plain set-up")
     parser.add_argument("--json", action="store_true", help="for a program")
     options = parser.parse_args(arguments)
-    requests, rotations, tokens = (800, 6, 40) if options.short else (10_000, 51, 1_000)
+    requests, rotations, tokens, pause = (400, 6, 20, 0.3) if options.short else (10_000, 51, 1_000, 0.0)
 
     def progress(words: str) -> None:
         print(words, file=sys.stderr, flush=True)
 
     with closing(World()) as world:
         progress(f"{requests} requests from {CLIENTS} clients over {rotations} tokens …")
-        ours, memory = all_day(world, requests, rotations)
+        ours, memory = all_day(world, requests, rotations, pause)
         progress(f"{tokens} tokens, a request each …")
         more_memory = only_tokens(world, tokens)
         in_memory = world.log("claude_proxy.py").count("signed one in memory")

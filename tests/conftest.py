@@ -25,8 +25,21 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+# The files that take longest, the longest first (`--durations=0` tells). A worker that began one of them last would
+# still run when the others have nothing left.
+LONGEST = (
+    *("lifecycle", "pm2", "session", "set_up", "all_day", "full_context", "odd_answers", "upstream", "first_answer"),
+    *("live_edits", "refused_models", "soak", "point_claude", "lean_litellm", "upstream_odd_ways", "clients"),
+    *("front_door_port", "messages_route", "master_key", "growth", "model_watch", "network", "connections", "pat"),
+    *("apply_patch", "proof"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Stop the run when a test starts the real proxy without the marker that keeps it out of the fast part."""
+    """Put the longest files first. Stop the run when a test starts the real proxy without the marker that keeps it out
+    of the fast part."""
+    ranks = {f"test_{name}.py": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
     for item in items:
         if {"running", "whole_day"} & set(getattr(item, "fixturenames", ())) and not item.get_closest_marker("real"):
             raise pytest.UsageError(f"{item.nodeid} needs @pytest.mark.real")

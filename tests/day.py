@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 from collections.abc import Iterator
@@ -16,6 +17,13 @@ from tests.set_up import ClockedSetUp, copy_bundle, wait_until
 REFRESHER, PROXY = "auto_refresh.py", "claude_proxy.py"
 SECONDS = 30  # in which an edit takes effect, on a very busy machine; it is three on an idle one
 HOUR = 3600
+
+
+@functools.cache  # the tests wait for another one in a loop, and YAML takes long
+def token_in(text: str) -> str:
+    with suppress(yaml.YAMLError, KeyError, TypeError):
+        return str(yaml.safe_load(text)["model_list"][0]["litellm_params"]["api_key"])
+    return ""
 
 
 class Day(ClockedSetUp):
@@ -44,8 +52,8 @@ class Day(ClockedSetUp):
 
     def token(self) -> str:
         """The token in the configuration; "" while the file is not whole."""
-        with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
-            return str(yaml.safe_load(self.config.read_text())["model_list"][0]["litellm_params"]["api_key"])
+        with suppress(OSError):
+            return token_in(self.config.read_text())
         return ""
 
     def refreshed(self, before: str) -> str:

@@ -175,7 +175,7 @@ def fill_the_window(session: Session, alias: str, window: int) -> None:
     """Prompts of 6,000 tokens each, until Claude Code compacts by itself, and one more. No request is too large for the
     window, in which the requested output counts too. The stand-in counts the first prompt as most of a window."""
     session.set_up.stub.set_options(windows={}, window_counts_output=True)
-    first, words = int(0.88 * window) - 90_000, "lorem ipsum dolor sit amet " * 900
+    first, words = int(0.88 * window) - 72_000, "lorem ipsum dolor sit amet " * 900
     largest = [window]  # request of each turn, in tokens
     for number, weight in enumerate((f"[{first} tokens more]", *[words] * 20)):
         before = len(session.requests)

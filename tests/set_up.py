@@ -45,11 +45,12 @@ ACCOUNT, USER = "MYORG-MYACCT", "JANE"
 
 def wait_until(what: Callable[[], Any], seconds: float = 60, describe: Callable[[], object] = str) -> Any:
     """Wait for a true value of `what()` and return it. After `seconds`, raise TimeoutError with `describe()`."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.02
     while not (found := what()):
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {seconds} s; {describe()}")
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(1.15 * pause, 0.2)  # what takes longer than a second may take a moment more, and much less CPU
     return found
 
 

@@ -113,11 +113,11 @@ def test_a_line_without_an_end_is_an_error_at_its_bound(end: bytes) -> None:
 
 def test_a_long_line_costs_time_in_proportion_to_its_length() -> None:
     def seconds(size: int) -> float:
-        lines, began = EventLines(), time.perf_counter()
+        lines, began = EventLines(), time.process_time()
         for _ in range(size):
             lines.feed(b"x" * 1024)
         assert lines.feed(b"\n") == []
-        return time.perf_counter() - began
+        return time.process_time() - began
 
     seconds(500)
     short, long = (min(seconds(size) for _ in range(5)) for size in (500, 5000))

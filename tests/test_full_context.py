@@ -25,8 +25,8 @@ pytestmark = pytest.mark.real
 MODEL = "claude-sonnet-4-6"
 
 
-def test_context_shows_the_window_of_the_model_that_answers(set_up: SetUp, tmp_path: Path) -> None:
-    assert windows_shown(Session(set_up, tmp_path / "project")) == WINDOWS
+def test_context_shows_the_window_of_the_model_that_answers(running: SetUp, tmp_path: Path) -> None:
+    assert windows_shown(Session(running, tmp_path / "project")) == WINDOWS
 
 
 @pytest.mark.parametrize(

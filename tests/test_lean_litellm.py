@@ -225,9 +225,11 @@ def test_a_stream_that_nobody_listens_to_is_closed(words: list[tuple[float, str 
 
 KEY_CHECK = """
 import asyncio
-from litellm.proxy import proxy_server
-from starlette.requests import Request
 from bundle.proxy import lean_litellm
+from bundle.proxy.front_door import LITELLM_ROUTES
+with lean_litellm.importing({path for _, path in LITELLM_ROUTES}):
+    from litellm.proxy import proxy_server
+from starlette.requests import Request
 
 lean_litellm.one_user(lean_litellm.Changes())
 (user,) = proxy_server.app.dependency_overrides.values()

@@ -141,7 +141,8 @@ def test_the_whole_key_opens_the_door_and_a_wrong_bearer_is_not_helped_by_a_seco
 @pytest.mark.real
 @pytest.mark.keeps("key-is-needed")
 def test_an_emptied_key_file_lets_nobody_in_and_the_user_in_again_after_a_restart(set_up: SetUp) -> None:
-    set_up.start_both()
+    set_up.start("auto_refresh.py")
+    wait_until(set_up.config.exists, 60)
     old, path = set_up.master_key, set_up.folder / ".master_key"
     body = {"model": "claude-sonnet-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
     tried: list[dict[str, str]] = [
@@ -150,7 +151,6 @@ def test_an_emptied_key_file_lets_nobody_in_and_the_user_in_again_after_a_restar
         {"Authorization": "Bearer"},
         {"Authorization": f"Bearer {old}"},
     ]
-    set_up.stop("claude_proxy.py")
     path.write_text("")
     set_up.start_proxy()
     assert wait_until(lambda: set_up.master_key) != old

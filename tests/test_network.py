@@ -14,7 +14,7 @@ from bundle.errors import ConfigError
 from bundle.network import company_proxy, make_readable, proxy_for
 from tests.checked import findings
 from tests.company_proxy import CompanyProxy
-from tests.set_up import SetUp
+from tests.set_up import SetUp, wait_until
 
 CORTEX = "https://acct.snowflakecomputing.com"
 ENTRIES = st.sampled_from(
@@ -135,18 +135,23 @@ def test_the_proxy_answers_on_both_routes_whatever_the_variables_of_a_company_sa
             {"HTTP_PROXY": http, "ALL_PROXY": "socks4://127.0.0.1:1", "no_proxy": "localhost,::1/128"},
         ):
             company.targets.clear()
+            set_up.environ["CLAUDE_ROUTE"] = "chat"
+            set_up.refresh()
+            set_up.start_proxy(**environ)
             for route in ("chat", "messages"):
-                set_up.environ["CLAUDE_ROUTE"] = route
-                set_up.refresh()
-                set_up.start_proxy(**environ)
+                if route == "messages":
+                    set_up.environ["CLAUDE_ROUTE"], log = route, set_up.log("claude_proxy.py").count("models: ")
+                    set_up.refresh()
+                    wait_until(lambda: set_up.log("claude_proxy.py").count("models: ") > log, 20)  # noqa: B023
                 for stream in (False, True):
                     answer = set_up.ask("hello", "claude-sonnet-4-6", stream=stream)
                     assert answer.status_code == 200, answer.text
+                    assert set_up.stub.requests[-1]["route"] == route
                 set_up.stub.close_port()
                 message = set_up.ask("hello", "claude-sonnet-4-6").json()["error"]["message"]
                 assert "Snowflake Cortex cannot be reached, or broke off" in message
                 set_up.stub.open_port()
-                set_up.stop("claude_proxy.py")
+            set_up.stop("claude_proxy.py")
             assert set(company.targets) == {f"127.0.0.1:{set_up.stub.port}"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -39,15 +40,20 @@ class Text(NamedTuple):
     text: str
 
 
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def texts(path: Path) -> Iterator[Text]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    outside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
-    for node in ast.walk(tree):
+    outside = {id(part) for node in nodes(path) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+    for node in nodes(path):
         match node:
             case ast.Expr(value=ast.Constant()):  # a docstring: nobody sees it at run time
                 outside.add(id(node.value))
-    for node in ast.walk(tree):
-        where = f"{path.relative_to(BUNDLE)}:{getattr(node, 'lineno', 0)}"
+    name = path.relative_to(BUNDLE)
+    for node in nodes(path):
+        where = f"{name}:{getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.JoinedStr):
             yield Text(
                 where, "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
@@ -65,28 +71,34 @@ class Call(NamedTuple):
 
 
 def calls(path: Path) -> Iterator[Call]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         match node:
             case ast.Call(func=ast.Name(id="make" | "script" as name) | ast.Attribute(attr="make" | "script" as name)):
                 words = tuple(str(arg.value) if isinstance(arg, ast.Constant) else None for arg in node.args)
                 yield Call(f"{path.relative_to(BUNDLE)}:{node.lineno}", name, words)
 
 
-ALL_TEXTS = [text for path in SOURCES for text in texts(path)]
-ALL_CALLS = [call for path in SOURCES for call in calls(path)]
+@functools.cache
+def all_texts() -> list[Text]:
+    return [text for path in SOURCES for text in texts(path)]
+
+
+@functools.cache
+def all_calls() -> list[Call]:
+    return [call for path in SOURCES for call in calls(path)]
 
 
 def test_no_message_has_a_command_that_works_in_one_folder_only() -> None:
-    assert len(ALL_TEXTS) > 500
-    assert [text for text in ALL_TEXTS if BARE.search(text.text)] == []
+    assert len(all_texts()) > 500
+    assert [text for text in all_texts() if BARE.search(text.text)] == []
 
 
 def test_no_message_has_a_command_that_overwrites_removes_or_opens_a_file() -> None:
-    assert [text for text in ALL_TEXTS if UNSAFE.search(text.text)] == []
+    assert [text for text in all_texts() if UNSAFE.search(text.text)] == []
 
 
 def test_each_printed_make_command_names_targets_that_exist() -> None:
-    made = [call for call in ALL_CALLS if call.function == "make"]
+    made = [call for call in all_calls() if call.function == "make"]
     assert len(made) > 10
     for call in made:
         for word in call.words:
@@ -108,10 +120,10 @@ def test_a_script_that_is_asked_for_help_or_for_an_unknown_option_does_nothing_e
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", sorted({call.words[0] or "" for call in ALL_CALLS if call.function == "script"}))
+@pytest.mark.parametrize("name", sorted({call.words[0] or "" for call in all_calls() if call.function == "script"}))
 def test_each_printed_script_takes_the_options_that_are_printed_with_it(name: str, tmp_path: Path) -> None:
     done = ask(BUNDLE / name, "--help", tmp_path)
-    for call in ALL_CALLS:
+    for call in all_calls():
         if call.function == "script" and call.words[0] == name:
             for word in call.words[1:]:
                 assert word is not None, call

@@ -231,8 +231,12 @@ class ProxyServer(uvicorn.Server):
             await asyncio.to_thread(self._books.close)
 
     async def _ready(self) -> None:
+        """Ask this process until it answers, and report that. A stop that comes first ends this without a word."""
         async with httpx.AsyncClient(trust_env=False, timeout=30) as client:  # loopback needs no company's proxy
-            (await client.get(f"http://127.0.0.1:{self._port}/health/liveliness")).raise_for_status()
+            while not await is_answered(client, f"http://127.0.0.1:{self._port}/health/liveliness"):
+                if self.should_exit:
+                    return
+                await asyncio.sleep(1)
         say(f"ready on http://127.0.0.1:{self._port}")
         report_ready(supervisor_channel(os.environ))
 
@@ -255,6 +259,13 @@ class ProxyServer(uvicorn.Server):
     def _end(self, reason: str) -> None:
         say(reason)
         self.should_exit = True
+
+
+async def is_answered(client: httpx.AsyncClient, url: str) -> bool:
+    try:
+        return (await client.get(url)).is_success
+    except httpx.HTTPError:
+        return False
 
 
 async def watch_config(router: Callable[[], Any]) -> None:
