@@ -208,6 +208,13 @@ def test_a_limit_that_does_not_count_a_model_is_said_once_a_day(
     assert json.loads((books.folder / FILE).read_text())["without_price"] == ["no-such-model"]
 
 
+def test_a_changed_limit_is_shown_without_a_request(books: Books) -> None:
+    books.answer(1_000_000)
+    wait_until(lambda: _usd(books) > 0, 10)
+    limit(books, "7")
+    wait_until(lambda: json.loads((books.folder / FILE).read_text())["limit"] == 7, 10)
+
+
 def test_the_ledger_switched_on_again_counts_what_it_has_at_once(books: Books) -> None:
     limit(books, "2")
     books.answer(1_000_000)

@@ -16,8 +16,7 @@ from bundle.checks.finding import Finding, Findings, Installation, finding_from_
 from bundle.errors import ConfigError
 from bundle.files import refuse_foreign
 from bundle.ledger import FOLDER
-from bundle.settings import Settings
-from bundle.spending import FILE, WARN_SHARE, Spent, Sum, dollars, money, read_today
+from bundle.spending import WARN_SHARE, Spent, Sum, dollars, money, read_today
 
 SPENT = "Spent today"
 NAME = "BUDGET_USD_PER_DAY"
@@ -29,13 +28,12 @@ def costs(installation: Installation) -> Findings:
     settings = installation.settings
     spent = read_today(installation.folder, datetime.fromtimestamp(installation.now).astimezone())
     old = old_limit(installation, spent)
-    is_old = old is not None and not is_read_next(settings)  # else the next request uses the settings
-    limit = spent.limit if spent and is_old else settings.budget
+    limit = spent.limit if spent and old else settings.budget
     if spent is None and not settings.ledger:
         yield Finding(SPENT, "ok", "not known, because LEDGER is off")
     else:
-        place = f"{NAME} of the running proxy" if is_old else f"{NAME} in {settings.budget_from}"
-        today, unpriced = (spent.today, without_price(spent)) if spent else (Sum(), [])
+        place = f"{NAME} of the running proxy" if old else f"{NAME} in {settings.budget_from}"
+        today, unpriced = (spent.today, spent.without_price) if spent else (Sum(), [])
         yield of_today(today, limit, place, unpriced)
     if old:
         yield old
@@ -69,10 +67,6 @@ def of_today(today: Sum, limit: float | None, place: str, unpriced: Sequence[str
     return Finding(SPENT, state, found, "\n".join(fix))
 
 
-def without_price(spent: Spent) -> list[str]:
-    return list(getattr(spent, "without_price", []))
-
-
 def old_limit(installation: Installation, spent: Spent | None) -> Finding | None:
     """A finding if the proxy that runs has another limit than the settings: it has those of its own environment."""
     settings = installation.settings
@@ -83,20 +77,8 @@ def old_limit(installation: Installation, spent: Spent | None) -> Finding | None
             said = f"say {money(settings.budget)} ({settings.budget_from})" if settings.budget else "name none"
             uses = f"uses {money(spent.limit)}" if spent.limit else "has none"
             fix = f"To make it use the settings of this shell: {make('stop', 'start')}"
-            if is_read_next(settings):
-                fix = f"It reads the settings at the next request. If it keeps its limit then: {make('stop', 'start')}"
             return Finding("Limit", "warn", f"the running proxy {uses} for a day, but the settings {said}", fix)
     return None
-
-
-def is_read_next(settings: Settings) -> bool:
-    """Whether a file with settings has changed since the proxy has written its sums: it reads them at a request."""
-    if settings.budget_from == "the environment":  # a running process does not get that of this shell
-        return False
-    with suppress(OSError):
-        written = (settings.folder / FILE).stat().st_mtime_ns
-        return any(path.stat().st_mtime_ns > written for path in settings.sources if path.exists())
-    return False
 
 
 def words(today: Sum, limit: float | None) -> str:

@@ -42,6 +42,7 @@ MOST_PROMPTS = 50  # of them with a prompt; then nothing is estimated. A disk th
 # Claude Code then shows the new sums in its status line.
 PAUSE_SECONDS = 0.25
 LOOK_SECONDS = 5  # how long a request waits for a new verdict
+IDLE_SECONDS = 1  # after which the files are looked at without a request, so that `.spent.json` says what is in force
 CLOSE_SECONDS = 2
 PICTURE_BYTES = 6_000  # what a picture of some 1,500 tokens would have as text
 
@@ -172,7 +173,9 @@ class Bookkeeper:
             if has_notes:
                 self._wake.wait(PAUSE_SECONDS)
             self._wake.clear()
-            items = [self._queue.get()]
+            items = []
+            with suppress(queue.Empty):
+                items = [self._queue.get(timeout=IDLE_SECONDS)]
             while not self._queue.empty():
                 items.append(self._queue.get())
         self._work(items)
@@ -188,7 +191,7 @@ class Bookkeeper:
                     self._begin(item.exchange, item.at)
                 elif isinstance(item, _Note):
                     lines += self._lines(item)
-            if not items or any(not isinstance(item, _Begun) for item in items):
+            if lines or (self._stamp, self._day()) != (self._verdict.stamp, self._verdict.day):
                 self._keep(lines)
         except Exception as error:  # noqa: BLE001 - whatever happens here, the proxy and this thread go on
             self._lose(len(notes), f"{type(error).__name__}: {error}")
