@@ -27,7 +27,7 @@ if __name__ == "__main__":
 from bundle.checks.finding import read_installation
 from bundle.checks.processes import status
 from bundle.checks.report import examine, page
-from bundle.errors import say
+from bundle.errors import printed, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,4 +53,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(printed("doctor.py", main))
