@@ -165,6 +165,29 @@ def test_a_limit_that_is_raised_while_an_answer_ends_is_raised(books: Books) -> 
     assert books.refusal() is None
 
 
+def test_a_request_that_leaves_while_a_new_limit_is_looked_up_harms_nobody(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, real = threading.Event(), ledger.append
+
+    def hanging(*arguments: Any) -> None:
+        goes_on.wait(20)
+        real(*arguments)
+
+    monkeypatch.setattr(ledger, "append", hanging)
+    books.answer(1_000_000)
+    wait_until(books.keeper._queue.empty, 10)
+    limit(books, "2")
+
+    async def leave() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(books.keeper.refusal(), 0.2)
+
+    asyncio.run(leave())
+    goes_on.set()
+    assert wait_until(books.refusal, 10)
+
+
 def test_a_price_that_is_corrected_counts_at_the_limit_too(books: Books, own_prices: Path) -> None:
     limit(books, "2")
     books.start()
@@ -281,6 +304,8 @@ def test_an_error_while_writing_is_said_once_and_the_day_s_sum_goes_on(
         for number in range(1, 4):
             books.answer(1_000_000)
             wait_until(lambda number=number: books.keeper._lost == number, 10)  # type: ignore[misc]
+        if isinstance(error, OSError):
+            wait_until(lambda: _usd(books) == pytest.approx(9), 10)  # the status line goes on, too
     books.answer(1_000_000)
     assert books.settled()["today"]["usd"] == pytest.approx(12)
     said = capsys.readouterr().out

@@ -196,7 +196,7 @@ class Bookkeeper:
         except Exception as error:  # noqa: BLE001 - whatever happens here, the proxy and this thread go on
             self._lose(len(notes), f"{type(error).__name__}: {error}")
         for item in items:
-            if isinstance(item, Future):
+            if isinstance(item, Future) and item.set_running_or_notify_cancel():  # else its request has left
                 item.set_result(None)
         return bool(notes)
 
@@ -246,16 +246,18 @@ class Bookkeeper:
         try:
             if lines:
                 ledger.append(self._settings.folder, lines)
+            if lines and (self._trouble or self._lost):
+                say(f"the ledger is written again; {self._lost} lines are lost")
+                self._lost, self._trouble = 0, ""
         except OSError as error:
             place = error.filename or self._settings.folder / ledger.FOLDER
             self._lose(len(lines), f"{place}: {error.strerror}")
         except ConfigError as error:
             self._lose(len(lines), str(error))
-        else:
-            self._show(lines)
+        self._show()
 
-    def _show(self, lines: list[Line]) -> None:
-        """Write `.spent.json` if it says something else now, and say that all is well again."""
+    def _show(self) -> None:
+        """Write `.spent.json` if it says something else now."""
         text = self._sums.of(self._day(), self._settings.budget).text()
         if text != self._shown:
             try:
@@ -263,10 +265,6 @@ class Bookkeeper:
                 self._shown = text
             except ConfigError as error:
                 self._once("sums", f"WARNING: what `make status` shows of today is old: {error}")
-                return
-        if lines and (self._trouble or self._lost):
-            say(f"the ledger is written again; {self._lost} lines are lost")
-            self._lost, self._trouble = 0, ""
 
     def _lose(self, number: int, why: str) -> None:
         self._lost += number
