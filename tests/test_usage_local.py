@@ -298,7 +298,7 @@ def test_the_estimate_is_said_with_its_range_and_only_if_there_is_one() -> None:
 
 
 def test_answers_that_ended_before_their_tokens_were_known_are_said() -> None:
-    assert usage_report.unknown(spending_of(answer(), answer(status=503, used=None)).sum()) == ""
+    assert usage_report.unknown(spending_of(answer(), answer(status=503, used=Used())).sum()) == ""
     said = usage_report.unknown(spending_of(answer(), *[answer(status=499, used=None)] * 2).sum())
     assert said.startswith("2 answers ended before Cortex said all tokens: these are not, or not wholly, counted")
 
@@ -357,7 +357,8 @@ def test_an_empty_ledger_is_one_sentence(set_up: SetUp) -> None:
 
 
 def test_a_ledger_with_nothing_but_answers_that_ended_early_says_that_there_were_some(set_up: SetUp) -> None:
-    append(set_up.folder, [answer(status=status, used=None) for status in (499, 200, 499, 503)])
+    append(set_up.folder, [answer(status=status, used=None) for status in (499, 200, 502)])
+    append(set_up.folder, [answer(status=503, used=Used())])  # Cortex has refused it
     for options in ((), ("--local",)):
         shown = set_up.run("usage.py", *options).stdout
         assert "has counted no answer in the last 7 days. 3 answers ended before Cortex said all tokens" in shown

@@ -264,7 +264,7 @@ class Bookkeeper:
                 write_private(self._settings.folder / FILE, text)
                 self._shown = text
             except ConfigError as error:
-                self._once("sums", f"WARNING: what `make status` shows of today is old: {error}")
+                self._once("sums", f"WARNING: the sums in {FILE} are old: {error}")
 
     def _lose(self, number: int, why: str) -> None:
         self._lost += number
