@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -147,7 +148,9 @@ def read_lines(folder: Path, since: datetime | None = None) -> Iterator[Line]:
         try:
             texts = read_own(path).splitlines()
         except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}.\nCheck with: ls -l '{path}'") from None
+            raise ConfigError(
+                f"cannot read {path}: {error.strerror}.\nCheck with: ls -l {shlex.quote(str(path))}"
+            ) from None
         for text in texts:
             if (found := _parsed(text)) and (first is None or found.at() >= first):
                 yield found

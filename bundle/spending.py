@@ -30,8 +30,9 @@ TOKENS = ("input", "cache_read", "cache_write", "output")
 
 @dataclass
 class Sum:
-    """What some answers have used. `unknown` is the number of answers whose tokens are not, or not all, known, because
-    they ended too early; `failed` of those that Cortex has refused, which cost nothing. Dollars: see `prices.Cost`."""
+    """What some answers have used; those that Cortex has refused cost nothing, and are not counted. `unknown` is the
+    number of answers whose tokens are not, or not all, known, because they ended too early. Dollars: see `prices.Cost`.
+    """
 
     requests: int = 0
     input: int = 0
@@ -43,14 +44,11 @@ class Sum:
     high: float = 0.0
     unpriced: int = 0
     unknown: int = 0
-    failed: int = 0
 
     def add(self, line: Line, spent: Cost) -> None:
         used = line.used
         self.unknown += used is None or line.output is None
-        is_refused = line.status >= 400 and used == Used()
-        self.failed += is_refused
-        if used is None or is_refused:
+        if used is None or (line.status >= 400 and used == Used()):
             return
         self.requests += 1
         for name in TOKENS:

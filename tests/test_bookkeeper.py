@@ -84,6 +84,18 @@ def own_prices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return path
 
 
+def hang(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let the disk hang until this event is set."""
+    goes_on, real = threading.Event(), ledger.append
+
+    def hanging(*arguments: Any) -> None:
+        goes_on.wait(20)
+        real(*arguments)
+
+    monkeypatch.setattr(ledger, "append", hanging)
+    return goes_on
+
+
 def limit(books: Books, dollars: str) -> None:
     (books.folder / ".env").write_text(f"BUDGET_USD_PER_DAY={dollars}\n")
 
@@ -168,13 +180,7 @@ def test_a_limit_that_is_raised_while_an_answer_ends_is_raised(books: Books) -> 
 def test_a_request_that_leaves_while_a_new_limit_is_looked_up_harms_nobody(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    goes_on, real = threading.Event(), ledger.append
-
-    def hanging(*arguments: Any) -> None:
-        goes_on.wait(20)
-        real(*arguments)
-
-    monkeypatch.setattr(ledger, "append", hanging)
+    goes_on = hang(monkeypatch)
     books.answer(1_000_000)
     wait_until(books.keeper._queue.empty, 10)
     limit(books, "2")
@@ -270,13 +276,7 @@ def test_most_of_the_limit_is_said_once_a_day(books: Books, capsys: pytest.Captu
 def test_a_disk_that_hangs_costs_lines_and_no_answer(
     books: Books, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    goes_on, real = threading.Event(), ledger.append
-
-    def hanging(*arguments: Any) -> None:
-        goes_on.wait(20)
-        real(*arguments)
-
-    monkeypatch.setattr(ledger, "append", hanging)
+    goes_on = hang(monkeypatch)
     for number in range(2 * MOST_WAITING):
         books.answer(number)  # returns at once, or this test takes very long
     goes_on.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.server
 import itertools
 import json
-import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from bench.world import cpu_seconds, megabytes
 from tests.checked import serving
 from tests.ports import free_port
 from tests.set_up import SetUp, wait_until
@@ -111,27 +112,14 @@ def before(request: pytest.FixtureRequest, both_routes: tuple[SetUp, Upstream]) 
     return both_routes
 
 
-def memory(pid: int) -> int:
-    """The MiB that a process holds."""
-    with open(f"/proc/{pid}/statm", encoding="ascii") as file:  # noqa: PTH123
-        return int(file.read().split()[1]) * 4096 // 2**20
-
-
-def cpu(pid: int) -> float:
-    """The seconds of CPU that a process has used."""
-    with open(f"/proc/{pid}/stat", encoding="ascii") as file:  # noqa: PTH123
-        user, system = file.read().rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-
-
-def wait_until_it_rests(upstream: Upstream, pid: int) -> None:
-    """Wait until the proxy `pid` has read nothing and done nothing for three seconds. Before that, what is on its way
+def wait_until_it_rests(upstream: Upstream, proxy: subprocess.Popen[bytes]) -> None:
+    """Wait until the proxy has read nothing and done nothing for three seconds. Before that, what is on its way
     fills the buffers of the sockets, which a busy machine does slowly; and between two large reads it is at work. Fail
     if much more is read than the buffers hold, or if it goes on for a minute."""
     began, rests = time.monotonic(), 0.0
     while rests < 3:
-        sent, used, since = upstream.sent, cpu(pid), time.monotonic()
-        while upstream.sent == sent and cpu(pid) - used < 0.1 and rests < 3:
+        sent, used, since = upstream.sent, cpu_seconds(proxy), time.monotonic()
+        while upstream.sent == sent and cpu_seconds(proxy) - used < 0.1 and rests < 3:
             time.sleep(0.1)
             rests = time.monotonic() - since
         assert upstream.sent < 64 * 2**20, "the upstream is still read"
@@ -143,10 +131,10 @@ def test_a_client_that_does_not_read_an_endless_answer_costs_no_memory(before: t
     set_up, upstream = before
     upstream.encoded, upstream.sent = b"", 0
     upstream.ended.clear()
-    pid = set_up.processes["claude_proxy.py"].pid
+    proxy = set_up.processes["claude_proxy.py"]
     # (So many tokens that the limit of events does not end the answer before.)
     body = {"model": "claude-sonnet-4-5", "max_tokens": 64_000, "stream": True, "messages": HELLO}
-    held = memory(pid)
+    held = megabytes(proxy)
     with (
         httpx.Client(trust_env=False, timeout=60) as client,
         client.stream(
@@ -156,9 +144,9 @@ def test_a_client_that_does_not_read_an_endless_answer_costs_no_memory(before: t
         assert answer.status_code == 200
         pieces = answer.iter_bytes(100)  # (if nothing held the iterator, httpx would close the connection)
         assert next(pieces)
-        wait_until_it_rests(upstream, pid)
+        wait_until_it_rests(upstream, proxy)
         assert not upstream.ended.is_set(), "the answer has ended, so nothing was held back"
-        assert memory(pid) - held < 64
+        assert megabytes(proxy) - held < 64
     assert upstream.ended.wait(30), "the client has left, and the call to Cortex goes on"
 
 

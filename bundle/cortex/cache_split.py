@@ -38,13 +38,13 @@ class _Prefix:
 
 @dataclass(frozen=True)
 class Seen:
-    """A prompt whose answer has begun. `ends` are the marks of which one is the last that counts. Lengths are in bytes
-    without marks: of the whole prompt, of its own marked prefixes, of those that were in the cache before."""
+    """A prompt whose answer has begun. `ends` are the marks of which one is the last that counts. `own` are its marked
+    prefixes, `found` those of its prefixes that were in the cache before, by length. Lengths are in bytes, without the
+    marks; `length` is that of the whole prompt."""
 
-    model: str
     length: int
     ends: tuple[int, ...]
-    own: dict[int, bytes]
+    own: dict[int, _Prefix]
     found: dict[int, _Prefix]
 
 
@@ -66,22 +66,22 @@ class CacheSplit:
         text, marks = head + rest, [*before_results, *(len(head) + length for length in after)]
         lengths = sorted({*(known[1] for known in self._known if known[0] == model), *marks})
         digests = _digests(text, [length for length in lengths if length <= len(text)])
-        found = {}
+        found: dict[int, _Prefix] = {}
         for length, digest in digests.items():
             known = self._known.get((model, length, digest))
             if known and known.since <= asked <= known.until:
                 found[length] = known
                 known.until = asked + CACHE_SECONDS
-        for length in marks:
+        own = {length: found.get(length) or _Prefix(answered, asked + CACHE_SECONDS) for length in marks}
+        for length, prefix in own.items():
             key = (model, length, digests[length])
             self._known.pop(key, None)
-            # (At the end of the dictionary: the oldest are forgotten first.)
-            self._known[key] = found.get(length) or _Prefix(answered, asked + CACHE_SECONDS)
+            self._known[key] = prefix  # at the end of the dictionary: the oldest are forgotten first
         for key in list(self._known)[: max(0, len(self._known) - MOST_PREFIXES)]:
             del self._known[key]
         # Nobody knows whether a mark covers results before it (docs/cortex.md#chat-cache-results).
         ends = tuple({*before_results[-1:], *marks[-1:]})
-        return Seen(model, len(text), ends, {length: digests[length] for length in marks}, found)
+        return Seen(len(text), ends, own, found)
 
     def read(self, seen: Seen, *, cached: int, total: int) -> int:
         """How many of the `cached` tokens were most likely read. `total` is the number of all tokens of the prompt."""
@@ -89,11 +89,7 @@ class CacheSplit:
             return 0
         # The number of cached tokens tells which of the two ends counts.
         end = min(seen.ends, key=lambda length: abs(length - seen.length * cached / max(total, cached)))
-        own = {length: (seen.model, length, digest) for length, digest in seen.own.items() if length not in seen.found}
-        for length in [length for length in own if length > end]:
-            self._known.pop(own[length], None)  # this mark had no effect
-        prefixes = {**seen.found, **{length: self._known[key] for length, key in own.items() if key in self._known}}
-        for length, prefix in prefixes.items():
+        for length, prefix in {**seen.found, **seen.own}.items():
             if prefix.share < length / end <= 1:
                 prefix.tokens, prefix.share = round(cached * length / end), length / end
         sizes = (prefix.tokens for length, prefix in seen.found.items() if length <= end)

@@ -182,7 +182,8 @@ class CortexHooks(CustomLogger):
                 # LiteLLM drops it without `thinking`. GPT thinks in any case; Claude would begin to.
                 with_model["output_config"] = {"effort": exchange.effort}
             out, notes, exchange.left_out = to_chat(with_model, self.refusals)
-            exchange.facts, exchange.is_chat, exchange.prompt = RequestFacts.of(out), True, out
+            exchange.facts, exchange.is_chat = RequestFacts.of(out), True
+            exchange.prompt = out if family_of(exchange.model) == "claude" else None
             self._listen_to_chat()
         elif call_type == CallTypes.anthropic_messages:
             out = {key: value for key, value in out.items() if key != "cache_control"}  # (it is on the last block now)

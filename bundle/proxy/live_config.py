@@ -54,7 +54,7 @@ class Exchange:
     asked_at: float = field(default_factory=time.time)
     first_at: float | None = None  # when the first byte of Cortex's answer came (monotonic)
     is_chat: bool = False  # the route: Chat Completions, or the Messages API
-    prompt: Mapping[str, Any] | None = None  # the body of a chat completion, whose cache marks count
+    prompt: Mapping[str, Any] | None = None  # the body of a chat completion for Claude, with its cache marks
     sent: bool = False  # whether the request has reached Cortex
     seen: Seen | None = None  # what this prompt has found in the cache
     reader: ChatAnswer | MessagesAnswer | None = None  # it knows how many tokens the answer has used
